@@ -1,0 +1,1041 @@
+#!/usr/bin/env python3
+"""Detect with an exported YOLO model and measure its latency: numpy, OpenCV and ONNX Runtime, nothing else.
+
+One file for Python 3.8 and newer; copy it to a board as it stands:
+
+    python3 yolokd_edge.py detect --model model.onnx --source images/ --save drawn/
+    python3 yolokd_edge.py bench --model model.onnx --source images/ --out report.json
+
+Frames are BGR uint8 arrays (H, W, 3) as OpenCV decodes them. Detections are float32 arrays (n, 6): x1, y1, x2, y2 in
+pixels of the frame, confidence, class index. Clocks count nanoseconds; reports give milliseconds.
+"""
+
+from __future__ import annotations
+
+import time
+
+_IMPORT_START = time.perf_counter()
+
+import sys  # noqa: E402
+
+_COLD = not {"numpy", "cv2", "onnxruntime"} & set(sys.modules)  # else the import time below says nothing
+
+import argparse  # noqa: E402
+import ast  # noqa: E402
+import gc  # noqa: E402
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import math  # noqa: E402
+import os  # noqa: E402
+import platform  # noqa: E402
+import random  # noqa: E402
+import uuid  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+IMPORT_S = time.perf_counter() - _IMPORT_START
+
+VERSION = "0.1.0"
+SCHEMA = "yolokd.latency/1"
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+USAGE, PROVIDER = 2, 4  # exit codes
+
+RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"
+CONTRACTS = (RAW, E2E, NMS)
+PAD = 114  # grey of the letterbox border
+CLASS_OFFSET = 7680  # pixels between classes, so that one NMS pass never mixes them
+MAX_CANDIDATES = 30000  # boxes that enter NMS, best first
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "trt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
+
+
+class EdgeError(Exception):
+    """What went wrong in one sentence, and the exit code it means: 2 bad input or usage, 4 provider not active."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# --- The model: its contract, and detection -------------------------------------------------------------------------
+
+
+class Contract(NamedTuple):
+    """What an ONNX file promises, read from its metadata: the shapes alone cannot tell two of the contracts apart."""
+
+    output: str  # one of CONTRACTS
+    names: dict[int, str]  # class index -> name
+    hw: tuple[int, int]  # input height and width, pixels
+    precision: str  # fp32, fp16 or int8
+    meta: dict[str, Any]  # the yolokd entry, {} without one
+    exporter: dict[str, str]  # the file's whole metadata as written
+
+    @property
+    def nc(self) -> int:
+        return len(self.names)
+
+
+class Letterbox(NamedTuple):
+    """How a frame was fitted into the input, to map boxes back."""
+
+    frame_hw: tuple[int, int]  # of the original frame
+    gain: tuple[float, float]  # x, y: input pixels a frame pixel
+    pad: tuple[int, int]  # left, top: border in input pixels
+
+
+def _literal(metadata: dict[str, str], key: str, path: Path) -> Any:
+    try:
+        return ast.literal_eval(metadata[key])
+    except (ValueError, SyntaxError):
+        raise EdgeError(f"{path}: the metadata entry '{key}' is unreadable: {metadata[key][:60]!r}.") from None
+
+
+def _yolokd_entry(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    if "yolokd" not in metadata:
+        return {}
+    try:
+        entry = json.loads(metadata["yolokd"])
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or entry.get("output_contract") not in CONTRACTS:
+        raise EdgeError(f"{path}: its 'yolokd' metadata names none of the output contracts {', '.join(CONTRACTS)}.")
+    return entry
+
+
+def _precision(args: dict[str, Any]) -> str:
+    if args.get("quantize") == 8 or args.get("int8"):  # `int8` and `half` are what older exporters wrote
+        return "int8"
+    return "fp16" if args.get("quantize") == 16 or args.get("half") else "fp32"
+
+
+def read_contract(metadata: dict[str, str], path: Path) -> Contract:
+    """Read what the file declares: the yolokd entry first, else what Ultralytics' exporter wrote."""
+    missing = [key for key in ("names", "imgsz", "task") if key not in metadata]
+    if missing:
+        raise EdgeError(f"{path} has no export metadata ({', '.join(missing)}), so its output cannot be interpreted.")
+    if metadata["task"] != "detect" or metadata.get("head") == "RTDETRDecoder":
+        what = metadata.get("head") if metadata["task"] == "detect" else metadata["task"]
+        raise EdgeError(f"{path} is a {what} model; only YOLO detectors are read here.")
+    if int(metadata.get("channels", 3)) != 3:
+        raise EdgeError(f"{path} takes {metadata['channels']} channels; only colour images (3) are read here.")
+    entry = _yolokd_entry(metadata, path)
+    args = _literal(metadata, "args", path) if "args" in metadata else {}
+    end2end = _literal(metadata, "end2end", path) if "end2end" in metadata else False
+    output = entry.get("output_contract") or (NMS if args.get("nms") else E2E if end2end else RAW)
+    imgsz = _literal(metadata, "imgsz", path)
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    names = {int(k): str(v) for k, v in dict(_literal(metadata, "names", path)).items()}
+    return Contract(output, names, (int(height), int(width)), _precision(args), entry, metadata)
+
+
+def check_output_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
+    """Refuse an output that contradicts the contract. A symbolic dimension (a name) contradicts nothing."""
+    expected = ("1", str(4 + contract.nc), "anchors") if contract.output == RAW else ("1", "detections", "6")
+    fits = len(shape) == 3
+    for want, got in zip(expected, shape) if fits else ():  # noqa: B905
+        fits &= not (want.isdigit() and isinstance(got, int)) or int(want) == got
+    if not fits:
+        raise EdgeError(
+            f"{path} declares {contract.output} with {contract.nc} classes, ({', '.join(expected)}), "
+            f"but its output is {tuple(shape)}."
+        )
+
+
+def check_input_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
+    """Refuse an input that is not (1, 3, H, W) with the declared H and W."""
+    expected = (1, 3) + contract.hw
+    fits = len(shape) == 4
+    for want, got in zip(expected, shape) if fits else ():  # noqa: B905
+        fits &= not isinstance(got, int) or want == got
+    if not fits:
+        raise EdgeError(f"{path} declares an input of {expected}, but takes {tuple(shape)}.")
+
+
+def letterbox(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
+    """Fit a frame (H, W, 3) into hw, aspect kept, centred on grey; scales up as well as down.
+
+    The roundings are those of Ultralytics: half to even, and an odd border pixel goes to the bottom and the right.
+    """
+    height, width = frame.shape[:2]
+    ratio = min(hw[0] / height, hw[1] / width)
+    new_w, new_h = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    half_w, half_h = (hw[1] - new_w) / 2, (hw[0] - new_h) / 2
+    left, top = round(half_w - 0.1), round(half_h - 0.1)
+    right, bottom = round(half_w + 0.1), round(half_h + 0.1)
+    if (width, height) != (new_w, new_h):
+        frame = cv2.resize(frame, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
+    frame = cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD, PAD, PAD))
+    return frame, Letterbox((height, width), (new_w / width, new_h / height), (left, top))
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, iou: float, max_det: int) -> np.ndarray:
+    """Indices of the boxes (n, 4) xyxy that greedy NMS keeps, best first, at most max_det."""
+    order = np.argsort(-scores, kind="stable")
+    x1, y1, x2, y2 = boxes[order].T
+    area = (x2 - x1) * (y2 - y1)
+    alive = np.ones(len(order), bool)
+    keep = []
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        keep.append(i)
+        if len(keep) == max_det:  # the rest could only be cut off
+            break
+        rest = slice(i + 1, None)
+        w = np.minimum(x2[i], x2[rest]) - np.maximum(x1[i], x1[rest])
+        h = np.minimum(y2[i], y2[rest]) - np.maximum(y1[i], y1[rest])
+        inter = np.maximum(w, 0) * np.maximum(h, 0)
+        union = np.maximum(area[i] + area[rest] - inter, np.float32(1e-30))  # two empty boxes: 0, not 0 / 0
+        alive[rest] &= ~(inter / union > iou)
+    return order[keep]
+
+
+def unletterbox(detections: np.ndarray, box: Letterbox) -> np.ndarray:
+    """Map boxes (n, 6) from input to frame pixels, in place, clipped to the frame."""
+    height, width = box.frame_hw
+    for axis, limit in ((0, width), (1, height)):
+        side = detections[:, axis : axis + 3 : 2]
+        side -= box.pad[axis]
+        side /= np.float32(box.gain[axis])
+        np.clip(side, 0, limit, out=side)
+    return detections
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _session_options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: stderr belongs to our own sentences
+    # Threads that keep spinning after a run would slow down pre- and postprocessing and every other model.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("failed:")[-1].split())[:200].rstrip(". ")
+
+
+def _open(path: Path, provider: str, threads: int) -> Any:
+    """Create a session whose first provider is the one asked for, or raise."""
+    wanted, available = PROVIDERS[provider], onnxruntime.get_available_providers()
+    if wanted[0] not in available:
+        raise EdgeError(f"{wanted[0]} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
+    chain = [name for name in wanted if name in available]
+    try:
+        session = onnxruntime.InferenceSession(str(path), _session_options(threads), providers=chain, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's own exception types share no base class
+        broken = type(error).__name__ in ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoModel", "NoSuchFile")
+        if provider == "cpu" or broken:
+            raise EdgeError(f"{path} is not an ONNX model that can be loaded ({_one_line(error)}).") from None
+        raise EdgeError(f"{wanted[0]} could not load {path} ({_one_line(error)}).", PROVIDER) from None
+    active = session.get_providers()
+    if active[0] != wanted[0]:
+        raise EdgeError(f"{wanted[0]} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
+    nodes = assigned_nodes(session)
+    if nodes is not None and not nodes.get(wanted[0]):
+        raise EdgeError(f"{wanted[0]} was asked for, but took no node of {path}.", PROVIDER)
+    return session
+
+
+def _open_auto(path: Path, threads: int) -> Any:
+    for provider in AUTO[:-1]:
+        try:
+            return _open(path, provider, threads)
+        except EdgeError as error:
+            if error.code != PROVIDER:
+                raise
+    return _open(path, AUTO[-1], threads)
+
+
+def assigned_nodes(session: Any) -> dict[str, int] | None:
+    """Graph nodes per execution provider, or None where this ONNX Runtime cannot tell."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # absent before 1.2x, and never a reason to stop
+        return None
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts)
+
+
+class Detector:
+    """An exported YOLO detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
+
+    Args:
+        path: The ONNX file; its metadata says how to read its output.
+        provider: cpu, cuda, trt, or auto (the first of trt, cuda, cpu that is really active).
+        threads: ONNX Runtime's threads within one run; all usable cores by default.
+        conf: Detections at or below this score are dropped.
+        iou: Overlap above which NMS drops the weaker box of a class (raw contract only).
+        max_det: Most detections a frame.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        provider: str = "cpu",
+        threads: int | None = None,
+        conf: float = 0.25,
+        iou: float = 0.7,
+        max_det: int = 300,
+    ) -> None:
+        self.path, self.provider = Path(path), provider
+        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.threads = threads or _usable_cores()
+        self.candidates = 0  # boxes above conf before NMS, of the latest frame
+        if provider not in PROVIDERS and provider != "auto":
+            raise EdgeError(f"Unknown provider '{provider}': choose cpu, cuda, trt or auto.")
+        if not self.path.is_file():
+            raise EdgeError(f"There is no model file {self.path}.")
+        start = time.perf_counter()
+        self.session = (
+            _open_auto(self.path, self.threads) if provider == "auto" else _open(self.path, provider, self.threads)
+        )
+        self.session_s = time.perf_counter() - start
+        self._read_interface()
+
+    def _read_interface(self) -> None:
+        metadata = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.contract = read_contract(metadata, self.path)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise EdgeError(
+                f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; a detector has one each."
+            )
+        check_input_shape(self.contract, inputs[0].shape, self.path)
+        check_output_shape(self.contract, outputs[0].shape, self.path)
+        self._input, self._outputs = inputs[0].name, [outputs[0].name]
+        self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index -> name."""
+        return self.contract.names
+
+    def preprocess(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
+        """Turn a frame (H, W, 3) into the input blob (1, 3, h, w), RGB in 0..1, and the way back."""
+        fitted, box = letterbox(frame, self.contract.hw)
+        blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
+        for k, plane in enumerate(cv2.split(fitted)):  # by plane: faster than one strided pass over three
+            blob[0, 2 - k] = plane  # BGR to RGB
+        blob /= 255
+        return blob.astype(self._dtype, copy=False), box
+
+    def infer(self, blob: np.ndarray) -> np.ndarray:
+        """Run the model: host array in, host array out, so that copies to and from a GPU are inside."""
+        raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
+        return raw
+
+    def postprocess(self, raw: np.ndarray, box: Letterbox) -> np.ndarray:
+        """Turn the model's output into detections (n, 6) in frame pixels, best first."""
+        check_output_shape(self.contract, raw.shape, self.path)
+        rows = raw[0].astype(np.float32, copy=False)
+        detections = self._from_raw(rows) if self.contract.output == RAW else self._from_final(rows)
+        return unletterbox(detections, box)
+
+    def detect(self, frame: np.ndarray) -> np.ndarray:
+        """Detect in one frame (H, W, 3) BGR uint8; detections (n, 6) in its pixels, best first."""
+        blob, box = self.preprocess(frame)
+        return self.postprocess(self.infer(blob), box)
+
+    def _from_final(self, rows: np.ndarray) -> np.ndarray:
+        kept = rows[rows[:, 4] > self.conf]  # padding rows have confidence 0
+        self.candidates = len(kept)
+        return kept[: self.max_det]
+
+    def _from_raw(self, pred: np.ndarray) -> np.ndarray:
+        """(4 + nc, A): centre, size, then a score a class -> (n, 6) in input pixels, after NMS."""
+        pred = pred[:, pred[4:].max(0) > self.conf].T
+        self.candidates = len(pred)
+        classes = pred[:, 4:].argmax(1)
+        rows = np.empty((len(pred), 6), np.float32)
+        half = pred[:, 2:4] / 2
+        rows[:, 0:2], rows[:, 2:4] = pred[:, :2] - half, pred[:, :2] + half
+        rows[:, 4], rows[:, 5] = pred[np.arange(len(pred)), 4 + classes], classes
+        if len(rows) > MAX_CANDIDATES:
+            rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
+        # float32 on purpose: far offsets round the boxes, and the reference rounds them the same way
+        return rows[nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)]
+
+
+# --- Images ---------------------------------------------------------------------------------------------------------
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """The image files of a folder by name, or the one file given."""
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise EdgeError(f"There is no image file or folder {source}.")
+    found = sorted(p for p in source.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise EdgeError(f"The folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode an image file as a frame (H, W, 3) BGR uint8."""
+    try:
+        data = np.fromfile(str(path), np.uint8)
+        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):
+        frame = None
+    if frame is None:
+        raise EdgeError(f"{path} cannot be decoded as an image.")
+    return frame
+
+
+def read_frames(source: str | Path, seed: int = 0, most: int = 64) -> list[np.ndarray]:
+    """Frames of a file or folder in a fixed shuffled order; at most `most`, so that memory stays small."""
+    paths = list_images(source)
+    random.Random(seed).shuffle(paths)
+    return [read_image(p) for p in paths[:most]]
+
+
+# --- Statistics -----------------------------------------------------------------------------------------------------
+
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+
+
+def percentile(samples: Sequence[float] | np.ndarray, p: float) -> float:
+    """The nearest-rank percentile: the ceil(p * n)-th smallest sample, for 0 < p <= 1."""
+    if not len(samples) or not 0 < p <= 1:
+        raise ValueError(f"percentile needs samples and 0 < p <= 1, got n={len(samples)}, p={p}")
+    rank = math.ceil(p * len(samples) - 1e-9)  # p * n may land a rounding error above a whole number
+    return float(np.sort(samples)[max(rank, 1) - 1])
+
+
+def samples_needed(p: float, confidence: float = 0.95) -> int:
+    """Samples below which no upper bound of percentile p exists at this confidence: 29 for p90, 299 for p99."""
+    return math.ceil(math.log(1 - confidence) / math.log(p))
+
+
+def summary(samples: Sequence[int] | np.ndarray) -> dict[str, Any]:
+    """Summarise samples in ns as milliseconds. No sample is deleted; a percentile with too few samples is None."""
+    ms = np.asarray(samples, np.float64) / 1e6
+    points = {k: percentile(ms, p) if len(ms) >= samples_needed(p) else None for k, p in PERCENTILES.items()}
+    out: dict[str, Any] = {"mean": float(ms.mean()), "min": float(ms.min())}
+    out.update(points)
+    out.update({"max": float(ms.max()), "ci95": None, "n_eff": None, "tau": None})
+    return out
+
+
+# --- Measuring ------------------------------------------------------------------------------------------------------
+
+STAGES = ("pre", "infer", "post", "total")
+
+
+class Limits(NamedTuple):
+    """When to stop: enough frames a model and enough time, or out of time."""
+
+    n_min: int  # frames a model
+    t_min_s: float
+    t_max_s: float
+
+
+PROFILES = {"smoke": Limits(100, 3.0, 60.0), "standard": Limits(1000, 30.0, 600.0)}
+WARM_UP_FRAMES, WARM_UP_CPU_S, WARM_UP_GPU_S, WARM_UP_CAP_S = 20, 2.0, 10.0, 60.0
+
+
+def _switches() -> int:
+    """Involuntary context switches of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+
+
+class Run:
+    """One model's timed frames."""
+
+    def __init__(self, detector: Any, clock: Callable[[], int], cpu_clock: Callable[[], int]) -> None:
+        self.detector, self.clock, self.cpu_clock = detector, clock, cpu_clock
+        self.times: list[tuple[int, int, int, int]] = []  # ns, in the order of STAGES
+        self.cpu_ns = self.switches = self.candidates = self.detections = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Time one frame. Nothing but the three stages lies between the first and the last reading of the clock."""
+        clock, detector = self.clock, self.detector
+        switches, cpu = _switches(), self.cpu_clock()
+        start = clock()
+        blob, box = detector.preprocess(frame)
+        ready = clock()
+        raw = detector.infer(blob)
+        inferred = clock()
+        found = detector.postprocess(raw, box)
+        end = clock()
+        self.cpu_ns += self.cpu_clock() - cpu
+        self.switches += _switches() - switches
+        self.times.append((ready - start, inferred - ready, end - inferred, end - start))
+        self.candidates += detector.candidates
+        self.detections += len(found)
+
+    def series(self) -> dict[str, np.ndarray]:
+        """Every sample in ns (n,) int64, by stage."""
+        columns = np.array(self.times, np.int64).reshape(-1, len(STAGES))
+        return {stage: columns[:, k] for k, stage in enumerate(STAGES)}
+
+
+def measure(
+    detectors: Sequence[Any],
+    frames: Sequence[np.ndarray],
+    limits: Limits,
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    cpu_clock: Callable[[], int] = time.process_time_ns,
+) -> tuple[list[Run], float]:
+    """Time the detectors, interleaved: each round shows one frame to all of them in a new random order.
+
+    Returns:
+        One Run a detector, and the seconds that all rounds took together.
+    """
+    runs = [Run(d, clock, cpu_clock) for d in detectors]
+    order, rng = list(runs), random.Random(seed)
+    rounds, elapsed, start = 0, 0.0, clock()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while elapsed < limits.t_max_s and (rounds < limits.n_min or elapsed < limits.t_min_s):
+            rng.shuffle(order)
+            for run in order:
+                run.add(frames[rounds % len(frames)])
+            rounds += 1
+            elapsed = (clock() - start) / 1e9
+    finally:
+        if collecting:
+            gc.enable()
+    return runs, elapsed
+
+
+def _warm_up(detectors: Sequence[Detector], frames: Sequence[np.ndarray], seed: int) -> dict[str, Any]:
+    gpu = any(d.session.get_providers()[0] != "CPUExecutionProvider" for d in detectors)
+    t_min = WARM_UP_GPU_S if gpu else WARM_UP_CPU_S
+    runs, seconds = measure(detectors, frames, Limits(WARM_UP_FRAMES, t_min, WARM_UP_CAP_S), seed + 1)
+    return {"frames": len(runs[0].times), "s": round(seconds, 3), "stable": None}
+
+
+# --- The record -----------------------------------------------------------------------------------------------------
+
+LATER = "not measured by this version"
+UNAVAILABLE = {  # fields of the schema that no run of this version can fill
+    "tool.git": "a single file knows no commit",
+    "model.opset": "ONNX Runtime does not tell it",
+    "model.ir": "ONNX Runtime does not tell it",
+    "model.int8": LATER,
+    "model.train_run": LATER,
+    "parity": LATER,
+    "runtime.trt": LATER,
+    "runtime.cuda": LATER,
+    "device.soc": LATER,
+    "device.l4t": LATER,
+    "device.jetpack": LATER,
+    "device.gpu": LATER,
+    "device.serial_hash": LATER,
+    "clocks": LATER,
+    "protocol.warmup.stable": LATER,
+    "cold.engine_cache": LATER,
+    "results.stages.*.ci95": LATER,
+    "results.stages.*.n_eff": LATER,
+    "results.stages.*.tau": LATER,
+    "memory.sys_ram_delta_mb": LATER,
+    "memory.gpu_mb": LATER,
+    "memory.lfb": LATER,
+    "power": LATER,
+    "thermal": LATER,
+    "stability.block_medians": LATER,
+    "stability.drift_ratio": LATER,
+    "stability.slope_pct_per_min": LATER,
+    "stability.verdict": "drift, throttling and clocks are not judged by this version",
+}
+ACCURACY = ("dataset", "split", "n_images", "map50", "map50_95", "ci95", "conf", "iou", "source")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_match(path: str, key: str) -> str | None:
+    """The value after the colon of the first line that starts with key, in a file such as /proc/cpuinfo."""
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key) and ":" in line), None)
+
+
+def _board() -> str | None:
+    try:
+        return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def _device(missing: dict[str, str]) -> dict[str, Any]:
+    board, memory = _board(), _first_match("/proc/meminfo", "MemTotal")
+    if board is None:
+        missing["device.board_model"] = "no device tree"
+    cpu = _first_match("/proc/cpuinfo", "model name") or platform.processor() or None
+    if cpu is None:
+        missing["device.cpu_model"] = "the system does not name it"
+    if memory is None:
+        missing["device.mem_total_mb"] = "no /proc/meminfo"
+    return {
+        "kind": "jetson" if board and "jetson" in board.lower() else platform.machine(),
+        "board_model": board,
+        "soc": None,
+        "l4t": None,
+        "jetpack": None,
+        "kernel": platform.release(),
+        "cpu_model": cpu,
+        "cores_online": os.cpu_count(),
+        "gpu": None,
+        "mem_total_mb": int(memory.split()[0]) // 1024 if memory else None,
+        "serial_hash": None,
+    }
+
+
+def _model(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
+    contract, path = detector.contract, detector.path
+    for key in ("teacher", "student"):
+        if contract.meta.get(key) is None:
+            missing["model." + key] = "not in the model's metadata"
+    return {
+        "file": path.name,
+        "sha256": _sha256(path),
+        "bytes": path.stat().st_size,
+        "format": "onnx",
+        "opset": None,
+        "ir": None,
+        "task": contract.exporter["task"],
+        "nc": contract.nc,
+        "imgsz": list(contract.hw),
+        "output_contract": contract.output,
+        "precision": contract.precision,
+        "int8": None,
+        "teacher": contract.meta.get("teacher"),
+        "student": contract.meta.get("student"),
+        "train_run": None,
+        "ultralytics_version": contract.exporter.get("version"),
+        "license": contract.exporter.get("license"),
+    }
+
+
+def _accuracy(contract: Contract, missing: dict[str, str]) -> dict[str, Any] | None:
+    given = contract.meta.get("accuracy")
+    if not given:
+        missing["accuracy"] = "not in the model's metadata"
+        return None
+    out = {key: given.get(key) for key in ACCURACY}
+    out["source"] = given.get("source") or "model metadata"
+    missing.update({"accuracy." + k: "not in the model's metadata" for k, v in out.items() if v is None})
+    return out
+
+
+def _runtime(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
+    nodes, active = assigned_nodes(detector.session), detector.session.get_providers()
+    if nodes is None:
+        missing["runtime.ep_nodes"] = missing["runtime.ep_coverage"] = "this ONNX Runtime cannot tell"
+    total = sum(nodes.values()) if nodes else 0
+    return {
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "provider_requested": detector.provider,
+        "providers_active": active,
+        "ep_nodes": nodes,
+        "ep_coverage": round(nodes.get(active[0], 0) / total, 4) if nodes and total else None,
+        "fallback": False,
+        "intra_threads": detector.threads,
+        "inter_threads": 1,  # ONNX Runtime's default, sequential execution
+        "spin": "within a run",
+        "graph_opt": "all",
+        "io_binding": False,
+        "trt": None,
+        "cuda": None,
+    }
+
+
+def _results(run: Run, duration_s: float, missing: dict[str, str]) -> dict[str, Any]:
+    series, n = run.series(), len(run.times)
+    stages = {stage: summary(series[stage]) for stage in STAGES}
+    for key, p in PERCENTILES.items():
+        if n < samples_needed(p):
+            missing["results.stages.*." + key] = f"{n} samples, {samples_needed(p)} needed"
+    p50, wall = stages["total"]["p50"], int(series["total"].sum())
+    return {
+        "unit": "ms",
+        "n": n,
+        "duration_s": round(duration_s, 3),
+        "stages": stages,
+        "fps_from_p50": 1000 / p50 if p50 else None,
+        "candidates_mean": run.candidates / n,
+        "dets_mean": run.detections / n,
+        "cpu_ratio": round(run.cpu_ns / (wall * run.detector.threads), 4) if wall else None,
+        "nivcsw_per_frame": run.switches / n if resource else None,
+    }
+
+
+def _memory(own_process: bool, models: int, missing: dict[str, str]) -> dict[str, Any]:
+    out: dict[str, Any] = dict.fromkeys(("rss_mb", "peak_rss_mb", "sys_ram_delta_mb", "gpu_mb", "lfb"))
+    reason = "the process is not this program's own" if not own_process else "several models share the process"
+    if own_process and models == 1:
+        rss = _first_match("/proc/self/status", "VmRSS")
+        reason = "no /proc/self/status"
+        if rss is not None and resource is not None:
+            out["rss_mb"] = round(int(rss.split()[0]) / 1024, 1)
+            out["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+            return out
+    missing["memory.rss_mb"] = missing["memory.peak_rss_mb"] = reason
+    return out
+
+
+def _reasons(run: Run, limits: Limits, results: dict[str, Any], images: int) -> list[str]:
+    """Doubts about the figures that this version can see."""
+    out = []
+    if results["n"] < limits.n_min:
+        out.append(f"time limit of {limits.t_max_s:g} s reached after {results['n']} of {limits.n_min} frames")
+    if images < 32:
+        out.append(f"only {images} different images, at least 32 are recommended")
+    if run.detector.threads == 1 and results["cpu_ratio"] is not None and results["cpu_ratio"] < 0.97:
+        out.append(f"contended: the process had the CPU for {results['cpu_ratio']:.0%} of the measured time")
+    return out
+
+
+def _images(frames: Sequence[np.ndarray]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(repr(frame.shape).encode())
+        digest.update(frame.tobytes())
+    return {"n": len(frames), "sha": digest.hexdigest(), "source_hw": sorted({frame.shape[:2] for frame in frames})}
+
+
+def _record(run: Run, duration_s: float, limits: Limits, first_run_ms: float, shared: dict[str, Any]) -> dict[str, Any]:
+    detector, missing = run.detector, dict(UNAVAILABLE)
+    protocol = shared["protocol"]
+    results = _results(run, duration_s, missing)
+    cold = _COLD and shared["own_process"]
+    if not cold:
+        missing["cold.import_s"] = "the libraries were loaded before this program started"
+    record = {
+        "schema": SCHEMA,
+        "id": uuid.uuid4().hex,
+        "created_utc": shared["created_utc"],
+        "tool": {"name": "yolokd_edge", "version": VERSION, "git": None},
+        "command": shared["command"],
+        "seed": shared["seed"],
+        "model": _model(detector, missing),
+        "accuracy": _accuracy(detector.contract, missing),
+        "parity": None,
+        "runtime": _runtime(detector, missing),
+        "device": _device(missing),
+        "clocks": None,
+        "protocol": protocol,
+        "cold": {
+            "import_s": round(IMPORT_S, 4) if cold else None,
+            "session_s": round(detector.session_s, 4),
+            "first_run_ms": round(first_run_ms, 3),
+            "engine_cache": None,
+        },
+        "results": results,
+        "memory": _memory(shared["own_process"], shared["models"], missing),
+        "power": None,
+        "thermal": None,
+        "stability": {
+            "block_medians": None,
+            "drift_ratio": None,
+            "slope_pct_per_min": None,
+            "verdict": None,
+            "reasons": _reasons(run, limits, results, protocol["images"]["n"]),
+        },
+        "series": {"file": None, "sha256": None},
+        "notes": None,
+    }
+    record["unavailable"] = missing
+    return record
+
+
+# --- Bench ----------------------------------------------------------------------------------------------------------
+
+
+def _first_run_ms(detector: Detector, frame: np.ndarray) -> float:
+    blob, _ = detector.preprocess(frame)
+    start = time.perf_counter()
+    detector.infer(blob)
+    return (time.perf_counter() - start) * 1000
+
+
+def _limits(profile: str, time_limit_s: float | None) -> Limits:
+    if profile not in PROFILES:
+        raise EdgeError(f"Unknown profile '{profile}': choose {' or '.join(PROFILES)}.")
+    limits = PROFILES[profile]
+    return limits if time_limit_s is None else limits._replace(t_max_s=time_limit_s)
+
+
+def collect(
+    paths: Sequence[str | Path],
+    images: Sequence[np.ndarray],
+    profile: str = "smoke",
+    threads: int | None = None,
+    provider: str = "cpu",
+    seed: int = 0,
+    time_limit_s: float | None = None,
+    own_process: bool = False,
+) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
+    """Measure models on decoded frames, interleaved.
+
+    Args:
+        paths: ONNX files.
+        images: Frames (H, W, 3) BGR uint8 in memory, cycled in the order given; at least 32 are recommended.
+        profile: smoke (100 frames, 3 s) or standard (1,000 frames, 30 s); both must be reached.
+        threads: Threads of ONNX Runtime and OpenCV; all usable cores by default.
+        provider: As for Detector.
+        seed: Of the models' random order in each round.
+        time_limit_s: Stop here even if the profile's counts are not reached; a record then says so.
+        own_process: Whether the process was started for this measurement, so that its memory is worth reporting.
+
+    Returns:
+        One record a model (schema yolokd.latency/1), and its samples in ns by stage.
+    """
+    limits = _limits(profile, time_limit_s)
+    if not paths or not len(images):
+        raise EdgeError("A measurement needs at least one model and one image.")
+    cv_threads = cv2.getNumThreads()
+    cv2.setNumThreads(threads or _usable_cores())
+    try:
+        detectors = [Detector(path, provider, threads) for path in paths]
+        first = [_first_run_ms(d, images[0]) for d in detectors]
+        warmup = _warm_up(detectors, images, seed)
+        runs, duration_s = measure(detectors, images, limits, seed)
+    finally:
+        cv2.setNumThreads(cv_threads)
+    protocol = {
+        "profile": profile,
+        "n_min": limits.n_min,
+        "t_min_s": limits.t_min_s,
+        "t_max_s": limits.t_max_s,
+        "warmup": warmup,
+        "repeats": 1,
+        "interleaved": len(detectors) > 1,
+        "images": _images(images),
+        "percentile_rule": "nearest rank, ceil(p*n)",
+        "gc_disabled": True,
+    }
+    shared = {
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": list(sys.argv),
+        "seed": seed,
+        "protocol": protocol,
+        "own_process": own_process,
+        "models": len(detectors),
+    }
+    records = [_record(run, duration_s, limits, first[k], shared) for k, run in enumerate(runs)]
+    return records, [run.series() for run in runs]
+
+
+def write_report(
+    records: list[dict[str, Any]], series: list[dict[str, np.ndarray]], out: str | Path, overwrite: bool = False
+) -> Path:
+    """Write the records as a JSON list and the raw samples beside it (.npz, key 'model number/stage', ns int64).
+
+    Each record then names its series file and checksum. Returns the path of the .npz.
+    """
+    out = _new_report(out, overwrite)
+    npz = out.with_suffix(".npz")
+    arrays = {f"{k}/{stage}": samples for k, stages in enumerate(series) for stage, samples in stages.items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with npz.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        for record in records:
+            record["series"] = {"file": npz.name, "sha256": _sha256(npz)}
+        out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EdgeError(f"{out} cannot be written ({error.strerror}).") from None
+    return npz
+
+
+def _new_report(out: str | Path, overwrite: bool = False) -> Path:
+    """Refuse a place where an earlier report would be lost; asked before measuring as well as before writing."""
+    out = Path(out)
+    if out.suffix.lower() == ".npz" or out.is_dir():
+        raise EdgeError(f"{out} cannot be the report: give a file name such as report.json.")
+    for path in (out, out.with_suffix(".npz")):
+        if path.exists() and not overwrite:
+            raise EdgeError(f"{path} exists already; choose another name for the report.")
+    return out
+
+
+def bench(
+    paths: Sequence[str | Path], images: Sequence[np.ndarray], out: str | Path | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Measure models as `collect` does (same options) and write a report to `out` if given; one record a model."""
+    if out is not None:
+        _new_report(out)
+    records, series = collect(paths, images, **options)
+    if out is not None:
+        write_report(records, series, out)
+    return records
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Records as a text table; the stages are medians, all times in ms."""
+    head = ("model", "MB", "precision", "pre", "infer", "post", "total p50", "p90", "p99", "fps", "cpu_ratio")
+    rows = [head]
+    for record in records:
+        results, model = record["results"], record["model"]
+        stages = results["stages"]
+        times = [stages[s]["p50"] for s in STAGES] + [stages["total"]["p90"], stages["total"]["p99"]]
+        cells = [model["file"], f"{model['bytes'] / 1e6:.1f}", model["precision"]]
+        cells += ["-" if t is None else f"{t:.2f}" for t in times]
+        cells += ["-" if v is None else f"{v:.2f}" for v in (results["fps_from_p50"], results["cpu_ratio"])]
+        rows.append(tuple(cells))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+    lines = ["  ".join(c.ljust(widths[k]) if k == 0 else c.rjust(widths[k]) for k, c in enumerate(row)) for row in rows]
+    return "\n".join(lines + [f"{r['model']['file']}: {why}" for r in records for why in r["stability"]["reasons"]])
+
+
+# --- Command line ---------------------------------------------------------------------------------------------------
+
+
+def draw(frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> np.ndarray:
+    """A copy of the frame with boxes, class names and scores on it."""
+    out = frame.copy()
+    scale = max(out.shape[:2]) / 1000 + 0.25
+    for x1, y1, x2, y2, conf, cls in detections.tolist():
+        colour = tuple(int(c) for c in np.random.RandomState(int(cls)).randint(60, 230, 3))
+        corner = (int(x1), int(y1))
+        cv2.rectangle(out, corner, (int(x2), int(y2)), colour, max(1, round(2 * scale)))
+        text = f"{names.get(int(cls), int(cls))} {conf:.2f}"
+        (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        left, bottom = min(corner[0], max(out.shape[1] - width, 0)), max(corner[1], height + base)
+        cv2.rectangle(out, (left, bottom - height - base), (left + width, bottom), colour, -1)
+        cv2.putText(out, text, (left, bottom - base), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return out
+
+
+def _as_json(path: Path, frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> str:
+    found = [
+        {"box": [round(v, 3) for v in box], "conf": round(conf, 6), "cls": int(cls), "name": names[int(cls)]}
+        for *box, conf, cls in detections.tolist()
+    ]
+    return json.dumps({"image": str(path), "hw": list(frame.shape[:2]), "detections": found})
+
+
+def _as_text(path: Path, detections: np.ndarray, names: dict[int, str]) -> str:
+    counts = Counter(names[int(c)] for c in detections[:, 5])
+    return f"{path}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing")
+
+
+def _save_folder(save: str, images: Sequence[Path]) -> Path:
+    folder = Path(save)
+    if folder.exists() and (not folder.is_dir() or folder.resolve() == images[0].resolve().parent):
+        raise EdgeError(f"{folder} cannot take the drawn images: give a folder other than that of the source images.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _detect_command(args: argparse.Namespace) -> None:
+    images = list_images(args.source)
+    detector = Detector(args.model, args.provider, args.threads, args.conf, args.iou, args.max_det)
+    folder = _save_folder(args.save, images) if args.save else None
+    for path in images:
+        frame = read_image(path)
+        found = detector.detect(frame)
+        print(_as_json(path, frame, found, detector.names) if args.json else _as_text(path, found, detector.names))
+        if folder is not None and not cv2.imwrite(str(folder / path.name), draw(frame, found, detector.names)):
+            raise EdgeError(f"{folder / path.name} cannot be written.")
+
+
+def _bench_command(args: argparse.Namespace) -> None:
+    records = bench(
+        args.model,
+        read_frames(args.source, args.seed),
+        args.out,
+        profile=args.profile,
+        threads=args.threads,
+        provider=args.provider,
+        seed=args.seed,
+        time_limit_s=args.time_limit,
+        own_process=True,
+    )
+    print(table(records))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, readable with --help."""
+    top = argparse.ArgumentParser(prog="yolokd_edge.py", description="Run or measure an exported YOLO detector.")
+    top.add_argument("--version", action="version", version=VERSION)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--source", required=True, help="an image or a folder of images")
+    common.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
+    common.add_argument("--threads", type=_positive, help="CPU threads (default: all usable cores)")
+    measured = verbs.add_parser("bench", parents=[common], help="measure latency")
+    measured.add_argument("--model", required=True, nargs="+", help="one or more ONNX files, measured interleaved")
+    measured.add_argument("--profile", default="smoke", choices=tuple(PROFILES), help="how long (default smoke)")
+    measured.add_argument("--time-limit", type=float, metavar="S", help="seconds after which to stop in any case")
+    measured.add_argument("--seed", type=int, default=0, help="of image and model order (default 0)")
+    measured.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
+    measured.set_defaults(run=_bench_command)
+    detected = verbs.add_parser("detect", parents=[common], help="detect in images")
+    detected.add_argument("--model", required=True, help="an ONNX file")
+    detected.add_argument("--conf", type=_fraction, default=0.25, help="least confidence (default 0.25)")
+    detected.add_argument("--iou", type=_fraction, default=0.7, help="NMS overlap (default 0.7)")
+    detected.add_argument("--max-det", type=_positive, default=300, help="most detections an image (default 300)")
+    detected.add_argument("--save", metavar="DIR", help="folder for images with drawn boxes")
+    detected.add_argument("--json", action="store_true", help="print one JSON line an image")
+    detected.set_defaults(run=_detect_command)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for bad input or usage, 4 for a provider that is not active."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except EdgeError as error:
+        print(f"yolokd_edge: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""What every method keeps on every tap it declares."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+import tokenize
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from views_for_tests import HEAD, OTHER_SIZES, build, change, make_pair, reads, tensors, trainable
+
+from yolokd import methods
+from yolokd.methods import METHODS
+from yolokd.views import FIELDS, MAPS
+
+CASES = [(name, tap) for name, cls in METHODS.items() for tap in cls.taps or (HEAD,)]
+every_case = pytest.mark.parametrize(("name", "tap"), CASES, ids=[f"{n}-{t}" for n, t in CASES])
+MODULES = [Path(methods.__path__[0]) / f"{m.name}.py" for m in pkgutil.iter_modules(methods.__path__)]
+
+
+def value(name, tap, pair, **options) -> torch.Tensor:
+    return build(name, pair, tap, dtype=torch.float32, **options)(pair.student, pair.teacher, {})
+
+
+def pair32(seed=0, **kwargs):
+    return make_pair(seed, dtype=torch.float32, **kwargs)
+
+
+def converted(pair, change_one, only=FIELDS):
+    return replace(pair, student=change(pair.student, change_one, only), teacher=change(pair.teacher, change_one, only))
+
+
+@every_case
+def test_finite_positive_scalar_in_float32(name, tap):
+    got = value(name, tap, pair32())
+    assert got.shape == () and got.dtype == torch.float32 and got.isfinite() and got > 0
+
+
+@every_case
+def test_float64_is_not_narrowed(name, tap):
+    pair = make_pair()
+    assert build(name, pair, tap)(pair.student, pair.teacher, {}).dtype == torch.float64
+
+
+@every_case
+def test_gradient_to_student_and_own_parameters_only(name, tap):
+    pair = pair32()
+    student, teacher = trainable(pair.student), trainable(pair.teacher)
+    method = build(name, pair, tap, dtype=torch.float32)
+    method(student, teacher, {}).backward()
+    assert all(x.grad is None for field in FIELDS for x in tensors(teacher, field))
+    main = tap if tap in MAPS else max(METHODS[name].needs, key=lambda f: f == "boxes")
+    assert all(x.grad is not None and x.grad.abs().max() > 0 for x in tensors(student, main))
+    undeclared = [field for field in FIELDS if field not in reads(name, tap)]
+    assert all(x.grad is None for field in undeclared for x in tensors(student, field))
+    for parameter_name, parameter in method.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-5, parameter_name
+    assert bool(list(method.parameters())) == (tap in MAPS)
+
+
+@every_case
+def test_a_step_lowers_the_loss(name, tap):
+    """The gradient points the right way, for the student and the adapters together."""
+    pair = make_pair()
+    student, method = trainable(pair.student), build(name, pair, tap)
+    first = method(student, pair.teacher, {})
+    first.backward()
+    with torch.no_grad():
+        leaves = [x for field in reads(name, tap) for x in tensors(student, field)] + list(method.parameters())
+        for x in leaves:
+            if x.grad is not None:
+                x -= 1e-3 * x.grad
+    assert method(student, pair.teacher, {}) < first
+
+
+@every_case
+def test_one_image(name, tap):
+    assert value(name, tap, pair32(batch=1)).isfinite()
+
+
+@every_case
+def test_order_of_images_does_not_matter(name, tap):
+    pair = make_pair(batch=3)
+    shuffled = converted(pair, lambda x: x[[2, 0, 1]])
+    method = build(name, pair, tap)
+    expected = method(pair.student, pair.teacher, {}).item()
+    assert method(shuffled.student, shuffled.teacher, {}).item() == pytest.approx(expected, rel=1e-12)
+    # but which student's image meets which teacher's does
+    assert method(shuffled.student, pair.teacher, {}).item() != pytest.approx(expected, rel=1e-3)
+
+
+@every_case
+def test_a_batch_twice_is_worth_the_same(name, tap):
+    pair = make_pair(batch=2)
+    twice = converted(pair, lambda x: torch.cat((x, x)))
+    method = build(name, pair, tap)
+    expected = method(pair.student, pair.teacher, {}).item()
+    assert method(twice.student, twice.teacher, {}).item() == pytest.approx(expected, rel=1e-9)
+
+
+@every_case
+def test_maps_of_twice_the_size_are_worth_the_same(name, tap):
+    """Every cell and anchor point four times, as on an image of twice the side."""
+    pair = make_pair()
+    larger = converted(pair, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), MAPS)
+    larger = converted(larger, four_times, tuple(f for f in FIELDS if f not in MAPS))
+    method = build(name, pair, tap)
+    expected = method(pair.student, pair.teacher, {}).item()
+    assert method(larger.student, larger.teacher, {}).item() == pytest.approx(expected, rel=1e-9)
+
+
+def four_times(x):
+    """(B, N, ...) -> (B, 4 N, ...), each level's grid with every point as 2 x 2."""
+    parts = []
+    for part, (h, w) in zip(x.split([h * w for h, w in OTHER_SIZES[0][0]], 1), OTHER_SIZES[0][0], strict=True):
+        grid = part.reshape(len(x), h, w, *x.shape[2:])
+        parts.append(grid.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2))
+    return torch.cat(parts, 1)
+
+
+@every_case
+def test_inputs_are_left_alone(name, tap):
+    pair = pair32()
+    before = converted(pair, torch.clone)
+    student = trainable(pair.student)
+    build(name, pair, tap, dtype=torch.float32)(student, pair.teacher, {}).backward()
+    for field in FIELDS:
+        for now, then in ((student, before.student), (pair.teacher, before.teacher)):
+            assert all(map(torch.equal, tensors(now, field), tensors(then, field)))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision_inputs(name, tap, dtype):
+    """Large values too: the squares of 1000 overflow float16."""
+    pair = pair32()
+    half = converted(pair, lambda x: x.to(dtype))
+    exact = converted(half, lambda x: x.float())
+    assert value(name, tap, half).dtype == torch.float32
+    assert value(name, tap, half).item() == pytest.approx(value(name, tap, exact).item(), rel=1e-6)
+    large = converted(pair, lambda x: (1000 * x).to(dtype), MAPS)
+    student, method = trainable(large.student), build(name, large, tap, dtype=torch.float32)
+    got = method(student, large.teacher, {})
+    got.backward()
+    assert got.isfinite() and all(p.grad.isfinite().all() for p in method.parameters())
+    # fp16 carries no gradient above 65504: the maps' gradients must stay below as they would with float32 maps
+    for field in reads(name, tap):
+        assert all(x.grad is None or x.grad.isfinite().all() for x in tensors(student, field))
+
+
+class Poison:
+    """Stands for a field that nobody declared: any use of it is an error."""
+
+    def _refuse(self, *_, **__):
+        raise AssertionError("a field was used that the method does not declare")
+
+    __getattribute__ = __getitem__ = __iter__ = __len__ = __bool__ = __call__ = __eq__ = __hash__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __array__ = _refuse
+
+
+@every_case
+@pytest.mark.parametrize("stand_in", [Poison(), None], ids=["poison", "none"])
+def test_reads_what_it_declares_and_nothing_else(name, tap, stand_in):
+    pair = pair32()
+    undeclared = {field: stand_in for field in FIELDS if field not in reads(name, tap)}
+    bare = replace(pair, student=replace(pair.student, **undeclared), teacher=replace(pair.teacher, **undeclared))
+    assert torch.equal(value(name, tap, bare), value(name, tap, pair))
+
+
+@every_case
+def test_misses_what_it_declares(name, tap):
+    """Every declared field is needed, on one side at least, and its lack is named."""
+    pair = pair32()
+    for field in reads(name, tap):
+        bare = replace(
+            pair, student=replace(pair.student, **{field: None}), teacher=replace(pair.teacher, **{field: None})
+        )
+        with pytest.raises(ValueError, match=field):
+            value(name, tap, bare)
+
+
+@every_case
+def test_state_round_trip(name, tap):
+    pair = pair32()
+    one, other = (build(name, pair, tap, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    expected = one(pair.student, pair.teacher, {})
+    if tap in MAPS:
+        assert not torch.equal(other(pair.student, pair.teacher, {}), expected)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(pair.student, pair.teacher, {}), expected)
+
+
+@every_case
+@pytest.mark.parametrize("widths", [((2, 3), (4, 2)), ((3, 3), (3, 3)), ((5, 1), (1, 6))])
+def test_any_widths(name, tap, widths):
+    assert value(name, tap, pair32(widths=widths)).isfinite()
+
+
+@every_case
+@pytest.mark.parametrize("sizes", OTHER_SIZES)
+def test_any_map_sizes(name, tap, sizes):
+    if tap not in MAPS:
+        pytest.skip("anchor points correspond only at equal sizes")
+    assert value(name, tap, pair32(sizes=sizes)).isfinite()
+
+
+@every_case
+@pytest.mark.parametrize("sides", ["student", "teacher", "both"])
+def test_empty_maps_are_finite(name, tap, sides):
+    pair = pair32()
+    for side in ("student", "teacher") if sides == "both" else (sides,):
+        pair = replace(pair, **{side: change(getattr(pair, side), torch.zeros_like)})
+    assert_finite(name, tap, pair)
+
+
+@every_case
+@pytest.mark.parametrize("sizes", [(50, 50), (-50, -50), (50, -50), (-50, 50), (500, -500), (-500, -500)])
+def test_extreme_logits_are_finite(name, tap, sizes):
+    pair = pair32()
+    s, t = (change(view, lambda z, k=k: torch.full_like(z, k), ("logits",)) for view, k in zip(views(pair), sizes))
+    assert_finite(name, tap, replace(pair, student=s, teacher=t))
+
+
+def views(pair):
+    return pair.student, pair.teacher
+
+
+def assert_finite(name, tap, pair):
+    student, method = trainable(pair.student), build(name, pair, tap, dtype=torch.float32)
+    got = method(student, pair.teacher, {})
+    assert got.isfinite() and got >= 0
+    if got.requires_grad:
+        got.backward()
+    for x in [x for field in FIELDS for x in tensors(student, field)] + list(method.parameters()):
+        assert x.grad is None or x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if cls.taps])
+def test_refuses_pairs_without_matching_maps(name):
+    pair, cls = pair32(), METHODS[name]
+    three = replace(pair.teacher_spec, channels={tap: (2, 2, 2) for tap in cls.taps})
+    blind = replace(pair.teacher_spec, channels={})
+    for teacher, tap, message in [
+        (three, cls.taps[0], "student small shows 2 and teacher large shows 3|shows 4 and"),
+        (blind, cls.taps[0], "teacher large does not show"),
+        (pair.teacher_spec, "stem", rf"{name}\.tap='stem' is not allowed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            cls(pair.student_spec, teacher, tap, cls.Options())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_declarations(name):
+    cls = METHODS[name]
+    assert cls.level in {"backbone", "neck", "head"}
+    assert re.fullmatch(r"[a-z0-9]{3,5}", cls.term)
+    assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{5}|arXiv:\d{4}\.\d{4}", cls.paper)
+    assert set(cls.taps) <= set(MAPS) and cls.needs <= set(FIELDS)
+    assert bool(cls.taps) == (cls.level != "head") and (not cls.taps or cls.taps[0] == cls.level)
+    assert all(f.default is not MISSING for f in fields(cls.Options))
+    assert cls.Options.__dataclass_params__.frozen
+
+
+def test_terms_are_distinct():
+    assert len({cls.term for cls in METHODS.values()}) == len(METHODS)
+
+
+def test_every_file_is_in_the_dict():
+    files = {path.stem for path in MODULES} - {"base", "ops"}
+    assert files == {cls.__module__.rpartition(".")[2] for cls in METHODS.values()}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports(path):
+    """No detector below methods/, and no method knows another."""
+    allowed = {"__future__", "collections", "dataclasses", "math", "torch", "typing"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            module = node.module or ""
+            names = [f"{module}.{a.name}" for a in node.names] if module == "yolokd.methods" else [module]
+        for name in names:
+            own = name in {"yolokd.methods.ops", "yolokd.methods.base", "yolokd.views"}
+            assert own or name.split(".")[0] in allowed, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_documented(path):
+    """A docstring that names the paper's year, and a comment at the end of every option's line."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    with path.open("rb") as file:
+        comments = {t.start[0] for t in tokenize.tokenize(file.readline) if t.type == tokenize.COMMENT}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Options"):
+            lines = [entry.end_lineno for entry in node.body if isinstance(entry, ast.AnnAssign)]
+            assert set(lines) <= comments, node.name

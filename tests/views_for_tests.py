@@ -1,0 +1,217 @@
+"""Random views of two detectors, and what the scalar references share: plain loops on nested lists of floats."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolokd.methods import METHODS
+from yolokd.methods.base import Method
+from yolokd.views import FIELDS, MAPS, Spec, View
+
+SIZES = ((3, 4), (2, 2))  # H, W a level
+STRIDES = (8, 16)
+OTHER_SIZES = [  # H, W a level of (student, teacher)
+    (SIZES, SIZES),
+    (SIZES, ((6, 8), (3, 5))),  # a teacher on larger images
+    (((5, 4), (3, 2)), SIZES),
+]
+BINS = 4
+HEAD = "head"  # stands for the tap of a method that has none
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and a teacher: their facts and what they show for one batch."""
+
+    student_spec: Spec
+    teacher_spec: Spec
+    student: View
+    teacher: View
+
+
+def make_pair(
+    seed: int = 0,
+    batch: int = 2,
+    widths: tuple[tuple[int, ...], tuple[int, ...]] = ((2, 3), (4, 2)),
+    sizes: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = (SIZES, SIZES),
+    classes: tuple[int, int] = (3, 3),
+    dtype: torch.dtype = torch.float64,
+) -> Pair:
+    """Both sides of everything: (student, teacher). Each side draws its own numbers."""
+    specs = [
+        Spec(STRIDES, channels(w), k, BINS, n) for w, k, n in zip(widths, classes, ("small", "large"), strict=True)
+    ]
+    views = [make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype) for i in range(2)]
+    return Pair(specs[0], specs[1], views[0], views[1])
+
+
+def channels(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"backbone": widths, "neck": widths, "towers": widths + widths}
+
+
+def make_view(
+    seed: int, batch: int, widths: tuple[int, ...], sizes: tuple[tuple[int, int], ...], classes: int, dtype: torch.dtype
+) -> View:
+    """A view with every field filled; boxes of both sides overlap often but not always."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)
+
+    def maps() -> tuple[Tensor, ...]:
+        return tuple(normal(batch, c, h, w) for c, (h, w) in zip(widths, sizes, strict=True))
+
+    points = sum(h * w for h, w in sizes)
+    centres, sides = 12 * normal(batch, points, 2), 4 + 6 * normal(batch, points, 2).abs()
+    return View(
+        strides=STRIDES,
+        backbone=maps(),
+        neck=maps(),
+        towers=maps() + maps(),
+        logits=2 * normal(batch, points, classes),
+        boxes=torch.cat((centres - sides, centres + sides), -1),
+        bins=normal(batch, points, 4, BINS),
+    )
+
+
+def build(
+    name: str, pair: Pair, tap: str = "", seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any
+) -> Method:
+    """A method for the pair; its first weights depend on the seed alone."""
+    cls = METHODS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        method = cls(pair.student_spec, pair.teacher_spec, tap or next(iter(cls.taps), HEAD), cls.Options(**options))
+    return method.to(dtype)
+
+
+def change(view: View, change_one: Callable[[Tensor], Tensor], only: tuple[str, ...] = FIELDS) -> View:
+    """The view with every tensor of some fields changed."""
+    return replace(view, **{name: each(getattr(view, name), change_one) for name in only})
+
+
+def each(field: Any, change_one: Callable[[Tensor], Tensor]) -> Any:
+    if field is None:
+        return None
+    return tuple(map(change_one, field)) if isinstance(field, tuple) else change_one(field)
+
+
+def trainable(view: View) -> View:
+    """The view as leaves that collect gradients."""
+    return change(view, lambda x: x.detach().clone().requires_grad_())
+
+
+def tensors(view: View, field: str) -> list[Tensor]:
+    """A field's tensors: one a map, or the one."""
+    value = getattr(view, field)
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def reads(name: str, tap: str) -> list[str]:
+    """Fields of a view that a method on a tap says it reads."""
+    return sorted(METHODS[name].needs | ({tap} & set(MAPS)))
+
+
+# For the scalar references. A map is a list [b][c][y][x] of floats.
+
+
+def conv1x1(x: list, conv: torch.nn.Conv2d) -> list:
+    """sum_c weight_oc x_c + bias_o, cell by cell."""
+    weight = [[entry[0][0] for entry in row] for row in conv.weight.tolist()]
+    bias = conv.bias.tolist() if conv.bias is not None else [0.0] * len(weight)
+    return [
+        [
+            [
+                [bias[o] + sum(row[c] * image[c][y][x] for c in range(len(row))) for x in range(len(image[0][0]))]
+                for y in range(len(image[0]))
+            ]
+            for o, row in enumerate(weight)
+        ]
+        for image in x
+    ]
+
+
+def resize(x: list, height: int, width: int) -> list:
+    """Bilinear, cell centres at half integers, clamped at the border."""
+    return [[resize_plane(plane, height, width) for plane in image] for image in x]
+
+
+def resize_plane(plane: list, height: int, width: int) -> list:
+    def at(i: int, new: int, old: int) -> tuple[int, int, float]:
+        place = max((i + 0.5) * old / new - 0.5, 0.0)
+        low = min(int(place), old - 1)
+        return low, min(low + 1, old - 1), place - low
+
+    out = []
+    for i in range(height):
+        top, bottom, v = at(i, height, len(plane))
+        row = []
+        for j in range(width):
+            left, right, u = at(j, width, len(plane[0]))
+            upper = plane[top][left] * (1 - u) + plane[top][right] * u
+            lower = plane[bottom][left] * (1 - u) + plane[bottom][right] * u
+            row.append(upper * (1 - v) + lower * v)
+        out.append(row)
+    return out
+
+
+def entries(x: list) -> list[float]:
+    """All floats of a nested list."""
+    return [value for part in x for value in entries(part)] if isinstance(x, list) else [x]
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def bce(z: float, p: float) -> float:
+    """-p log sigmoid(z) - (1 - p) log(1 - sigmoid(z))."""
+    return -p * math.log(sigmoid(z)) - (1 - p) * math.log(1 - sigmoid(z))
+
+
+def soft_count(logits: list) -> float:
+    """max(1, sum over images and points of the highest score), logits [b][n][k]."""
+    return max(1.0, sum(max(sigmoid(z) for z in point) for image in logits for point in image))
+
+
+def check(
+    method: Method, pair: Pair, reference: Callable[[View, View], float], fields: list[str], seed: int = 0
+) -> None:
+    """Value to 1e-9 and a few gradient entries of every tensor of the fields, against the reference's differences.
+
+    The reference gets views whose fields hold nested lists.
+    """
+    student = trainable(pair.student)
+    value = method(student, pair.teacher, {})
+    s_lists, t_lists = (change(view, Tensor.tolist) for view in (pair.student, pair.teacher))  # type: ignore[arg-type]
+    assert value.item() == pytest.approx(reference(s_lists, t_lists), rel=1e-9, abs=0)
+    value.backward()
+    random = torch.Generator().manual_seed(seed)
+    for field in fields:
+        for i, tensor in enumerate(tensors(student, field)):
+            for flat in torch.randint(tensor.numel(), (3,), generator=random).tolist():
+                index = tuple(int(k) for k in torch.unravel_index(torch.tensor(flat), tensor.shape))
+                slope = difference(reference, s_lists, t_lists, field, i, index)
+                got = 0.0 if tensor.grad is None else tensor.grad[index].item()
+                assert got == pytest.approx(slope, rel=1e-5, abs=1e-7), (field, i, index)
+
+
+def difference(reference: Callable, student: View, teacher: View, field: str, i: int, index: tuple[int, ...]) -> float:
+    """Central difference of the reference with respect to one entry of the student."""
+    step, ends = 1e-5, []
+    for sign in (1, -1):
+        value = copy.deepcopy(getattr(student, field))
+        place = value[i] if isinstance(value, tuple) else value
+        for k in index[:-1]:
+            place = place[k]
+        place[index[-1]] += sign * step
+        ends.append(reference(replace(student, **{field: value}), teacher))
+    return (ends[0] - ends[1]) / (2 * step)

@@ -1,0 +1,18 @@
+"""yolokd: knowledge distillation for Ultralytics detectors, from the teacher to the measured file on the device."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["METHODS", "KDTrainer", "bench", "export", "train"]
+
+_HOME = {"METHODS": "methods", "KDTrainer": "trainer", "train": "verbs.train", "export": "verbs.export", "bench": "verbs.bench"}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used: `import yolokd` alone costs no torch and no ultralytics."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'yolokd' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"yolokd.{_HOME[name]}"), name)

@@ -1,0 +1,62 @@
+"""The Ultralytics internals that yolokd stands on, checked once before they are used.
+
+A minor release may move one. Then the user shall read which, and which version to install, not a traceback from
+the middle of a training.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+SUPPORTED = ">=8.4.120,<8.5"
+
+# module, dotted name in it, parameters that we pass by name
+INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("ultralytics.cfg", "cfg2dict", ()),
+    ("ultralytics.cfg", "smart_value", ()),
+    ("ultralytics.data.utils", "check_det_dataset", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer.build_optimizer", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer.check_resume", ("overrides",)),
+    ("ultralytics.engine.trainer", "BaseTrainer.final_eval", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer.get_validator", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer.label_loss_items", ("loss_items", "prefix")),
+    ("ultralytics.engine.trainer", "BaseTrainer.set_model_attributes", ()),
+    ("ultralytics.models.yolo.detect", "DetectionTrainer", ("cfg", "overrides", "_callbacks")),
+    ("ultralytics.nn.modules.head", "Detect.forward_head", ()),
+    ("ultralytics.nn.modules.head", "v10Detect", ()),
+    ("ultralytics.nn.tasks", "load_checkpoint", ()),
+    ("ultralytics.nn.tasks", "torch_safe_load", ("safe_only",)),
+    ("ultralytics.nn.tasks", "yaml_model_load", ()),
+    ("ultralytics.utils.loss", "E2ELoss", ()),
+    ("ultralytics.utils.tal", "make_anchors", ()),
+    ("ultralytics.utils.torch_utils", "unwrap_model", ()),
+)
+
+
+def moved() -> list[str]:
+    """Names from INTERNALS that the installed Ultralytics does not have, or not with those parameters."""
+    missing = []
+    for module, name, parameters in INTERNALS:
+        try:
+            thing = importlib.import_module(module)
+            for part in name.split("."):
+                thing = getattr(thing, part)
+        except (ImportError, AttributeError):
+            missing.append(f"{module}.{name}")
+            continue
+        lost = [p for p in parameters if p not in inspect.signature(thing).parameters]
+        missing += [f"{module}.{name}({p}=)" for p in lost]
+    return missing
+
+
+def check() -> None:
+    """Raise ImportError, in one sentence with the installed version, when an internal has moved."""
+    import ultralytics
+
+    if missing := moved():
+        raise ImportError(
+            f"yolokd relies on {', '.join(missing)}, which ultralytics {ultralytics.__version__} does not have: "
+            f"install 'ultralytics{SUPPORTED}'."
+        )

@@ -1,0 +1,1 @@
+"""The demo: composed scenes, a trained teacher, a small student."""

@@ -1,0 +1,13 @@
+"""Errors that a user can cause, each with the exit code that the command line gives it."""
+
+
+class UsageError(ValueError):
+    """Something the user asked for cannot be done: one sentence naming the thing, the value and the remedy."""
+
+    code = 2
+
+
+class ParityError(RuntimeError):
+    """An exported file does not compute what the checkpoint computes."""
+
+    code = 5

@@ -1,0 +1,34 @@
+"""What every method declares. No behaviour beyond it: a method is a plain module that returns one scalar."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from yolokd.views import Spec, View
+
+
+class Method(nn.Module):
+    """One paper's loss between a student's and a teacher's view.
+
+    A subclass is built as ``Method(student_spec, teacher_spec, tap, options)`` and raises ``ValueError`` with one
+    sentence when the pair cannot have it. ``forward`` returns one unweighted finite scalar, normalised so that a gain
+    of 1 means the same on any image size, batch size and number of levels. Gains, schedules, logging are not its own.
+    """
+
+    level: ClassVar[str]  # backbone, neck or head: where the review's taxonomy (arXiv:2508.03317) puts it
+    term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 3 to 5 letters
+    paper: ClassVar[str]  # authors, title, year, arXiv number
+    taps: ClassVar[tuple[str, ...]] = ()  # maps of a view it can be put on, its default first; () for a head loss
+    needs: ClassVar[frozenset[str]] = frozenset()  # fields of the views it reads besides its tap (both sides)
+    classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
+    Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: Any) -> None:
+        super().__init__()
+        self.tap, self.options = tap, options
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        """Distance of the student's view to the teacher's; ``batch`` is Ultralytics' training batch."""
+        raise NotImplementedError

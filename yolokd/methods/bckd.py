@@ -1,0 +1,115 @@
+"""BCKD: class scores as binary predictions, boxes by their IoU, both where student and teacher disagree.
+
+L. Yang, X. Zhou, X. Li, L. Qiao, Z. Li, Z. Yang, G. Wang, X. Li: "Bridging Cross-task Protocol Inconsistency for
+Distillation in Dense Object Detection", 2023, arXiv:2308.14286; code: https://github.com/TinyTigerPan/BCKD.
+
+With n over the anchor points of all images, k over classes, z logits, b boxes, sigma the sigmoid:
+
+    count = max(1, sum_n max_k sigma(z_t))
+    cls   = sum_nk |sigma(z_t) - sigma(z_s)|^beta BCE(z_s, sigma(z_t)) / count
+    box   = sum_n w_n (1 - GIoU(b_s, b_t)) / count
+    w_n   = max_k |sigma(z_t) - sigma(z_s)|   (weight="gap", the paper's)
+            max_k sigma(z_t)                  (weight="teacher")
+
+The paper adds cls + 4 box to the task's loss. Gains are the distiller's: to follow it, give box four times the gain
+of cls. Neither method scales its term.
+
+What the authors' code does, and we follow:
+- In cls the weight |sigma(z_t) - sigma(z_s)|^beta IS differentiated: only the teacher's scores are detached there.
+  With beta=1 the term therefore meets its zero at equal scores with a kink (of slope H(sigma(z_t))), not flat.
+- In box the weight is NOT differentiated: it is computed from detached scores. Its beta is 1 whatever cls uses.
+
+Where we depart, and why:
+- The authors divide by the number of assigned positives, averaged over processes, and skip levels without any. We
+  divide by the teacher's soft count in this process's batch: it needs neither labels nor the student's assigner, so
+  that images without labels teach as well.
+- `weight="teacher"` is ours: it lets boxes learn at confident places where the scores agree already, and needs no
+  equal classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class BCKDClsOptions:
+    """Options of BCKD's classification part."""
+
+    beta: float = 1.0  # exponent of the score gap: above 1 only large gaps count
+
+    def __post_init__(self) -> None:
+        # below 1 the weight's derivative is infinite where the scores agree
+        ops.check_number("bckd_cls.beta", self.beta, above=1.0, inclusive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class BCKDBoxOptions:
+    """Options of BCKD's localisation part."""
+
+    weight: str = "gap"  # w_n: "gap" between the scores of both (paper), or the "teacher"'s highest score
+
+    def __post_init__(self) -> None:
+        ops.check_choice("bckd_box.weight", self.weight, ("gap", "teacher"))
+
+
+class BCKDCls(Method):
+    """Binary cross entropy to the teacher's scores, weighted by the gap to them."""
+
+    level = "head"
+    term = "bckdc"
+    paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (cls)"
+    needs = frozenset({"logits"})
+    Options: ClassVar[type] = BCKDClsOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: BCKDClsOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        ops.check_classes("bckd_cls", student, teacher)
+        self.beta = options.beta
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        z_s, z_t = both_logits(student, teacher)
+        p_t = z_t.sigmoid()
+        cross = F.binary_cross_entropy_with_logits(z_s, p_t, reduction="none")
+        return ((p_t - z_s.sigmoid()).abs().pow(self.beta) * cross).sum() / ops.soft_count(z_t)
+
+
+class BCKDBox(Method):
+    """GIoU loss to the teacher's boxes, weighted by scores."""
+
+    level = "head"
+    term = "bckdb"
+    paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (box)"
+    needs = frozenset({"logits", "boxes"})
+    Options: ClassVar[type] = BCKDBoxOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: BCKDBoxOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        if options.weight == "gap":
+            ops.check_classes("bckd_box with weight='gap'", student, teacher)
+        self.weight = options.weight
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        z_s, z_t = both_logits(student, teacher)
+        b_s = ops.wide(ops.shown(student.boxes, "boxes"))
+        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
+        weight = score_gap(z_s, z_t) if self.weight == "gap" else ops.confidence(z_t)
+        return (weight * (1 - ops.paired_giou(b_s, b_t))).sum() / ops.soft_count(z_t)
+
+
+def both_logits(student: View, teacher: View) -> tuple[Tensor, Tensor]:
+    """Logits of both in float32 or wider, (B, N, K) twice; the teacher's without gradient."""
+    return ops.wide(ops.shown(student.logits, "logits")), ops.wide(ops.shown(teacher.logits, "logits")).detach()
+
+
+def score_gap(z_s: Tensor, z_t: Tensor) -> Tensor:
+    """Largest difference of scores over classes, without gradient; (B, N, K) twice -> (B, N)."""
+    return (z_t.sigmoid() - z_s.sigmoid()).detach().abs().amax(-1)

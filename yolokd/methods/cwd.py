@@ -1,0 +1,66 @@
+"""CWD: make every channel look at the same places.
+
+C. Shu, Y. Liu, J. Gao, Z. Yan, C. Shen: "Channel-wise Knowledge Distillation for Dense Prediction", 2021,
+arXiv:2011.13256.
+
+At one level, for every image b and channel c, with i over the H W cells:
+
+    P(x)_bci = exp(x_bci / tau) / sum_j exp(x_bcj / tau)
+    loss     = tau^2 / (B C) sum_bc KL(P(t)_bc || P(A(s))_bc)
+    KL(p||q) = sum_i p_i (log p_i - log q_i)
+
+and the mean over levels. Adding a constant to a channel changes nothing.
+
+Where we depart from the authors' and mmrazor's code, and why:
+- They have an adapter only if widths differ. We always train one: two nets that were trained apart share no order of
+  channels. It has no bias, because a bias adds a constant to a channel and could not learn.
+- They sum over levels (detection weights 5 to 10); we take the mean.
+- A teacher's map of another size is interpolated to the student's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class CWDOptions:
+    """Options of CWD."""
+
+    tau: float = 1.0  # temperature: above 1 more cells count, below 1 only a channel's highest peaks
+
+    def __post_init__(self) -> None:
+        ops.check_number("cwd.tau", self.tau)
+
+
+class CWD(Method):
+    """Divergence between every channel's softmax over cells."""
+
+    level = "neck"
+    term = "cwd"
+    paper = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2021, arXiv:2011.13256"
+    taps = ("neck", "backbone", "towers")
+    Options: ClassVar[type] = CWDOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: CWDOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        self.tau = options.tau
+        self.adapters = ops.adapters(ops.widths("cwd", student, teacher, tap, self.taps), bias=False)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        return ops.level_mean([divergence(s, t, self.tau) for s, t in pairs])
+
+
+def divergence(s: Tensor, t: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(P(t) || P(s)), mean over images and channels; (B, C, H, W) twice -> ()."""
+    log_s = (s / tau).flatten(2).log_softmax(-1)
+    log_t = (t / tau).flatten(2).log_softmax(-1)
+    return tau**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()

@@ -1,0 +1,69 @@
+"""Logit distillation: the classic soft targets, class by class as a detector's sigmoid head scores them.
+
+G. Hinton, O. Vinyals, J. Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+
+With n over the anchor points of all images, k over classes, z logits:
+
+    p_nk = sigmoid(z_t / tau)
+    loss = tau^2 sum_nk [ BCE(z_s / tau, p_nk) - H(p_nk) ] / max(1, sum_n max_k sigmoid(z_t))
+    BCE(z, p) = -p log sigmoid(z) - (1 - p) log sigmoid(-z),     H(p) = -p log p - (1 - p) log(1 - p)
+
+that is tau^2 KL(p || sigmoid(z_s / tau)) of each of the N K binary predictions: 0 if and only if the logits are equal.
+
+Where we depart, and why:
+- The paper softens one softmax over classes. A detector's classes are N K independent sigmoids, and a softmax over
+  them would forget the absolute scores, background's above all (the argument of arXiv:2308.14286).
+- The sum is divided by the teacher's soft count of positives in the batch. A mean over all N K would shrink with every
+  empty cell and class; assigned positives would make the term depend on the student's assigner and labels.
+- H(p) has no gradient; taking it away makes 0 the optimum, so that the number in the log can be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class LogitOptions:
+    """Options of logit distillation."""
+
+    tau: float = 1.0  # temperature: above 1 the scores of background and of rare classes count more
+
+    def __post_init__(self) -> None:
+        ops.check_number("logit.tau", self.tau)
+
+
+class Logit(Method):
+    """Binary divergence between class scores, anchor point by anchor point."""
+
+    level = "head"
+    term = "logit"
+    paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531"
+    needs = frozenset({"logits"})
+    Options: ClassVar[type] = LogitOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: LogitOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        ops.check_classes("logit", student, teacher)
+        self.tau = options.tau
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        z_s = ops.wide(ops.shown(student.logits, "logits"))
+        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        return divergence(z_s / self.tau, z_t / self.tau) * self.tau**2 / ops.soft_count(z_t)
+
+
+def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
+    """Sum of the binary KL(sigmoid(z_t) || sigmoid(z_s)); (B, N, K) twice -> ()."""
+    p = z_t.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(z_s, p, reduction="none")
+    # the entropy by the same kernel: the difference is exactly 0 at equal logits, and no log(0) at extreme ones
+    return (cross - F.binary_cross_entropy_with_logits(z_t, p, reduction="none")).sum()

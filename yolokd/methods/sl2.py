@@ -1,0 +1,91 @@
+"""SL2: score-weighted L2 on the neck, the distillation loss that Ultralytics ships.
+
+Ultralytics: `DistillationModel.loss_sl2`, 2026, https://github.com/ultralytics/ultralytics (no paper). Near relative:
+Z. Du et al.: "Distilling Object Detectors with Feature Richness", 2021, arXiv:2111.00674.
+
+At one level, i over the cells of all B images, z_t the teacher's class logits, P the projector (1x1, ReLU, 1x1):
+
+    w_i      = max_k sigmoid(z_tik)
+    m(x)     = sum_i w_i |x_i|^2 / (C sum_i w_i + 1e-9)
+    plain    = m(P(s) - t)
+    relative = m(P(s) - t) / m(t)
+    loss     = mean over levels
+
+Where Ultralytics' code departs from this, or we from it, and why:
+- It sums over the L levels and multiplies by 6 and by the batch size B: its term is 6 B L times our plain one. Gain
+  and batch factor are not a method's; the mean over levels lets a gain mean the same on 3 and on 4 of them.
+- `relative` (default) divides by the teacher's own weighted mean square: an error of 1 is then that of a projector
+  that returns 0, on any net and level.
+- It averages the logits of a dual head's two branches. Our view shows one branch; its logits give the weights.
+- It takes the neck of an equal stride and size only. A teacher's map of another size is interpolated to the student's,
+  and the weights with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class SL2Options:
+    """Options of SL2."""
+
+    relative: bool = True  # divide by the teacher's weighted mean square; False: Ultralytics' loss over 6 B L
+
+    def __post_init__(self) -> None:
+        ops.check_choice("sl2.relative", self.relative, (True, False))
+
+
+class SL2(Method):
+    """Squared error between projected student maps and teacher maps, weighted by the teacher's scores."""
+
+    level = "neck"
+    term = "sl2"
+    paper = "Ultralytics, DistillationModel.loss_sl2, 2026 (no paper; cf. Du et al., 2021, arXiv:2111.00674)"
+    taps = ("neck", "backbone")
+    needs = frozenset({"logits"})
+    Options: ClassVar[type] = SL2Options
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: SL2Options) -> None:
+        super().__init__(student, teacher, tap, options)
+        self.relative = options.relative
+        self.adapters = nn.ModuleList(projector(s, t) for s, t in ops.widths("sl2", student, teacher, tap, self.taps))
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        score = ops.confidence(ops.shown(teacher.logits, "logits"))
+        weights = split(score, ops.shown(getattr(teacher, self.tap), self.tap))
+        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        losses = [error(s, t, ops.resize(w, s), self.relative) for (s, t), w in zip(pairs, weights, strict=True)]
+        return ops.level_mean(losses)
+
+
+def projector(student: int, teacher: int) -> nn.Sequential:
+    """(B, C_s, H, W) -> (B, C_t, H, W)."""
+    return nn.Sequential(nn.Conv2d(student, teacher, 1), nn.ReLU(), nn.Conv2d(teacher, teacher, 1))
+
+
+def split(score: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """One weight a cell, (B, N) -> L maps (B, 1, H, W); anchor points lie level by level, row by row."""
+    sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
+    parts = torch.split(score, [h * w for h, w in sizes], 1)
+    return [part.reshape(-1, 1, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
+
+
+def error(s: Tensor, t: Tensor, w: Tensor, relative: bool) -> Tensor:
+    """Weighted mean square of s - t, over that of t if relative; (B, C, H, W) twice, (B, 1, H, W) -> ()."""
+    plain = weighted_square(s - t, w)
+    return plain / ops.energy_or_one(weighted_square(t, w)) if relative else plain
+
+
+def weighted_square(x: Tensor, w: Tensor) -> Tensor:
+    """m(x) of the module's docstring; (B, C, H, W), (B, 1, H, W) -> ()."""
+    return (w * x.square()).sum() / (x.shape[1] * w.sum() + 1e-9)

@@ -1,0 +1,140 @@
+"""The trainer: Ultralytics' own, with the student wrapped at the one moment between device and optimizer.
+
+Nothing of Ultralytics is patched. What the overrides rely on is listed in compat.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.cfg import cfg2dict
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolokd import compat, config, teacher
+from yolokd.detectors.yolo import YoloReader
+from yolokd.distiller import Distiller, build_terms
+from yolokd.errors import UsageError
+
+compat.check()
+
+
+class KDMixin:
+    """Knowledge distillation over an Ultralytics trainer.
+
+    Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
+    arguments are those of ``yolokd train``.
+    """
+
+    distiller: Distiller | None = None
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        overrides = config.fold(dict(overrides or {}))  # before super() makes any folder
+        # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
+        super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
+        if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
+            self.world_size = int(os.environ.get("WORLD_SIZE", self.world_size))
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """As upstream; a teacher given anew replaces the one of the interrupted run, which may have moved."""
+        super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
+        if not self.resume:
+            return
+        kd = getattr(self.args, "kd", None)
+        if not isinstance(kd, dict) or "methods" not in kd:
+            raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
+        self.args.kd = {**kd, **(overrides.get("kd") or {})}
+        self.args.kd["teacher"] = teacher.locate(self.args.kd["teacher"])
+
+    def set_model_attributes(self) -> None:
+        """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
+        super().set_model_attributes()
+        student, kd = self.model, self.args.kd
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):  # adapters draw numbers: a student alone must see the same stream
+            torch.manual_seed(self.args.seed)
+            readers = YoloReader(student), YoloReader(teacher.load(kd["teacher"]))
+            check_channels(self.data, kd["teacher"], readers[1].model)
+            terms = build_terms(*readers, kd["methods"], kd["gain"], self.data["names"])
+            self.model = self.distiller = Distiller(*readers, terms, self.device)
+        if unwrap_model(self.model) is not student:
+            raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
+        if RANK in {-1, 0}:
+            said = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
+            LOGGER.info(f"Distilling {readers[0].spec.name} under {readers[1].spec.name}: {said}")
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        methods = self.distiller.methods
+        adapters = [p for p in methods.parameters() if p.requires_grad]
+        if adapters:
+            like = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
+            settings = {k: v for k, v in like.items() if k != "params"}
+            optimizer.add_param_group({**settings, "params": adapters, "param_group": "kd"})
+
+            def add_adapters(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+                return {**state, "kd": {k: v.detach().cpu() for k, v in methods.state_dict().items()}}
+
+            optimizer.register_state_dict_post_hook(add_adapters)
+        return optimizer
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Resume and NaN recovery: the adapters come back with the optimizer."""
+        super()._load_checkpoint_state(ckpt)
+        state = (ckpt.get("optimizer") or {}).get("kd")
+        if state is not None:
+            self.distiller.methods.load_state_dict(state)
+
+    def get_validator(self) -> Any:
+        """Upstream's validator, which checks its arguments against the stock schema: it must not see ours."""
+        args = self.args
+        self.args = IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k != "kd"})
+        try:
+            return super().get_validator()
+        finally:
+            self.args = args
+
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """As upstream, but no validation column for our terms: validation runs the bare student, which has none."""
+        labelled = super().label_loss_items(loss_items, prefix)
+        if prefix == "train":
+            return labelled
+        ours = {f"{prefix}/{name}" for name in self.distiller.gains}
+        if isinstance(labelled, dict):
+            return {k: v for k, v in labelled.items() if k not in ours}
+        return [k for k in labelled if k not in ours]
+
+    def final_eval(self) -> None:
+        """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
+        super().final_eval()
+        if RANK in {-1, 0}:
+            for file in (self.best, self.last):
+                if file.exists():
+                    sign(file, self.args.kd, str(self.args.data), self.metrics if file == self.best else None)
+
+
+class KDTrainer(KDMixin, DetectionTrainer):
+    """Ultralytics' detection trainer with knowledge distillation."""
+
+
+def sign(file: Path, kd: dict[str, Any], data: str, metrics: dict[str, Any] | None) -> None:
+    """Add the provenance to a finished checkpoint: teacher, methods, gain, data set and, when known, its accuracy."""
+    from yolokd import __version__
+
+    checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # written by this process a moment ago
+    accuracy = {k: float(v) for k, v in (metrics or {}).items() if k.startswith("metrics/")}
+    checkpoint["yolokd"] = {"version": __version__, **kd, "data": data, "accuracy": accuracy}
+    torch.save(checkpoint, file)
+
+
+def check_channels(data: dict[str, Any], path: str, model: nn.Module) -> None:
+    """Refuse a teacher that sees other image channels than the data has."""
+    has, wants = data.get("channels", 3), model.yaml.get("channels", 3)
+    if has != wants:
+        raise UsageError(f"teacher={path} sees {wants}-channel images and the data has {has}: train one on this data.")

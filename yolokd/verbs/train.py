@@ -1,0 +1,135 @@
+"""`yolokd train` and `yolokd.train()`: build the student, refuse what cannot work, hand over to the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT, USER_CONFIG_DIR
+
+from yolokd import config, teacher
+from yolokd.detectors.yolo import YoloReader
+from yolokd.distiller import build_terms
+from yolokd.errors import UsageError
+from yolokd.trainer import KDTrainer, check_channels
+
+
+def train(**arguments: Any) -> YOLO:
+    """Train a student under a teacher.
+
+    Args:
+        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``width``, ``depth`` and dotted
+            options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training untouched.
+
+    Returns:
+        The trained student as Ultralytics' own object: ``.trainer.best`` is its checkpoint, ``.metrics`` its accuracy.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was written and no epoch run.
+    """
+    scaling = {k: arguments.pop(k) for k in ("width", "depth") if arguments.get(k) is not None}
+    if arguments.get("resume"):
+        return _resume(arguments)
+    if not arguments.get("model"):
+        raise UsageError("no student: give a model, such as model=yolo11n.yaml or model=yolo11n.pt.")
+    folded = config.fold(arguments)
+    _check_arguments(folded)
+    model = scaled(str(arguments["model"]), **scaling) if scaling else arguments["model"]
+    student = _open_student(model)
+    preflight(student, folded)
+    student.train(trainer=KDTrainer, **{k: v for k, v in folded.items() if k != "model"})
+    return student
+
+
+def _resume(arguments: dict[str, Any]) -> YOLO:
+    """Continue an interrupted run from its last.pt, given as model= with resume=True or as resume= itself."""
+    given = arguments.pop("resume")
+    checkpoint = arguments.pop("model", None) if given is True else given
+    if not checkpoint or not Path(str(checkpoint)).is_file():
+        raise UsageError(f"resume={checkpoint or given} is not a file: give the interrupted run's weights/last.pt.")
+    config.fold({**arguments, "resume": True})
+    student = _open_student(checkpoint)
+    kd = (student.ckpt.get("train_args") or {}).get("kd")
+    if student.ckpt.get("optimizer") is None or not isinstance(kd, dict):
+        raise UsageError(f"resume={checkpoint} is not an interrupted run of yolokd: give such a run's weights/last.pt.")
+    student.train(trainer=KDTrainer, resume=True, **arguments)
+    return student
+
+
+def _open_student(model: Any) -> YOLO:
+    try:
+        student = YOLO(str(model))
+        assert student.model is not None
+    except Exception as error:  # a missing, damaged or foreign file ends in a dozen exception types
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"model={model} is not a model that Ultralytics can open: {reason}") from error
+    if student.task != "detect":
+        raise UsageError(f"model={model} is for the task {student.task}: yolokd distils detection models so far.")
+    return student
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    """Ultralytics' own check of names and values, before any folder is made."""
+    theirs = {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT}
+    try:
+        get_cfg(DEFAULT_CFG_DICT, theirs)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    folder = arguments.get("save_dir")
+    if folder and (Path(folder) / "weights").exists():
+        raise UsageError(f"save_dir={folder} already holds a run: choose another folder.")
+
+
+def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
+    """Refuse a pair, data set or method that cannot work. The trainer checks again, but only after making its folder."""
+    kd = arguments["kd"]
+    data = _read_data(arguments.get("data"))
+    readers = YoloReader(student.model), YoloReader(teacher.load(kd["teacher"]))
+    check_channels(data, kd["teacher"], readers[1].model)
+    names = {0: "item"} if arguments.get("single_cls") else data["names"]
+    build_terms(*readers, kd["methods"], kd["gain"], names)
+
+
+def _read_data(data: Any) -> dict[str, Any]:
+    if not data:
+        raise UsageError("no data: give a data set's YAML, data=my.yaml.")
+    try:
+        return check_det_dataset(str(data))  # type: ignore[no-any-return]
+    except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
+        raise UsageError(f"data={data} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def scaled(model: str, width: float | None = None, depth: float | None = None) -> str:
+    """Path of a model YAML with other width and depth factors than the family's scales have.
+
+    Args:
+        model: a YAML that Ultralytics finds, such as yolo11n.yaml, whose scale gives what is not given here.
+        width: factor on the channels, such as 0.125.
+        depth: factor on the number of repeated blocks, such as 0.5.
+    """
+    if Path(model).suffix not in {".yaml", ".yml"}:
+        raise UsageError(f"width= and depth= build a new model, and model={model} is not a YAML: give yolo11n.yaml or so.")
+    for key, value in (("width", width), ("depth", depth)):
+        if value is not None and not 0 < config.non_negative(key, value) <= 4:
+            raise UsageError(f"{key}={value} is out of range: give a factor above 0 and up to 4.")
+    try:
+        layout = yaml_model_load(model)
+    except Exception as error:
+        raise UsageError(f"model={model} cannot be read: {' '.join(str(error).split())}") from error
+    scale = layout.pop("scale") or next(iter(layout.get("scales", {})), "")
+    if scale not in layout.get("scales", {}):
+        raise UsageError(f"model={model} has no scales: width= and depth= need a family's YAML, such as yolo11n.yaml.")
+    layout.pop("yaml_file")
+    own_depth, own_width, most = layout["scales"][scale]
+    depth, width = (own if x is None else float(x) for x, own in ((depth, own_depth), (width, own_width)))
+    layout["scales"] = {scale: [depth, width, most]}
+    # The name keeps the scale's letter, by which Ultralytics finds it; equal names have equal contents.
+    file = Path(USER_CONFIG_DIR) / "yolokd" / f"{Path(model).stem}-w{width:g}-d{depth:g}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(layout, sort_keys=False), encoding="utf-8")
+    return str(file)
