@@ -56,6 +56,7 @@ CONTRACTS = (RAW, E2E, NMS)
 PAD = 114  # grey of the letterbox border
 CLASS_OFFSET = 7680  # pixels between classes, so that one NMS pass never mixes them
 MAX_CANDIDATES = 30000  # boxes that enter NMS, best first
+NMS_BLOCK = 128  # boxes compared at a time
 
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
@@ -184,26 +185,34 @@ def letterbox(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lette
     return frame, Letterbox((height, width), (new_w / width, new_h / height), (left, top))
 
 
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes (n, 4) and (m, 4) xyxy -> (n, m). Two empty boxes in one place: nan, which exceeds no threshold."""
+    a, b = a.T[:, :, None], b.T[:, None]
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    inter = np.maximum(width, 0) * np.maximum(height, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return inter / union
+
+
 def nms(boxes: np.ndarray, scores: np.ndarray, iou: float, max_det: int) -> np.ndarray:
-    """Indices of the boxes (n, 4) xyxy that greedy NMS keeps, best first, at most max_det."""
+    """Indices of the boxes (n, 4) that greedy NMS keeps, best first, at most max_det.
+
+    Overlaps are computed for a block of the best boxes at a time: several times faster than box by box.
+    """
     order = np.argsort(-scores, kind="stable")
-    x1, y1, x2, y2 = boxes[order].T
-    area = (x2 - x1) * (y2 - y1)
-    alive = np.ones(len(order), bool)
-    keep = []
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        keep.append(i)
-        if len(keep) == max_det:  # the rest could only be cut off
-            break
-        rest = slice(i + 1, None)
-        w = np.minimum(x2[i], x2[rest]) - np.maximum(x1[i], x1[rest])
-        h = np.minimum(y2[i], y2[rest]) - np.maximum(y1[i], y1[rest])
-        inter = np.maximum(w, 0) * np.maximum(h, 0)
-        union = np.maximum(area[i] + area[rest] - inter, np.float32(1e-30))  # two empty boxes: 0, not 0 / 0
-        alive[rest] &= ~(inter / union > iou)
-    return order[keep]
+    keep: list[int] = []
+    while len(order) and len(keep) < max_det:
+        best = order[:NMS_BLOCK]
+        clash = overlaps(boxes[best], boxes[order]) > iou
+        gone = np.zeros(len(order), bool)
+        for i in range(len(best)):
+            if not gone[i]:
+                keep.append(best[i])
+                gone |= clash[i]
+        order = order[NMS_BLOCK:][~gone[NMS_BLOCK:]]
+    return np.array(keep[:max_det], np.intp)
 
 
 def unletterbox(detections: np.ndarray, box: Letterbox) -> np.ndarray:
@@ -246,7 +255,8 @@ def _open(path: Path, provider: str, threads: int) -> Any:
     except Exception as error:  # ONNX Runtime's own exception types share no base class
         broken = type(error).__name__ in ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoModel", "NoSuchFile")
         if provider == "cpu" or broken:
-            raise EdgeError(f"{path} is not an ONNX model that can be loaded ({_one_line(error)}).") from None
+            hint = "" if path.suffix.lower() == ".onnx" else "; export it to ONNX first"
+            raise EdgeError(f"{path} is not an ONNX model that can be loaded ({_one_line(error)}){hint}.") from None
         raise EdgeError(f"{wanted[0]} could not load {path} ({_one_line(error)}).", PROVIDER) from None
     active = session.get_providers()
     if active[0] != wanted[0]:
@@ -376,7 +386,8 @@ class Detector:
         if len(rows) > MAX_CANDIDATES:
             rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
         # float32 on purpose: far offsets round the boxes, and the reference rounds them the same way
-        return rows[nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)]
+        kept = nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)
+        return np.take(rows, kept, 0)
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
@@ -703,11 +714,10 @@ def _memory(own_process: bool, models: int, missing: dict[str, str]) -> dict[str
     out: dict[str, Any] = dict.fromkeys(("rss_mb", "peak_rss_mb", "sys_ram_delta_mb", "gpu_mb", "lfb"))
     reason = "the process is not this program's own" if not own_process else "several models share the process"
     if own_process and models == 1:
-        rss = _first_match("/proc/self/status", "VmRSS")
+        rss, peak = _first_match("/proc/self/status", "VmRSS"), _first_match("/proc/self/status", "VmHWM")
         reason = "no /proc/self/status"
-        if rss is not None and resource is not None:
-            out["rss_mb"] = round(int(rss.split()[0]) / 1024, 1)
-            out["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        if rss is not None and peak is not None:
+            out["rss_mb"], out["peak_rss_mb"] = (round(int(v.split()[0]) / 1024, 1) for v in (rss, peak))  # from kB
             return out
     missing["memory.rss_mb"] = missing["memory.peak_rss_mb"] = reason
     return out
@@ -730,7 +740,8 @@ def _images(frames: Sequence[np.ndarray]) -> dict[str, Any]:
     for frame in frames:
         digest.update(repr(frame.shape).encode())
         digest.update(frame.tobytes())
-    return {"n": len(frames), "sha": digest.hexdigest(), "source_hw": sorted({frame.shape[:2] for frame in frames})}
+    sizes = sorted({frame.shape[:2] for frame in frames})
+    return {"n": len(frames), "sha": digest.hexdigest(), "source_hw": [list(hw) for hw in sizes]}
 
 
 def _record(run: Run, duration_s: float, limits: Limits, first_run_ms: float, shared: dict[str, Any]) -> dict[str, Any]:
@@ -791,6 +802,8 @@ def _first_run_ms(detector: Detector, frame: np.ndarray) -> float:
 def _limits(profile: str, time_limit_s: float | None) -> Limits:
     if profile not in PROFILES:
         raise EdgeError(f"Unknown profile '{profile}': choose {' or '.join(PROFILES)}.")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise EdgeError(f"The time limit must be above 0 s, not {time_limit_s:g}.")
     limits = PROFILES[profile]
     return limits if time_limit_s is None else limits._replace(t_max_s=time_limit_s)
 
@@ -865,7 +878,9 @@ def write_report(
     """
     out = _new_report(out, overwrite)
     npz = out.with_suffix(".npz")
-    arrays = {f"{k}/{stage}": samples for k, stages in enumerate(series) for stage, samples in stages.items()}
+    arrays: dict[str, Any] = {
+        f"{k}/{stage}": samples for k, stages in enumerate(series) for stage, samples in stages.items()
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with npz.open("wb") as file:
@@ -985,18 +1000,18 @@ def _bench_command(args: argparse.Namespace) -> None:
     print(table(records))
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _number(kind: Callable[[str], Any], least: float, most: float = math.inf) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            bound = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number {bound}")
+        return value
 
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+    return read
 
 
 def parser() -> argparse.ArgumentParser:
@@ -1007,19 +1022,21 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--source", required=True, help="an image or a folder of images")
     common.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
-    common.add_argument("--threads", type=_positive, help="CPU threads (default: all usable cores)")
+    common.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
     measured = verbs.add_parser("bench", parents=[common], help="measure latency")
     measured.add_argument("--model", required=True, nargs="+", help="one or more ONNX files, measured interleaved")
     measured.add_argument("--profile", default="smoke", choices=tuple(PROFILES), help="how long (default smoke)")
-    measured.add_argument("--time-limit", type=float, metavar="S", help="seconds after which to stop in any case")
+    measured.add_argument(
+        "--time-limit", type=_number(float, 0.001), metavar="S", help="seconds after which to stop anyway"
+    )
     measured.add_argument("--seed", type=int, default=0, help="of image and model order (default 0)")
     measured.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
     measured.set_defaults(run=_bench_command)
     detected = verbs.add_parser("detect", parents=[common], help="detect in images")
     detected.add_argument("--model", required=True, help="an ONNX file")
-    detected.add_argument("--conf", type=_fraction, default=0.25, help="least confidence (default 0.25)")
-    detected.add_argument("--iou", type=_fraction, default=0.7, help="NMS overlap (default 0.7)")
-    detected.add_argument("--max-det", type=_positive, default=300, help="most detections an image (default 300)")
+    detected.add_argument("--conf", type=_number(float, 0, 1), default=0.25, help="least confidence (default 0.25)")
+    detected.add_argument("--iou", type=_number(float, 0, 1), default=0.7, help="NMS overlap (default 0.7)")
+    detected.add_argument("--max-det", type=_number(int, 1), default=300, help="most detections an image (default 300)")
     detected.add_argument("--save", metavar="DIR", help="folder for images with drawn boxes")
     detected.add_argument("--json", action="store_true", help="print one JSON line an image")
     detected.set_defaults(run=_detect_command)
@@ -1034,6 +1051,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgeError as error:
         print(f"yolokd_edge: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -8,7 +8,13 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["METHODS", "KDTrainer", "bench", "export", "train"]
 
-_HOME = {"METHODS": "methods", "KDTrainer": "trainer", "train": "verbs.train", "export": "verbs.export", "bench": "verbs.bench"}
+_HOME = {
+    "METHODS": "methods",
+    "KDTrainer": "trainer",
+    "train": "verbs.train",
+    "export": "verbs.export",
+    "bench": "verbs.bench",
+}
 
 
 def __getattr__(name: str) -> Any:

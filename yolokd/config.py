@@ -1,4 +1,4 @@
-"""key=value in, (our options, Ultralytics' arguments) out; every mistake in ours is one sentence with the nearest match.
+"""key=value in, (our options, Ultralytics' arguments) out; a mistake in ours is one sentence with the nearest match.
 
 Ours are `teacher`, `method`, `kd`, `width`, `depth` and the dotted options of a method, such as `cwd.tau=2`,
 `pkd@backbone.gain=0.5`. They are folded into one plain dict, the trainer's `kd` argument, which Ultralytics carries
@@ -49,7 +49,7 @@ def check_keys(given: Iterable[str], known: Iterable[str], what: str = "option")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """": did you mean 'epochs'?" or, with nothing near, the whole list."""
+    """ ": did you mean 'epochs'?" or, with nothing near, the whole list."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

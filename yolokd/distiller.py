@@ -116,7 +116,9 @@ def build_terms(
             settings = cls.Options(**{k: v for k, v in options.items() if k != "gain"})
             method = cls(*specs, tap, settings)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"method {key} cannot be used for {specs[0].name} under {specs[1].name}: {error}") from error
+            raise UsageError(
+                f"method {key} cannot be used for {specs[0].name} under {specs[1].name}: {error}"
+            ) from error
         terms[term_name(cls, tap)] = (method, gain)
     return terms
 
@@ -132,7 +134,7 @@ def needs(method: Method) -> frozenset[str]:
 
 
 def is_head_term(method: Method) -> bool:
-    """Whether the term is about a head branch (its predictions or towers) rather than about maps both branches share."""
+    """Whether the term is about one head branch (predictions, towers) rather than maps that both branches share."""
     return not method.taps or method.tap == "towers"
 
 

@@ -46,7 +46,9 @@ def load(path: str) -> nn.Module:
             "give a .pt file that `yolo val` opens."
         ) from error
     if model.task != "detect":
-        raise UsageError(f"teacher={path} is a model for the task {model.task}: a detection student needs one for detect.")
+        raise UsageError(
+            f"teacher={path} is a model for the task {model.task}: a detection student needs one for detect."
+        )
     return model  # type: ignore[no-any-return]
 
 

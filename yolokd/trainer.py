@@ -5,6 +5,7 @@ Nothing of Ultralytics is patched. What the overrides rely on is listed in compa
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -114,23 +115,45 @@ class KDMixin:
         """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
         super().final_eval()
         if RANK in {-1, 0}:
+            made_by = provenance(self.args.kd, str(self.args.data))
             for file in (self.best, self.last):
                 if file.exists():
-                    sign(file, self.args.kd, str(self.args.data), self.metrics if file == self.best else None)
+                    # upstream validates one of the two at the end: what its figures say holds for that one only
+                    validated = file == (self.best if self.best.exists() else self.last)
+                    sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
+
+    def _accuracy(self) -> dict[str, Any]:
+        """What the final validation found, in the fields of the latency report's `accuracy`."""
+        return {
+            "dataset": Path(str(self.args.data)).name,
+            "split": self.args.split,
+            "n_images": len(self.test_loader.dataset),
+            "map50": float(self.metrics["metrics/mAP50(B)"]),
+            "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
+            "conf": float(self.validator.args.conf),
+            "iou": float(self.args.iou),
+            "source": "final validation of the training, PyTorch",
+        }
 
 
 class KDTrainer(KDMixin, DetectionTrainer):
     """Ultralytics' detection trainer with knowledge distillation."""
 
 
-def sign(file: Path, kd: dict[str, Any], data: str, metrics: dict[str, Any] | None) -> None:
-    """Add the provenance to a finished checkpoint: teacher, methods, gain, data set and, when known, its accuracy."""
+def provenance(kd: dict[str, Any], data: str) -> dict[str, Any]:
+    """Plain values that say how a student was made: teacher file and its hash, methods, gain and data set."""
     from yolokd import __version__
 
+    path = Path(kd["teacher"])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    origin = {"teacher": {"file": path.name, "sha256": digest}, "methods": kd["methods"], "gain": kd["gain"]}
+    return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}
+
+
+def sign(file: Path, entry: dict[str, Any]) -> None:
+    """Add the entry to a finished checkpoint under the key "yolokd"."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # written by this process a moment ago
-    accuracy = {k: float(v) for k, v in (metrics or {}).items() if k.startswith("metrics/")}
-    checkpoint["yolokd"] = {"version": __version__, **kd, "data": data, "accuracy": accuracy}
-    torch.save(checkpoint, file)
+    torch.save({**checkpoint, "yolokd": entry}, file)
 
 
 def check_channels(data: dict[str, Any], path: str, model: nn.Module) -> None:

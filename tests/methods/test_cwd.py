@@ -52,10 +52,10 @@ def test_blind_to_a_constant_added_to_a_channel():
     pair = make_pair()
     method = build("cwd", pair)
     value = method(pair.student, pair.teacher, {}).item()
-    assert method(pair.student, change(pair.teacher, offset), {}).item() == pytest.approx(value, rel=1e-9)
-    assert method(change(pair.student, offset), pair.teacher, {}).item() == pytest.approx(value, rel=1e-9)
+    assert method(pair.student, change(pair.teacher, offset, ("neck",)), {}).item() == pytest.approx(value, rel=1e-9)
+    assert method(change(pair.student, offset, ("neck",)), pair.teacher, {}).item() == pytest.approx(value, rel=1e-9)
     # but not to one that differs between cells
-    shaped = change(pair.student, lambda x: x + torch.arange(x.shape[-1], dtype=x.dtype))
+    shaped = change(pair.student, lambda x: x + torch.arange(x.shape[-1], dtype=x.dtype), ("neck",))
     assert method(shaped, pair.teacher, {}).item() != pytest.approx(value, rel=1e-3)
 
 

@@ -70,13 +70,13 @@ def test_blind_to_offset_and_positive_scale_of_every_channel():
     pair = make_pair(widths=((3, 2), (3, 2)))
     method = build("pkd", pair)
     value = method(pair.student, pair.teacher, {}).item()
-    assert method(pair.student, change(pair.teacher, affine), {}).item() == pytest.approx(value, rel=1e-6)
+    assert method(pair.student, change(pair.teacher, affine, ("neck",)), {}).item() == pytest.approx(value, rel=1e-6)
     for adapter in method.adapters:  # the student's side: scale rows of the adapter, its output channels
         adapter.weight.data *= torch.arange(2.0, 2 + len(adapter.weight), dtype=torch.float64)[:, None, None, None]
     assert method(pair.student, pair.teacher, {}).item() == pytest.approx(value, rel=1e-6)
     for adapter in method.adapters:
         torch.nn.init.dirac_(adapter.weight)
-    assert method(change(pair.teacher, affine), pair.teacher, {}).item() == pytest.approx(0, abs=1e-12)
+    assert method(change(pair.teacher, affine, ("neck",)), pair.teacher, {}).item() == pytest.approx(0, abs=1e-12)
     assert method(change(pair.teacher, lambda x: -x), pair.teacher, {}).item() == pytest.approx(2, rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): what one forward pass shows, branch by branch.
+"""The Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): what a forward pass shows, branch by branch.
 
 A dual head (YOLO26, v10) shows two views, "one2many" and "one2one". In training the one2one branch is fed *detached*
 neck maps, so its terms train that branch only; the maps are therefore always those of the head's own inputs.
@@ -126,7 +126,7 @@ class YoloReader:
         return tuple(seen[branch, a, level] for a in BRANCHES[branch] for level in range(len(self.strides)))
 
     def _at(self, levels: tuple[T, ...], strides: tuple[int, ...]) -> tuple[T, ...]:
-        """Those of the maps, or their widths, that are at the given strides; towers come as L box, then L class maps."""
+        """Those of the maps, or widths, that are at the given strides; towers come as L box maps, then L class maps."""
         return tuple(m for i, m in enumerate(levels) if self.strides[i % len(self.strides)] in strides)
 
     def _points(

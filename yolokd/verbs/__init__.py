@@ -1,1 +1,1 @@
-"""One module a verb of the command line; each is also a function of the Python API. Nothing imports them but these two."""
+"""One module a verb of the command line, each also a function of the Python API; nothing else imports them."""

@@ -86,7 +86,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
-    """Refuse a pair, data set or method that cannot work. The trainer checks again, but only after making its folder."""
+    """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
     kd = arguments["kd"]
     data = _read_data(arguments.get("data"))
     readers = YoloReader(student.model), YoloReader(teacher.load(kd["teacher"]))
@@ -113,7 +113,9 @@ def scaled(model: str, width: float | None = None, depth: float | None = None) -
         depth: factor on the number of repeated blocks, such as 0.5.
     """
     if Path(model).suffix not in {".yaml", ".yml"}:
-        raise UsageError(f"width= and depth= build a new model, and model={model} is not a YAML: give yolo11n.yaml or so.")
+        raise UsageError(
+            f"width= and depth= build a new model, and model={model} is not a YAML: give yolo11n.yaml or so."
+        )
     for key, value in (("width", width), ("depth", depth)):
         if value is not None and not 0 < config.non_negative(key, value) <= 4:
             raise UsageError(f"{key}={value} is out of range: give a factor above 0 and up to 4.")

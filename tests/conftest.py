@@ -1,0 +1,60 @@
+"""What several tests share: small data, small models, one short distilled run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.utils import SETTINGS
+
+from yolokd.demo.scenes import compose
+
+ASSETS = Path(__file__).parents[1] / "yolokd" / "demo" / "assets"
+# What makes a training small; pico models at 64 px take a few seconds an epoch.
+TINY = {
+    "imgsz": 64, "batch": 8, "epochs": 2, "workers": 0, "plots": False, "amp": False, "device": "cpu",
+    "optimizer": "AdamW", "lr0": 0.001, "nbs": 8, "warmup_epochs": 0, "close_mosaic": 0, "cache": "ram",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_session():
+    """Few threads, no network, no loggers of the developer's machine."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    for key in SETTINGS:
+        if isinstance(SETTINGS[key], bool):
+            dict.__setitem__(SETTINGS, key, False)  # for this process only: the settings file stays as it is
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """YAML of 24 training and 8 validation scenes of 64 px."""
+    return compose(tmp_path_factory.mktemp("data") / "scenes", train=24, val=8, imgsz=64, seed=3)
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Path:
+    """A trained YOLO11n that knows the scenes' ten classes."""
+    return ASSETS / "teacher.pt"
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory, teacher):
+    """Function: family -> checkpoint of an untrained model of that family with the scenes' classes (plumbing only)."""
+    folder = tmp_path_factory.mktemp("untrained")
+    names = YOLO(teacher).names
+
+    def make(family: str) -> Path:
+        file = folder / f"{family}.pt"
+        if not file.exists():
+            torch.manual_seed(0)
+            model = YOLO(f"{family}.yaml")
+            model.model = type(model.model)(model.model.yaml, nc=len(names), verbose=False)
+            model.model.names, model.model.task, model.model.args = names, "detect", {}
+            model.save(file)
+        return file
+
+    return make

@@ -1,0 +1,120 @@
+"""The command line: `yolokd VERB key=value ...`, in the style of `yolo`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+HELP = """\
+yolokd: train a small YOLO under a large one, export it, measure it.
+
+  yolokd train   model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [kd=1.0] [cwd.tau=2] [...]
+  yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
+  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard] [threads=2] [provider=cpu|cuda|trt|auto]
+  yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
+  yolokd methods [NAME]                                   what method= may name, and the options of one
+  yolokd version | help
+
+Every other argument of `yolo train` and `yolo export` is passed on (...).
+A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
+Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; what a user can mend is one sentence on stderr with its exit code, never a traceback."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["help"]
+    verb = verb.removeprefix("--")
+    try:
+        if verb not in VERBS:
+            from yolokd.config import nearest
+            from yolokd.errors import UsageError
+
+            raise UsageError(f"unknown verb {verb!r}{nearest(verb, VERBS)}.")
+        VERBS[verb](rest)
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if not isinstance(code, int):
+            raise
+        print(f"yolokd: {error}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _train(rest: list[str]) -> None:
+    from yolokd.config import pairs
+    from yolokd.verbs.train import train
+
+    train(**pairs(rest))
+
+
+def _export(rest: list[str]) -> None:
+    from yolokd.config import pairs
+    from yolokd.errors import UsageError
+    from yolokd.verbs.export import export
+
+    arguments = pairs(rest)
+    if "model" not in arguments:
+        raise UsageError("no model: give the checkpoint to export, model=best.pt.")
+    export(**arguments)
+
+
+def _bench(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.bench import bench
+
+    # `yolokd bench model=a.onnx b.onnx source=...`: bare words after model= are further models
+    models = [w for a in rest for w in a.removeprefix("model=").split(",") if a.startswith("model=") or "=" not in a]
+    arguments = _checked([a for a in rest if "=" in a and not a.startswith("model=")], bench, skip={"models"})
+    if not models:
+        raise UsageError("no model: give the exported files to time, model=a.onnx,b.onnx.")
+    if "source" not in arguments:
+        raise UsageError("no images: give an image or a folder of them, source=images/.")
+    bench(models, **arguments)
+
+
+def _demo(rest: list[str]) -> None:
+    from yolokd.demo.run import demo, write_data
+
+    if rest and rest[0] == "--data-only":
+        write_data(*rest[1:])
+    else:
+        demo(**_checked(rest, demo))
+
+
+def _methods(rest: list[str]) -> None:
+    from yolokd.verbs.methods import describe
+
+    print(describe(*rest[:1]))
+
+
+def _version(rest: list[str]) -> None:
+    from yolokd import __version__
+
+    print(__version__)
+
+
+def _checked(rest: list[str], function: Callable[..., Any], skip: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+    """key=value arguments for a function, unknown keys refused."""
+    import inspect
+
+    from yolokd.config import check_keys, pairs
+
+    arguments = pairs(rest)
+    check_keys(arguments, [p for p in inspect.signature(function).parameters if p not in skip])
+    return arguments
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "export": _export,
+    "bench": _bench,
+    "demo": _demo,
+    "methods": _methods,
+    "version": _version,
+    "help": lambda rest: print(HELP),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

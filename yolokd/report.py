@@ -1,0 +1,194 @@
+"""Plots of measurements, written as PNG files. Matplotlib is imported when a plot is drawn, and needs no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # colour-blind safe
+STAGE_COLOURS = {"pre": "#A6CEE3", "infer": "#1F78B4", "post": "#FDBF6F"}
+MARKS = {"p50": "o", "p90": "s", "p99": "D"}
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _bare(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#dddddd", linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def _labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """File names without suffix; a repeated name gets a number."""
+    stems = [Path(r["model"]["file"]).stem for r in records]
+    return [s if stems.count(s) == 1 else f"{s} ({stems[: k + 1].count(s)})" for k, s in enumerate(stems)]
+
+
+def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, np.ndarray]], path: str | Path) -> Path:
+    """Draw what `bench` measured: how total latency is distributed, and how long each stage takes.
+
+    Args:
+        records: Records of schema yolokd.latency/1, one a model.
+        series: Their samples in ns by stage, in the same order.
+        path: The PNG to write.
+    """
+    figure = _figure(11, 4.2 + 0.25 * len(records))
+    spread, stages = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    labels = _labels(records)
+    _distribution(spread, records, series, labels)
+    _stages(stages, records, labels)
+    runtime, protocol = records[0]["runtime"], records[0]["protocol"]
+    figure.suptitle(
+        f"Latency of one frame: {records[0]['device']['cpu_model']}, {runtime['providers_active'][0]}, "
+        f"{runtime['intra_threads']} thread(s), profile {protocol['profile']}",
+        fontsize=11,
+    )
+    return _save(figure, path)
+
+
+def _distribution(
+    axes: Axes, records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str]
+) -> None:
+    """Share of frames that took at most x ms, with the percentiles marked on each curve."""
+    right = 0.0
+    for k, record in enumerate(records):
+        colour, total = COLOURS[k % len(COLOURS)], record["results"]["stages"]["total"]
+        ms = np.sort(np.asarray(series[k]["total"])) / 1e6
+        axes.step(ms, np.arange(1, len(ms) + 1) / len(ms) * 100, where="post", color=colour, linewidth=1.6)
+        known = {key: total[key] for key in MARKS if total[key] is not None}
+        for key, value in known.items():
+            axes.plot(value, float(key[1:]), MARKS[key], color=colour, markersize=6, markeredgecolor="white")
+        figures = ", ".join(f"{key} {value:.2f}" for key, value in known.items())
+        axes.plot([], [], color=colour, label=f"{labels[k]}: {figures}, max {total['max']:.2f} ms (n {len(ms)})")
+        right = max(right, total["p99"] or total["max"])
+    for key, marker in MARKS.items():
+        if any(r["results"]["stages"]["total"][key] is not None for r in records):
+            axes.plot([], [], marker, color="#555555", linestyle="none", label=key)
+    _bare(axes, "both")
+    axes.set(xlim=(0, right * 1.12), ylim=(0, 102), xlabel="total latency (ms)", ylabel="frames at or below (%)")
+    axes.set_title("Distribution", fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False)
+
+
+def _stages(axes: Axes, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Mean time of each stage as stacked bars: means add up to the mean total, medians would not."""
+    totals = [record["results"]["stages"]["total"]["mean"] for record in records]
+    for row, record in enumerate(records):
+        left = 0.0
+        for stage, colour in STAGE_COLOURS.items():
+            mean = record["results"]["stages"][stage]["mean"]
+            axes.barh(row, mean, 0.55, left=left, color=colour, label=stage if row == 0 else None)
+            if mean > 0.09 * max(totals):  # room for the figure
+                ink = "white" if stage == "infer" else "black"
+                axes.text(left + mean / 2, row, f"{mean:.2f}", ha="center", va="center", fontsize=8, color=ink)
+            left += mean
+        axes.text(totals[row] + 0.015 * max(totals), row, f"{totals[row]:.2f} ms", va="center", fontsize=8)
+    _bare(axes, "x")
+    axes.set(xlim=(0, max(totals) * 1.18), ylim=(len(records) - 0.4, -0.6), xlabel="mean time (ms)")
+    axes.set_yticks(range(len(records)), labels)
+    axes.set_title("Stages", fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=3)
+
+
+def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw accuracy against latency, one point a model: better is up and to the left.
+
+    Args:
+        points: Mappings with name, map50 and map50_95 (fractions, 0 to 1; map50_95 may be None), p50_ms, p90_ms (or
+            None) and, if known, params (their number).
+        path: The PNG to write.
+    """
+    if not points:
+        raise ValueError("accuracy_latency needs at least one point")
+    figure = _figure(7.5, 5)
+    axes = figure.subplots()
+    x = [float(p["p50_ms"]) for p in points]
+    y = [100 * float(p["map50"]) for p in points]
+    for k, point in enumerate(points):
+        colour, p90 = COLOURS[k % len(COLOURS)], point.get("p90_ms")
+        tail = [[0.0], [max(0.0, float(p90) - x[k])]] if p90 is not None else None
+        axes.errorbar(x[k], y[k], xerr=tail, fmt="o", color=colour, markersize=8, capsize=4, elinewidth=1.4)
+    _bare(axes, "both")
+    right = max(float(p.get("p90_ms") or p["p50_ms"]) for p in points)
+    margin = max(0.25 * (max(y) - min(y)), 2.0)
+    axes.set(xlim=(0, right * 1.25), ylim=(max(0.0, min(y) - margin), min(100.0, max(y) + margin)))
+    axes.set(xlabel="total latency of one frame (ms): p50, bar to p90", ylabel="mAP50 (%)")
+    axes.set_title("Accuracy against latency", fontsize=11)
+    _place_labels(figure, axes, points, x, y)
+    return _save(figure, path)
+
+
+def _text(point: Mapping[str, Any]) -> str:
+    details = []
+    if point.get("map50_95") is not None:
+        details.append(f"mAP50-95 {100 * float(point['map50_95']):.1f}")
+    if point.get("params"):
+        details.append(f"{float(point['params']) / 1e6:.2f} M")
+    return "\n".join([str(point["name"])] + ([", ".join(details)] if details else []))
+
+
+def _place_labels(
+    figure: Figure, axes: Axes, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float]
+) -> None:
+    """Put each label at the nearest spot around its point that hides no other label, point or error bar."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # fixes the layout, so that positions in pixels are final
+    taken = []
+    for k, point in enumerate(points):
+        left, level = axes.transData.transform((x[k], y[k]))
+        end = axes.transData.transform((float(point.get("p90_ms") or x[k]), y[k]))[0]
+        taken.append(Bbox.from_extents(left - 12, level - 12, max(end, left) + 8, level + 12))
+    for k, point in enumerate(points):
+        taken.append(_place(axes, _text(point), (x[k], y[k]), COLOURS[k % len(COLOURS)], taken))
+
+
+def _place(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> Bbox:
+    frame = axes.get_window_extent()
+    best: tuple[int, Any] | None = None
+    for radius, (dx, dy) in product((10, 22, 36, 52, 70), ((0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))):
+        label = axes.annotate(
+            text,
+            at,
+            xytext=(dx * radius, dy * radius),
+            textcoords="offset points",
+            ha=("right", "center", "left")[dx + 1],
+            va="bottom" if dy > 0 else "top",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if radius > 10 else None,
+        )
+        box = label.get_window_extent()
+        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        clashes = sum(box.overlaps(other) for other in taken) + (0 if inside else 1)
+        if best is not None and clashes >= best[0]:
+            label.remove()
+            continue
+        if best is not None:
+            best[1].remove()
+        best = (clashes, label)
+        if clashes == 0:
+            break
+    assert best is not None
+    found: Bbox = best[1].get_window_extent()
+    return found
