@@ -20,12 +20,13 @@ Every other argument of `yolo train` and `yolo export` is passed on (...).
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
 Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
 """
+CODES = (2, 4, 5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; what a user can mend is one sentence on stderr with its exit code, never a traceback."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["help"]
-    verb = verb.removeprefix("--")
+    verb = "help" if {"-h", "--help"} & {verb, *rest} else verb.removeprefix("--")
     try:
         if verb not in VERBS:
             from yolokd.config import nearest
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         VERBS[verb](rest)
     except Exception as error:
         code = getattr(error, "code", None)
-        if not isinstance(code, int):
+        if not isinstance(code, int) or code not in CODES:  # an HTTP error has a code too
             raise
         print(f"yolokd: {error}", file=sys.stderr)
         return code
@@ -76,17 +77,27 @@ def _bench(rest: list[str]) -> None:
 
 def _demo(rest: list[str]) -> None:
     from yolokd.demo.run import demo, write_data
+    from yolokd.errors import UsageError
 
     if rest and rest[0] == "--data-only":
-        write_data(*rest[1:])
+        if len(rest) != 2:
+            raise UsageError(f"--data-only takes one new folder and was given {' '.join(rest[1:]) or 'none'}.")
+        write_data(rest[1])
     else:
         demo(**_checked(rest, demo))
+
+
+def _steptime(rest: list[str]) -> None:
+    from yolokd.config import pairs
+    from yolokd.verbs.steptime import steptime
+
+    steptime(**pairs(rest))
 
 
 def _methods(rest: list[str]) -> None:
     from yolokd.verbs.methods import describe
 
-    print(describe(*rest[:1]))
+    print("\n\n".join(describe(name) for name in rest) or describe())
 
 
 def _version(rest: list[str]) -> None:
@@ -112,6 +123,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "bench": _bench,
     "demo": _demo,
     "methods": _methods,
+    "steptime": _steptime,
     "version": _version,
     "help": lambda rest: print(HELP),
 }

@@ -1,0 +1,101 @@
+"""`yolokd steptime` (a benchmark, not listed in the help): what one training step costs, three ways side by side.
+
+The student alone, Ultralytics' own `distill_model` and yolokd take the same steps on the same batches in turn, in one
+process, so that a change of the machine's speed meets all three. Quote the ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils.torch_utils import autocast
+
+from yolokd import config
+from yolokd.trainer import KDTrainer
+
+WARMUP = 3  # steps that are not counted
+
+
+def steptime(
+    model: str, teacher: str, data: str, steps: int = 20, threads: int | None = None, **arguments: Any
+) -> dict[str, float]:
+    """Median milliseconds of a training step by arm, and its ratio to the student alone.
+
+    Args:
+        model: student, a checkpoint or YAML.
+        teacher: checkpoint.
+        data: data set's YAML.
+        steps: counted steps of each arm.
+        threads: of PyTorch; as it likes by default.
+        **arguments: Ultralytics' training arguments and ours (method=, kd=, dotted ones).
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
+    common = {
+        "model": model,
+        "data": data,
+        "plots": False,
+        "warmup_epochs": 0,
+        "nbs": arguments.get("batch", 16),
+        **arguments,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        arms = {
+            "student alone": DetectionTrainer(overrides={**common, "project": folder, "name": "alone"}),
+            "distill_model": DetectionTrainer(
+                overrides={**common, "project": folder, "name": "builtin", "distill_model": teacher}
+            ),
+            "yolokd": KDTrainer(overrides={**common, "project": folder, "name": "yolokd", "teacher": teacher, **ours}),
+        }
+        for trainer in arms.values():
+            trainer._setup_train()
+            trainer._model_train()
+        times = _measure(arms, steps)
+    alone = times["student alone"]
+    print(f"{'arm':15} {'ms':>9} {'ratio':>7} {'added':>9}")
+    for arm, ms in times.items():
+        print(f"{arm:15} {ms:9.1f} {ms / alone:7.2f} {ms - alone:9.1f}")
+    added = {arm: ms - alone for arm, ms in times.items()}
+    print(f"time added by yolokd / by distill_model: {added['yolokd'] / added['distill_model']:.2f}")
+    return times
+
+
+def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
+    batches = _batches(arms["student alone"])
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    order = list(arms)
+    for i in range(WARMUP + steps):
+        batch = next(batches)
+        for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
+            seconds = _step(arms[arm], dict(batch))
+            if i >= WARMUP:
+                times[arm].append(1000 * seconds)
+    return {arm: statistics.median(samples) for arm, samples in times.items()}
+
+
+def _batches(trainer: Any) -> Any:
+    while True:
+        yield from trainer.train_loader
+
+
+def _step(trainer: Any, batch: dict[str, Any]) -> float:
+    """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
+    _wait(trainer.device)
+    start = time.perf_counter()
+    with autocast(trainer.amp, device=trainer.device.type):
+        loss, _ = trainer.model(trainer.preprocess_batch(batch))
+    trainer.scaler.scale(loss.sum()).backward()
+    trainer.optimizer_step()
+    _wait(trainer.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
