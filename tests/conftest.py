@@ -20,10 +20,16 @@ TINY = {
 }  # fmt: skip
 
 
+def pytest_configure(config):
+    """A warning that our own code raises is an error."""
+    config.addinivalue_line("filterwarnings", "error:::yolokd")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet_session():
     """Few threads, no network, no loggers of the developer's machine."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(min(2, cores))
     for key in SETTINGS:
         if isinstance(SETTINGS[key], bool):
             dict.__setitem__(SETTINGS, key, False)  # for this process only: the settings file stays as it is

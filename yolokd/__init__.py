@@ -15,10 +15,13 @@ _HOME = {
     "export": "verbs.export",
     "bench": "verbs.bench",
 }
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export"}
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: `import yolokd` alone costs no torch and no ultralytics."""
     if name not in _HOME:
         raise AttributeError(f"module 'yolokd' has no attribute {name!r}")
+    if name in _STANDS_ON_ULTRALYTICS:
+        importlib.import_module("yolokd.compat").check()
     return getattr(importlib.import_module(f"yolokd.{_HOME[name]}"), name)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from typing import Any
+
+from yolokd.errors import CompatError
 
 SUPPORTED = ">=8.4.120,<8.5"
 
@@ -40,7 +43,7 @@ def moved() -> list[str]:
     missing = []
     for module, name, parameters in INTERNALS:
         try:
-            thing = importlib.import_module(module)
+            thing: Any = importlib.import_module(module)
             for part in name.split("."):
                 thing = getattr(thing, part)
         except (ImportError, AttributeError):
@@ -52,11 +55,14 @@ def moved() -> list[str]:
 
 
 def check() -> None:
-    """Raise ImportError, in one sentence with the installed version, when an internal has moved."""
+    """Raise CompatError, in one sentence with the installed version, when an internal has moved.
+
+    To be called before any module that imports one of them: their own import errors name no version to install.
+    """
     import ultralytics
 
     if missing := moved():
-        raise ImportError(
+        raise CompatError(
             f"yolokd relies on {', '.join(missing)}, which ultralytics {ultralytics.__version__} does not have: "
             f"install 'ultralytics{SUPPORTED}'."
         )

@@ -68,24 +68,19 @@ class Distiller(nn.Module):
         return torch.cat([loss.reshape(-1), *added]), {**items, **{n: t.detach() for n, t in terms.items()}}
 
     def terms(self, student: dict[str, View], teacher: dict[str, View], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted scalars by term name."""
-        return {
-            name: self.gains[name] * self._over_branches(method, student, teacher, batch)  # type: ignore[arg-type]
-            for name, method in self.methods.items()
-        }
-
-    def _over_branches(
-        self, method: Method, student: dict[str, View], teacher: dict[str, View], batch: dict[str, Tensor]
-    ) -> Tensor:
-        """A map term once; a head term for each branch of the student, on the student's own branch schedule."""
+        """Weighted scalars by term name: a map term once, a head term for each branch of the student."""
+        # YOLO26's criterion moves weight from one2many to one2one during the training; head terms follow it.
+        criterion: Any = self.module.criterion
+        schedule = {"one2many": getattr(criterion, "o2m", 1.0), "one2one": getattr(criterion, "o2o", 1.0)}
         fallback = next(iter(teacher.values()))
-        if not is_head_term(method) or len(student) == 1:
-            return method(next(iter(student.values())), fallback, batch)  # type: ignore[no-any-return]
-        criterion = self.module.criterion
-        weights = {"one2many": getattr(criterion, "o2m", 1.0), "one2one": getattr(criterion, "o2o", 1.0)}
-        return sum(  # type: ignore[return-value]
-            weights[branch] * method(view, teacher.get(branch, fallback), batch) for branch, view in student.items()
-        )
+        terms = {}
+        for name, method in self.methods.items():
+            if is_head_term(method) and len(student) > 1:
+                value = sum(schedule[b] * method(v, teacher.get(b, fallback), batch) for b, v in student.items())
+            else:
+                value = method(next(iter(student.values())), fallback, batch)
+            terms[name] = self.gains[name] * value
+        return terms
 
 
 def build_terms(
@@ -133,7 +128,7 @@ def needs(method: Method) -> frozenset[str]:
     return method.needs | ({method.tap} if method.taps else set())
 
 
-def is_head_term(method: Method) -> bool:
+def is_head_term(method: Any) -> bool:
     """Whether the term is about one head branch (predictions, towers) rather than maps that both branches share."""
     return not method.taps or method.tap == "towers"
 

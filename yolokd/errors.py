@@ -7,6 +7,12 @@ class UsageError(ValueError):
     code = 2
 
 
+class CompatError(ImportError):
+    """An Ultralytics internal that yolokd stands on has moved."""
+
+    code = 2
+
+
 class ParityError(RuntimeError):
     """An exported file does not compute what the checkpoint computes."""
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
-from yolokd.views import MAPS, View
+from yolokd.views import View
 
 
 def locate(teacher: Any) -> str:
@@ -30,7 +30,7 @@ def locate(teacher: Any) -> str:
     raise UsageError(f"teacher={teacher} does not exist: give the path of the trained model's .pt file.")
 
 
-def load(path: str) -> nn.Module:
+def load(path: str) -> Any:
     """The detection model in a checkpoint, in eval mode on the CPU.
 
     The file is first read by Ultralytics' restricted loader, so that a checkpoint from a stranger can build known
@@ -49,7 +49,9 @@ def load(path: str) -> nn.Module:
         raise UsageError(
             f"teacher={path} is a model for the task {model.task}: a detection student needs one for detect."
         )
-    return model  # type: ignore[no-any-return]
+    if not isinstance(model, DetectionModel):
+        raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
+    return model
 
 
 class Teacher:
@@ -82,7 +84,7 @@ class Teacher:
                 head.end2end = branches == ("one2one",)  # which branch fuse() keeps
         model.fuse(verbose=False)
         head.training = True  # this flag alone, not its children's: raw outputs, no decoding, no top-k
-        if not fields - set(MAPS) and "towers" not in fields:
+        if fields <= {"backbone", "neck"}:
             model.model[-1] = _without_head(head)
             reader.head = model.model[-1]
         # Convolutions run faster on channels-last maps, on CPU and CUDA alike.
@@ -99,8 +101,8 @@ class Teacher:
         return self.reader.views(seen, self.fields, self.strides)
 
 
-def _without_head(head: nn.Module) -> nn.Module:
+def _without_head(head: Any) -> Any:
     """What takes the place of a head whose output nobody reads: the same inputs, no work."""
-    stub = nn.Identity()
+    stub: Any = nn.Identity()
     stub.i, stub.f, stub.type, stub.np = head.i, head.f, head.type, 0
     return stub

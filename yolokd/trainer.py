@@ -13,33 +13,35 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd import compat, config, teacher
+from yolokd import config, teacher
 from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import Distiller, build_terms
 from yolokd.errors import UsageError
 
-compat.check()
 
-
-class KDMixin:
+class KDMixin(BaseTrainer):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
     arguments are those of ``yolokd train``.
     """
 
-    distiller: Distiller | None = None
+    distiller: Distiller  # set before the optimizer is built
+    args: Any
+    model: Any
+    world_size: int
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = config.fold(dict(overrides or {}))  # before super() makes any folder
         # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
         super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
         if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
-            self.world_size = int(os.environ.get("WORLD_SIZE", self.world_size))
+            self.world_size = int(os.environ.get("WORLD_SIZE", 1))
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """As upstream; a teacher given anew replaces the one of the interrupted run, which may have moved."""
@@ -71,11 +73,12 @@ class KDMixin:
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
-        optimizer = super().build_optimizer(model, *args, **kwargs)
+        optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
         methods = self.distiller.methods
         adapters = [p for p in methods.parameters() if p.requires_grad]
         if adapters:
-            like = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
+            # the last of that name: MuSGD's first is the classification head's, at three times the rate
+            like = [g for g in optimizer.param_groups if g.get("param_group") == "weight"][-1]
             settings = {k: v for k, v in like.items() if k != "params"}
             optimizer.add_param_group({**settings, "params": adapters, "param_group": "kd"})
 
@@ -132,6 +135,7 @@ class KDMixin:
             "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
             "conf": float(self.validator.args.conf),
             "iou": float(self.args.iou),
+            "end2end": bool(getattr(self.validator, "end2end", False)),  # which head of a dual one was validated
             "source": "final validation of the training, PyTorch",
         }
 
@@ -156,7 +160,7 @@ def sign(file: Path, entry: dict[str, Any]) -> None:
     torch.save({**checkpoint, "yolokd": entry}, file)
 
 
-def check_channels(data: dict[str, Any], path: str, model: nn.Module) -> None:
+def check_channels(data: dict[str, Any], path: str, model: Any) -> None:
     """Refuse a teacher that sees other image channels than the data has."""
     has, wants = data.get("channels", 3), model.yaml.get("channels", 3)
     if has != wants:

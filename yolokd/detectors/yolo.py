@@ -21,18 +21,22 @@ from yolokd.errors import UsageError
 from yolokd.views import MAPS, Spec, View
 
 T = TypeVar("T")
+PREDICTIONS = frozenset({"logits", "boxes", "bins"})
 BRANCHES = {"one2many": ("cv2", "cv3"), "one2one": ("one2one_cv2", "one2one_cv3")}  # box and class towers
 
 
 class YoloReader:
     """Reads one Ultralytics detection model whose last layer is a Detect head.
 
+    Args:
+        model: a DetectionModel of Ultralytics.
+
     Attributes:
         spec: strides, channels, classes and bins of the model.
         branches: names of the head's branches, ("one2many",) or ("one2many", "one2one").
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         head = model.model[-1]
         if not isinstance(head, Detect):
             raise UsageError(
@@ -45,7 +49,7 @@ class YoloReader:
         self.stages = self._backbone_stages()
         with self.record(frozenset(MAPS)) as seen:
             _raw_forward(model)
-        channels = {field: tuple(m.shape[1] for m in self._maps(seen, field, "one2many")) for field in MAPS}
+        channels = {field: tuple(m.shape[1] for m in self._maps(seen, field, self.branches[0])) for field in MAPS}
         bins = head.reg_max if head.reg_max > 1 else 0
         self.spec = Spec(self.strides, channels, head.nc, bins, name(model))
 
@@ -60,7 +64,7 @@ class YoloReader:
         found: dict[int, int] = {}
         size = _probe_size(self.model)
 
-        def note(layer: nn.Module, _: Any, out: Any) -> None:
+        def note(layer: Any, _: Any, out: Any) -> None:
             if isinstance(out, Tensor):
                 found[size // out.shape[-1]] = layer.i  # later layers overwrite: the deepest stays
 
@@ -114,7 +118,7 @@ class YoloReader:
         self, seen: dict[Any, Any], branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]
     ) -> View:
         found: dict[str, Any] = {f: self._at(self._maps(seen, f, branch), strides) for f in fields & set(MAPS)}
-        if fields - set(MAPS):
+        if fields & PREDICTIONS:
             found.update(self._points(raw, seen["neck"], fields, strides))
         return View(strides, **found)
 
@@ -140,7 +144,7 @@ class YoloReader:
             anchors, stride, scores, distances = anchors[keep], stride[keep], scores[:, keep], distances[:, keep]
         found = {"logits": scores}
         if fields & {"boxes", "bins"} and self.spec.bins:
-            found["bins"] = distances.unflatten(-1, (4, self.spec.bins))
+            found["bins"] = distances.reshape(*distances.shape[:-1], 4, self.spec.bins)
         if "boxes" in fields:
             found["boxes"] = decode(found.get("bins", distances), anchors, stride)
         return {f: found[f] for f in fields & found.keys()}
@@ -158,24 +162,25 @@ def decode(sides: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
     return torch.cat((anchors - sides[..., :2], anchors + sides[..., 2:]), -1) * stride
 
 
-def name(model: nn.Module) -> str:
+def name(model: Any) -> str:
     """What to call a model in a message: its checkpoint's or its YAML's name."""
     return Path(getattr(model, "pt_path", None) or model.yaml.get("yaml_file", "model")).stem
 
 
-def _probe_size(model: nn.Module) -> int:
+def _probe_size(model: Any) -> int:
     """Pixels of a square image that leaves every level of the head at least 2 x 2 cells."""
     return max(2 * int(max(model.model[-1].stride)), 64)
 
 
-def _raw_forward(model: nn.Module) -> None:
+def _raw_forward(model: Any) -> None:
     """Run the model on one black image without touching batch norm statistics or decoding boxes."""
-    head, mode, size = model.model[-1], model.training, _probe_size(model)
-    first = next(model.parameters())
+    size, first = _probe_size(model), next(model.parameters())
+    flags = [(module, module.training) for module in model.modules()]  # they may differ: frozen layers stay in eval
     model.eval()
-    head.training = True  # the flag alone: its children stay in eval mode
+    model.model[-1].training = True  # the flag alone: its children stay in eval mode
     try:
         with torch.no_grad():
             model(torch.zeros(1, model.yaml.get("channels", 3), size, size, device=first.device, dtype=first.dtype))
     finally:
-        model.train(mode)
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,61 @@
+"""Untrained detectors whose every output differs from place to place, and batches for them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from torch import Tensor, nn
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+
+NAMES = {i: f"class {i}" for i in range(5)}
+
+
+def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> DetectionModel:
+    """A model in eval mode, float64 unless told: then rounding cannot hide a wrong channel."""
+    return copy.deepcopy(_built(family, seed)).to(dtype)
+
+
+@functools.cache
+def _built(family: str, seed: int) -> DetectionModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DetectionModel(f"{family}.yaml", nc=len(NAMES), verbose=False)
+        # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        momentum = [m.momentum for m in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.data.uniform_(0.7, 1.3)
+            norm.bias.data.normal_(0, 0.3)
+        with torch.no_grad():
+            model.train()(torch.rand(4, 3, 128, 128))
+        for norm, m in zip(norms, momentum, strict=True):
+            norm.momentum = m
+        for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+            for tower in getattr(model.model[-1], name, None) or ():
+                tower[-1].weight.data.normal_(0, 0.15)
+                tower[-1].bias.data.normal_(0, 0.5)
+    model.names, model.args = NAMES, get_cfg(DEFAULT_CFG)
+    return model.eval()
+
+
+def images(batch: int = 2, height: int = 64, width: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64):
+    """Random images (B, 3, H, W) in [0, 1]."""
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def batch(size: int = 4, seed: int = 0, side: int = 64) -> dict[str, Tensor]:
+    """A training batch as Ultralytics makes it, three objects an image."""
+    random = torch.Generator().manual_seed(seed)
+    objects = 3 * size
+    centres, sides = torch.rand(objects, 2, generator=random), torch.rand(objects, 2, generator=random)
+    return {
+        "img": torch.rand(size, 3, side, side, generator=random),
+        "cls": torch.randint(len(NAMES), (objects, 1), generator=random).float(),
+        "bboxes": torch.cat((0.3 + 0.4 * centres, 0.2 + 0.3 * sides), 1),
+        "batch_idx": torch.arange(size).repeat_interleave(3).float(),
+    }

@@ -1,0 +1,230 @@
+"""The teacher: says what the original says, learns nothing, and no file that is not one gets past the loader."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from models_for_tests import build, images
+from torch import nn
+from ultralytics import YOLO
+
+from yolokd.detectors.yolo import YoloReader
+from yolokd.errors import UsageError
+from yolokd.teacher import Teacher, load, locate
+from yolokd.views import FIELDS, MAPS
+
+ALL = frozenset(FIELDS)
+CPU = torch.device("cpu")
+# family, branches asked for: all that the head has, or one of them
+ASKED = [
+    ("yolov8n", ("one2many",)),
+    ("yolo11n", ("one2many",)),
+    ("yolo12n", ("one2many",)),
+    ("yolov10n", ("one2many", "one2one")),
+    ("yolo26n", ("one2many", "one2one")),
+    ("yolo26n", ("one2many",)),
+    ("yolo26n", ("one2one",)),
+]
+
+
+def make(model: nn.Module, branches: tuple[str, ...], fields: frozenset[str] = ALL) -> Teacher:
+    reader = YoloReader(model)
+    return Teacher(reader, fields, reader.strides, branches, CPU)
+
+
+def original(model: nn.Module, x: torch.Tensor) -> dict:
+    """Views of an untouched copy in eval mode."""
+    reader = YoloReader(copy.deepcopy(model).eval())
+    reader.head.training = True
+    with reader.record(ALL) as seen, torch.no_grad():
+        reader.model(x)
+    return reader.views(seen, ALL, reader.strides)
+
+
+def tensors(view) -> list[torch.Tensor]:
+    fields = [getattr(view, f) for f in FIELDS if getattr(view, f) is not None]
+    return [t for f in fields for t in (f if isinstance(f, tuple) else (f,))]
+
+
+@pytest.mark.parametrize("family, branches", ASKED)
+def test_it_says_what_the_unfused_original_says(family, branches):
+    """Folding batch norms, dropping a branch or another memory layout must not change what the student learns."""
+    model, x = build(family), images()
+    expected, found = original(model, x), make(model, branches)(x)
+    assert tuple(found) == branches
+    for branch in branches:
+        pairs = zip(tensors(found[branch]), tensors(expected[branch]), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    if len(branches) == 1:
+        kept = {"one2many": "cv2", "one2one": "one2one_cv2"}[branches[0]]
+        head = model.model[-1]
+        assert [n for n in ("cv2", "one2one_cv2") if getattr(head, n, None) is not None] == [kept]
+
+
+def test_it_says_the_same_in_float32():
+    """The type it runs in: a float64 test alone would not see a sum that single precision cannot hold."""
+    model, x = build("yolo11n", dtype=torch.float32), images(dtype=torch.float32)
+    expected, found = original(model, x)["one2many"], make(model, ("one2many",))(x)["one2many"]
+    for a, b in zip(tensors(found), tensors(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_frozen():
+    """A teacher in train mode moves its statistics; one that requires grad costs memory and may be trained."""
+    teacher, x = make(build("yolo26n").train(), ("one2many", "one2one")), images()
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    found = teacher(x)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    head = teacher.model.model[-1]
+    assert head.training, "this flag gives raw outputs"
+    assert not any(m.training for m in teacher.model.modules() if m is not head)
+    for tensor in (t for view in found.values() for t in tensors(view)):
+        assert not tensor.requires_grad
+        assert not tensor.is_inference(), "an inference tensor cannot be saved for an adapter's backward pass"
+    assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["yolo11n", "yolo26n"])
+def test_a_teacher_of_maps_only_skips_its_head(family):
+    """The head is a third of a forward pass whose result nobody reads."""
+    model, x = build(family), images()
+    expected = original(model, x)["one2many"]
+    teacher = make(model, ("one2many",), frozenset({"neck", "backbone"}))
+    found = teacher(x)["one2many"]
+    assert isinstance(teacher.model.model[-1], nn.Identity)
+    for field in ("neck", "backbone"):
+        for a, b in zip(getattr(found, field), getattr(expected, field), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert found.logits is None
+    assert found.towers is None
+
+
+def test_a_teacher_of_towers_keeps_its_head():
+    """Towers are maps too, but inside the head."""
+    teacher = make(build("yolo11n"), ("one2many",), frozenset({"towers"}))
+    assert len(teacher(images())["one2many"].towers) == 6
+
+
+def test_a_copy_is_the_teacher_itself():
+    """AutoBatch deep-copies the model that trains: a second teacher would spoil its memory estimate."""
+    teacher = make(build("yolo11n"), ("one2many",), frozenset(MAPS))
+    assert copy.deepcopy({"a": [teacher]})["a"][0] is teacher
+
+
+class Bomb:
+    """A pickle that touches a file when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def text(file: Path, teacher: Path) -> None:
+    file.write_text("https://example.org/big.pt\n")
+
+
+def empty(file: Path, teacher: Path) -> None:
+    file.touch()
+
+
+def truncated(file: Path, teacher: Path) -> None:
+    file.write_bytes(teacher.read_bytes()[:1_000_000])
+
+
+def flipped(file: Path, teacher: Path) -> None:
+    content = bytearray(teacher.read_bytes())
+    content[:4000] = bytes(4000)
+    file.write_bytes(content)
+
+
+def segment(file: Path, teacher: Path) -> None:
+    YOLO("yolo11n-seg.yaml").save(file)
+
+
+def torchscript(file: Path, teacher: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), file)
+
+
+def other_dictionary(file: Path, teacher: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, file)
+
+
+def other_network(file: Path, teacher: Path) -> None:
+    torch.save({"model": nn.Sequential(nn.Linear(2, 2))}, file)
+
+
+def bomb(file: Path, teacher: Path) -> None:
+    torch.save({"model": Bomb(file.with_name("marker"))}, file)
+
+
+def bare_bomb(file: Path, teacher: Path) -> None:
+    file.write_bytes(pickle.dumps(Bomb(file.with_name("marker"))))
+
+
+def bomb_in_a_real_checkpoint(file: Path, teacher: Path) -> None:
+    torch.save({**torch.load(teacher, weights_only=False), "note": Bomb(file.with_name("marker"))}, file)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*(TorchScript|pickle protocol)")
+@pytest.mark.parametrize(
+    "write",
+    [
+        text, empty, truncated, flipped, segment, torchscript, other_dictionary, other_network,
+        bomb, bare_bomb, bomb_in_a_real_checkpoint,
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_teacher_is_refused_and_runs_no_code(write, tmp_path, teacher):
+    """One sentence that names the file, and nothing that the file wants to be run is run."""
+    file = tmp_path / "big.pt"
+    write(file, teacher)
+    with pytest.raises(UsageError) as refusal:
+        YoloReader(load(locate(file)))
+    assert refusal.value.code == 2
+    assert "big.pt" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "marker").exists()
+    if write is segment:
+        assert "segment" in str(refusal.value)
+
+
+def test_the_bomb_would_go_off_elsewhere(tmp_path):
+    """Else the test above proves nothing."""
+    bare_bomb(tmp_path / "big.pt", tmp_path)
+    pickle.loads((tmp_path / "big.pt").read_bytes())
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("given", ["gone.pt", "folder.pt", "big.yaml", "big.onnx", "big", "", None, 3, True])
+def test_what_is_no_checkpoint_is_refused_before_it_is_opened(given, tmp_path, monkeypatch):
+    """Without this a run ends in a traceback after its folder was made, or downloads something."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(UsageError) as refusal:
+        locate(given)
+    assert refusal.value.code == 2
+    assert f"teacher={given}" in str(refusal.value).replace("'", "")
+
+
+def test_a_path_becomes_absolute_and_an_official_name_stays(tmp_path, monkeypatch):
+    """A resumed run or a DDP worker may start in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big.pt").touch()
+    assert locate("big.pt") == str(tmp_path.resolve() / "big.pt")
+    assert locate(Path("big.pt")) == str(tmp_path.resolve() / "big.pt")
+    assert locate("yolo11s.pt") == "yolo11s.pt"
+
+
+def test_a_real_checkpoint_loads(teacher):
+    """In eval mode, in float32, with its classes."""
+    model = load(locate(teacher))
+    assert not model.training
+    assert next(model.parameters()).dtype == torch.float32
+    assert model.names[9] == "ankle-boot"
