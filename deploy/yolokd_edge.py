@@ -133,16 +133,19 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
     if metadata["task"] != "detect" or metadata.get("head") == "RTDETRDecoder":
         what = metadata.get("head") if metadata["task"] == "detect" else metadata["task"]
         raise EdgeError(f"{path} is a {what} model; only YOLO detectors are read here.")
-    if int(metadata.get("channels", 3)) != 3:
+    if metadata.get("channels", "3") != "3":
         raise EdgeError(f"{path} takes {metadata['channels']} channels; only colour images (3) are read here.")
     entry = _yolokd_entry(metadata, path)
     args = _literal(metadata, "args", path) if "args" in metadata else {}
     end2end = _literal(metadata, "end2end", path) if "end2end" in metadata else False
     output = entry.get("output_contract") or (NMS if args.get("nms") else E2E if end2end else RAW)
-    imgsz = _literal(metadata, "imgsz", path)
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    names = {int(k): str(v) for k, v in dict(_literal(metadata, "names", path)).items()}
-    return Contract(output, names, (int(height), int(width)), _precision(args), entry, metadata)
+    imgsz, names = _literal(metadata, "imgsz", path), _literal(metadata, "names", path)
+    try:
+        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else map(int, imgsz)
+        names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        raise EdgeError(f"{path}: the metadata entries 'imgsz' and 'names' are not a size and class names.") from None
+    return Contract(output, names, (height, width), _precision(args), entry, metadata)
 
 
 def check_output_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
@@ -193,7 +196,8 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inter = np.maximum(width, 0) * np.maximum(height, 0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
     with np.errstate(divide="ignore", invalid="ignore"):
-        return inter / union
+        ratio: np.ndarray = inter / union
+    return ratio
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou: float, max_det: int) -> np.ndarray:
@@ -262,7 +266,7 @@ def _open(path: Path, provider: str, threads: int) -> Any:
     if active[0] != wanted[0]:
         raise EdgeError(f"{wanted[0]} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
     nodes = assigned_nodes(session)
-    if nodes is not None and not nodes.get(wanted[0]):
+    if nodes and not nodes.get(wanted[0]):
         raise EdgeError(f"{wanted[0]} was asked for, but took no node of {path}.", PROVIDER)
     return session
 
@@ -299,6 +303,8 @@ class Detector:
         conf: Detections at or below this score are dropped.
         iou: Overlap above which NMS drops the weaker box of a class (raw contract only).
         max_det: Most detections a frame.
+
+    A file with NMS inside has its own conf, iou and max_det baked in; conf and max_det can only narrow them.
     """
 
     def __init__(
@@ -387,7 +393,8 @@ class Detector:
             rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
         # float32 on purpose: far offsets round the boxes, and the reference rounds them the same way
         kept = nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)
-        return np.take(rows, kept, 0)
+        best: np.ndarray = rows[kept]
+        return best
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
@@ -410,7 +417,7 @@ def read_image(path: Path) -> np.ndarray:
     """Decode an image file as a frame (H, W, 3) BGR uint8."""
     try:
         data = np.fromfile(str(path), np.uint8)
-        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        frame: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except (OSError, cv2.error):
         frame = None
     if frame is None:
@@ -939,7 +946,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def draw(frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> np.ndarray:
     """A copy of the frame with boxes, class names and scores on it."""
     out = frame.copy()
-    scale = max(out.shape[:2]) / 1000 + 0.25
+    scale = max(out.shape[:2]) / 1200 + 0.2
     for x1, y1, x2, y2, conf, cls in detections.tolist():
         colour = tuple(int(c) for c in np.random.RandomState(int(cls)).randint(60, 230, 3))
         corner = (int(x1), int(y1))

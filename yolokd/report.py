@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # colour-blind safe
 STAGE_COLOURS = {"pre": "#A6CEE3", "infer": "#1F78B4", "post": "#FDBF6F"}
+DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))  # where a label goes, best first
 MARKS = {"p50": "o", "p90": "s", "p99": "D"}
 
 
@@ -57,10 +58,11 @@ def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, 
     labels = _labels(records)
     _distribution(spread, records, series, labels)
     _stages(stages, records, labels)
-    runtime, protocol = records[0]["runtime"], records[0]["protocol"]
+    runtime, protocol, device = (records[0][key] for key in ("runtime", "protocol", "device"))
+    threads = f"{runtime['intra_threads']} thread" + ("s" if runtime["intra_threads"] != 1 else "")
     figure.suptitle(
-        f"Latency of one frame: {records[0]['device']['cpu_model']}, {runtime['providers_active'][0]}, "
-        f"{runtime['intra_threads']} thread(s), profile {protocol['profile']}",
+        f"Latency of one frame: {device['cpu_model'] or device['kind']}, {runtime['providers_active'][0]}, "
+        f"{threads}, profile {protocol['profile']}",
         fontsize=11,
     )
     return _save(figure, path)
@@ -70,24 +72,24 @@ def _distribution(
     axes: Axes, records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> None:
     """Share of frames that took at most x ms, with the percentiles marked on each curve."""
-    right = 0.0
+    curves, names, right = [], [], 0.0
     for k, record in enumerate(records):
         colour, total = COLOURS[k % len(COLOURS)], record["results"]["stages"]["total"]
         ms = np.sort(np.asarray(series[k]["total"])) / 1e6
-        axes.step(ms, np.arange(1, len(ms) + 1) / len(ms) * 100, where="post", color=colour, linewidth=1.6)
+        curves += axes.step(ms, np.arange(1, len(ms) + 1) / len(ms) * 100, where="post", color=colour, linewidth=1.6)
         known = {key: total[key] for key in MARKS if total[key] is not None}
         for key, value in known.items():
             axes.plot(value, float(key[1:]), MARKS[key], color=colour, markersize=6, markeredgecolor="white")
         figures = ", ".join(f"{key} {value:.2f}" for key, value in known.items())
-        axes.plot([], [], color=colour, label=f"{labels[k]}: {figures}, max {total['max']:.2f} ms (n {len(ms)})")
+        names.append(f"{labels[k]}: {figures}, max {total['max']:.2f} ms (n {len(ms)})")
         right = max(right, total["p99"] or total["max"])
-    for key, marker in MARKS.items():
-        if any(r["results"]["stages"]["total"][key] is not None for r in records):
-            axes.plot([], [], marker, color="#555555", linestyle="none", label=key)
+    used = [key for key in MARKS if any(r["results"]["stages"]["total"][key] is not None for r in records)]
+    marks = [axes.plot([], [], MARKS[key], color="#555555")[0] for key in used]
+    axes.add_artist(axes.legend(marks, used, loc="lower right", fontsize=8))
     _bare(axes, "both")
     axes.set(xlim=(0, right * 1.12), ylim=(0, 102), xlabel="total latency (ms)", ylabel="frames at or below (%)")
     axes.set_title("Distribution", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False)
+    axes.legend(curves, names, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False)
 
 
 def _stages(axes: Axes, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
@@ -131,7 +133,8 @@ def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> P
     _bare(axes, "both")
     right = max(float(p.get("p90_ms") or p["p50_ms"]) for p in points)
     margin = max(0.25 * (max(y) - min(y)), 2.0)
-    axes.set(xlim=(0, right * 1.25), ylim=(max(0.0, min(y) - margin), min(100.0, max(y) + margin)))
+    top, bottom = max(y) + margin, min(y) - margin
+    axes.set(xlim=(0, right * 1.25), ylim=(max(bottom, -0.05 * top), top))  # a point at 0 shows whole
     axes.set(xlabel="total latency of one frame (ms): p50, bar to p90", ylabel="mAP50 (%)")
     axes.set_title("Accuracy against latency", fontsize=11)
     _place_labels(figure, axes, points, x, y)
@@ -153,42 +156,47 @@ def _place_labels(
     """Put each label at the nearest spot around its point that hides no other label, point or error bar."""
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # fixes the layout, so that positions in pixels are final
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout stays as drawn, so that positions in pixels are final
     taken = []
     for k, point in enumerate(points):
         left, level = axes.transData.transform((x[k], y[k]))
         end = axes.transData.transform((float(point.get("p90_ms") or x[k]), y[k]))[0]
         taken.append(Bbox.from_extents(left - 12, level - 12, max(end, left) + 8, level + 12))
     for k, point in enumerate(points):
-        taken.append(_place(axes, _text(point), (x[k], y[k]), COLOURS[k % len(COLOURS)], taken))
+        others = taken[:k] + taken[k + 1 :]  # a label may come near its own point
+        taken += _place(axes, _text(point), (x[k], y[k]), COLOURS[k % len(COLOURS)], others)
 
 
-def _place(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> Bbox:
-    frame = axes.get_window_extent()
-    best: tuple[int, Any] | None = None
-    for radius, (dx, dy) in product((10, 22, 36, 52, 70), ((0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))):
-        label = axes.annotate(
-            text,
-            at,
-            xytext=(dx * radius, dy * radius),
-            textcoords="offset points",
-            ha=("right", "center", "left")[dx + 1],
-            va="bottom" if dy > 0 else "top",
-            fontsize=8,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if radius > 10 else None,
-        )
-        box = label.get_window_extent()
-        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        clashes = sum(box.overlaps(other) for other in taken) + (0 if inside else 1)
-        if best is not None and clashes >= best[0]:
-            label.remove()
-            continue
-        if best is not None:
-            best[1].remove()
-        best = (clashes, label)
-        if clashes == 0:
-            break
+def _place(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> list[Bbox]:
+    """Write a label for the point `at`; returns the boxes, in pixels, that it and the line to its point take up."""
+    style: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center", "fontsize": 8}
+    label = axes.annotate(text, at, (0, 0), **style)
+    size, frame, point = label.get_window_extent(), axes.get_window_extent(), axes.transData.transform(at)
+    label.remove()
+    best: tuple[int, int, tuple[float, float], list[Bbox]] | None = None
+    for radius, (dx, dy) in product((14, 40, 70, 100, 140, 180, 220), DIRECTIONS):
+        shift = (dx * (radius + size.width / 2), dy * (radius + size.height / 2))
+        boxes = _label_boxes(point, shift, size, radius)
+        text_box = boxes[0]
+        outside = text_box.x0 < frame.x0 or text_box.x1 > frame.x1 or text_box.y0 < frame.y0 or text_box.y1 > frame.y1
+        hidden = [sum(box.overlaps(other) for other in taken) for box in boxes]
+        clashes = 100 * (hidden[0] + outside) + sum(hidden[1:])  # text over something is worse than a line over it
+        if best is None or clashes < best[0]:
+            best = (clashes, radius, shift, boxes)
     assert best is not None
-    found: Bbox = best[1].get_window_extent()
-    return found
+    _, radius, shift, boxes = best
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6} if radius > 14 else None
+    axes.annotate(text, at, shift, color=colour, arrowprops=line, **style)
+    return boxes
+
+
+def _label_boxes(point: np.ndarray, shift: tuple[float, float], size: Bbox, radius: int) -> list[Bbox]:
+    """The box of a label's text, then small boxes along the line to its point if it is far enough to have one."""
+    from matplotlib.transforms import Bbox
+
+    centre = point + np.array(shift)
+    text = Bbox.from_bounds(centre[0] - size.width / 2, centre[1] - size.height / 2, size.width, size.height)
+    steps = np.linspace(0, 1, 30) if radius > 14 else ()
+    dots = [point + step * np.array(shift) for step in steps]
+    return [text] + [Bbox.from_bounds(d[0] - 1, d[1] - 1, 2, 2) for d in dots if not text.contains(*d)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.deploy import yolokd_edge  # type: ignore[import-not-found]  # lies in deploy/, unknown to mypy
+from yolokd.deploy import yolokd_edge
 
 
 def bench(
