@@ -560,7 +560,6 @@ UNAVAILABLE = {  # fields of the schema that no run of this version can fill
     "model.ir": "ONNX Runtime does not tell it",
     "model.int8": LATER,
     "model.train_run": LATER,
-    "parity": LATER,
     "runtime.trt": LATER,
     "runtime.cuda": LATER,
     "device.soc": LATER,
@@ -672,6 +671,14 @@ def _accuracy(contract: Contract, missing: dict[str, str]) -> dict[str, Any] | N
     return out
 
 
+def _parity(contract: Contract, missing: dict[str, str]) -> dict[str, Any] | None:
+    """What the export was checked with on the host; null for a file that nobody checked."""
+    given: dict[str, Any] | None = contract.meta.get("parity")
+    if not given:
+        missing["parity"] = "not in the model's metadata"
+    return given or None
+
+
 def _runtime(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
     nodes, active = assigned_nodes(detector.session), detector.session.get_providers()
     if nodes is None:
@@ -767,7 +774,7 @@ def _record(run: Run, duration_s: float, limits: Limits, first_run_ms: float, sh
         "seed": shared["seed"],
         "model": _model(detector, missing),
         "accuracy": _accuracy(detector.contract, missing),
-        "parity": None,
+        "parity": _parity(detector.contract, missing),
         "runtime": _runtime(detector, missing),
         "device": _device(missing),
         "clocks": None,

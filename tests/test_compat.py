@@ -56,6 +56,17 @@ def test_the_check_comes_before_the_import_that_would_fail(use):
     assert done.returncode == (2 if use == "CLI" else 1)
 
 
+@pytest.mark.parametrize(
+    ("contract", "now", "before"),
+    [("raw", None, (False, False)), ("e2e", False, (False, True)), ("nms", True, (True, False))],
+)
+def test_the_head_is_chosen_in_the_words_of_the_version(contract, now, before, monkeypatch):
+    """8.4.142 dropped `end2end` and gave `nms` a third value; the older one refuses None."""
+    assert compat.head_arguments(contract) == {"nms": now}
+    monkeypatch.setitem(ultralytics.utils.DEFAULT_CFG_DICT, "end2end", None)
+    assert compat.head_arguments(contract) == dict(zip(("nms", "end2end"), before, strict=True))
+
+
 def test_every_override_of_the_trainer_is_on_the_list():
     """An override that upstream renames is silently never called again: the distillation would not happen."""
     listed = {name.removeprefix("BaseTrainer.") for _, name, _ in compat.INTERNALS if name.startswith("BaseTrainer.")}

@@ -16,11 +16,14 @@ yolokd: train a small YOLO under a large one, export it, measure it.
   yolokd methods [NAME]                                   what method= may name, and the options of one
   yolokd version | help
 
-Every other argument of `yolo train` and `yolo export` is passed on (...).
+Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
 Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
 """
 CODES = (2, 4, 5)
+
+
+STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from yolokd.errors import UsageError
 
             raise UsageError(f"unknown verb {verb!r}{nearest(verb, VERBS)}.")
+        if verb in STAND_ON_ULTRALYTICS:
+            from yolokd import compat
+
+            compat.check()
         VERBS[verb](rest)
     except Exception as error:
         code = getattr(error, "code", None)

@@ -54,6 +54,18 @@ def moved() -> list[str]:
     return missing
 
 
+def head_arguments(contract: str) -> dict[str, bool | None]:
+    """Arguments of Ultralytics' export and predict that choose a dual head's output: "raw", "e2e" or "nms".
+
+    Up to 8.4.141 an argument ``end2end`` chose the branch; since then ``nms`` alone does, with three values.
+    """
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    if "end2end" in DEFAULT_CFG_DICT:
+        return {"nms": contract == "nms", "end2end": contract == "e2e"}
+    return {"nms": {"raw": None, "e2e": False, "nms": True}[contract]}
+
+
 def check() -> None:
     """Raise CompatError, in one sentence with the installed version, when an internal has moved.
 

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.cfg import smart_value
+from ultralytics.cfg import get_cfg, smart_value
 from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.torch_utils import select_device
 
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.teacher import locate
 
 OURS = ("teacher", "method", "kd", "width", "depth")  # beside the dotted ones
+AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = ("augmentations", "save_dir")  # arguments that Ultralytics takes although its default.yaml has them not
 
 
@@ -36,7 +39,7 @@ def pairs(arguments: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"argument {argument!r} is not of the form key=value, such as epochs=100.")
         if key in found:
             raise UsageError(f"argument {key}= is given twice: {found[key]} and {value}; keep one.")
-        found[key] = value if key in {"name", "project"} else smart_value(value)
+        found[key] = value if key in AS_TYPED else smart_value(value)
     return found
 
 
@@ -48,13 +51,30 @@ def check_keys(given: Iterable[str], known: Iterable[str], what: str = "option")
             raise UsageError(f"unknown {what} {key!r}{nearest(key, known)}.")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ ": did you mean 'epochs'?" or, with nothing near, the whole list."""
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """ ", did you mean 'epochs'" or, with nothing near, the whole list."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if close:
         return f", did you mean {close[0]!r}"
-    return f"; known are {', '.join(known)}" if len(known) < 20 else ""
+    return f"; known are {', '.join(known)}" if len(known) < 20 else "; see `yolokd help` and `yolo cfg`"
+
+
+def check_values(arguments: dict[str, Any]) -> None:
+    """Ultralytics' own checks of its arguments' values, made here before it creates a folder or loads anything."""
+    device = str(arguments.get("device") or "")
+    try:
+        get_cfg(DEFAULT_CFG_DICT, {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT})
+        check_imgsz(arguments.get("imgsz", 640), max_dim=2)
+        if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
+            select_device(device, verbose=False)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"{one_line(error)}.") from error
+
+
+def one_line(error: Exception) -> str:
+    """The first paragraph of somebody else's exception as one line of at most 200 characters."""
+    return " ".join(str(error).strip().split("\n\n")[0].split())[:200].rstrip(". ")
 
 
 def fold(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +100,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         if fixed := [k for k in ours if k != "teacher"]:
             raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
         return {**theirs, **({"kd": {"teacher": locate(ours["teacher"])}} if ours.get("teacher") else {})}
+    if scaling := [k for k in ("width", "depth") if k in ours]:
+        raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k}
@@ -107,9 +129,12 @@ def methods(method: Any, dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
         method: a comma list of methods, a list of them, the path of a recipe, or the name of a shipped one.
         dotted: "cwd.tau" -> 2 and the like; the method must be among the chosen ones.
     """
-    chosen = read_recipe(str(method)) if is_recipe(method) else {key: {} for key in _keys(method)}
-    for key in chosen:
+    recipe = read_recipe(str(method)) if is_recipe(method) else {}
+    keys = list(recipe) or _keys(method)
+    for key in keys:
         check_method(key)
+    _check_once(keys)
+    chosen = {key: recipe.get(key, {}) for key in keys}
     for name, value in dotted.items():
         key, _, option = name.rpartition(".")
         check_method(key)
@@ -121,31 +146,41 @@ def methods(method: Any, dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _keys(method: Any) -> list[str]:
     keys = [str(k).strip() for k in (method if isinstance(method, (list, tuple)) else str(method).split(","))]
-    if twice := [k for k in keys if keys.count(k) > 1]:
-        raise UsageError(f"method={','.join(keys)} names {twice[0]} twice: keep one.")
+    if not all(keys):
+        raise UsageError(f"method={','.join(keys)} has an empty name in its list: write method=pkd,logit or so.")
     return keys
+
+
+def _check_once(keys: list[str]) -> None:
+    """Refuse a method named twice on one tap; its name alone means its first tap."""
+    seen = set()
+    for key in keys:
+        name, _, tap = key.partition("@")
+        place = (name, tap or next(iter(METHODS[name].taps), ""))
+        if place in seen:
+            raise UsageError(f"method={','.join(keys)} names {'@'.join(place).rstrip('@')} twice: keep one.")
+        seen.add(place)
 
 
 def check_method(key: str) -> None:
     """Refuse an unknown method or a tap that it has not."""
     name, at, tap = key.partition("@")
-    check_keys([name], METHODS, "method")
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}{nearest(name, [*METHODS, *shipped()])}.")
     if at and tap not in METHODS[name].taps:
         taps = ", ".join(METHODS[name].taps) or "none, it compares predictions"
         raise UsageError(f"method {key} has no tap {tap!r}; taps of {name}: {taps}.")
 
 
-def check_options(key: str, options: Any) -> dict[str, Any]:
+def check_options(key: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options of one method with its gain; refuses unknown names and values out of range."""
     cls = METHODS[key.partition("@")[0]]
-    if not isinstance(options, dict):
-        raise UsageError(f"options of {key} are {options!r}: write them as a mapping, such as {{gain: 0.5}}.")
     check_keys(options, ["gain", *(f.name for f in fields(cls.Options))], f"option of {key}:")
     gain = non_negative(f"{key}.gain", options.get("gain", 1.0))
     try:
         cls.Options(**{k: v for k, v in options.items() if k != "gain"})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{key}: {error}") from error
+        raise UsageError(str(error)) from error
     return {**options, "gain": gain}
 
 
@@ -163,13 +198,38 @@ def is_recipe(method: Any) -> bool:
 def read_recipe(method: str) -> dict[str, dict[str, Any]]:
     """Method key -> options from a recipe file: a mapping with the one key `methods`."""
     file = shipped().get(method, Path(method).expanduser())
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"method={method} does not exist{nearest(method, shipped())}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"method={method} is not a readable recipe: {' '.join(str(error).split())}") from error
+    if not file.is_file():
+        raise UsageError(f"method={method} does not exist; shipped recipes are {', '.join(shipped())}.")
+    recipe = _read_yaml("method", method, file)
     if not isinstance(recipe, dict) or not isinstance(recipe.get("methods"), dict) or not recipe["methods"]:
         raise UsageError(f"method={method} is not a recipe: it needs a mapping `methods:` of method names to options.")
     check_keys(recipe, ["methods"], f"key in the recipe {method}:")
-    return {str(key): {} if options is None else options for key, options in recipe["methods"].items()}
+    return {str(key): _read_options(key, options) for key, options in recipe["methods"].items()}
+
+
+def _read_options(key: Any, options: Any) -> dict[str, Any]:
+    if options is not None and not isinstance(options, dict):
+        raise UsageError(f"options of {key} are {options!r}: write them as a mapping, such as {{gain: 0.5}}.")
+    return {str(k): _typed(v) for k, v in (options or {}).items()}
+
+
+def _typed(value: Any) -> Any:
+    return smart_value(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a word
+
+
+def read_arguments(cfg: Any) -> dict[str, Any]:
+    """The arguments in a file given as cfg=, ours among them, the dotted ones too."""
+    file = Path(str(cfg)).expanduser()
+    if not file.is_file():
+        raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments, such as `epochs: 100`.")
+    arguments = _read_yaml("cfg", cfg, file)
+    if not isinstance(arguments, dict):
+        raise UsageError(f"cfg={cfg} is not a mapping of arguments: write lines such as `epochs: 100`.")
+    return {str(k): v if k in AS_TYPED else _typed(v) for k, v in arguments.items()}
+
+
+def _read_yaml(key: str, value: Any, file: Any) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{key}={value} is not a readable YAML file: {one_line(error)}.") from error

@@ -35,6 +35,8 @@ def bench(
         One record a model, schema yolokd.latency/1, times in ms. `report.json` in the run folder holds the same.
     """
     paths = [models] if isinstance(models, str | Path) else list(models)
+    if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes and cost a report
+        raise yolokd_edge.EdgeError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         raise yolokd_edge.EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")
     frames = yolokd_edge.read_frames(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,20 +12,28 @@ from typing import Any
 import onnx
 from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.nn.modules.head import Detect
+from ultralytics.utils import LOGGER
 
-from yolokd import __version__, config, parity
-from yolokd.deploy.yolokd_edge import E2E, NMS, RAW, Detector, list_images
+from yolokd import __version__, compat, config, parity
+from yolokd.deploy.yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
 from yolokd.errors import UsageError
 
-CONTRACTS = {"raw": (None, RAW), "e2e": (False, E2E), "nms": (True, NMS)}  # choice -> (Ultralytics' nms=, contract)
-REFUSED = {
-    "format": "yolokd exports ONNX; for other formats use `yolo export`",
-    "nms": "choose the output with contract=raw, contract=e2e or contract=nms",
-    "dynamic": "the runtime measures files of one fixed shape; export one file a size",
-    "quantize": "parity is proven for full precision only so far",
-    "half": "parity is proven for full precision only so far",
-    "int8": "parity is proven for full precision only so far",
+CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
+TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract
+BAKED = {
+    "raw": (),
+    "e2e": ("max_det",),
+    "nms": ("conf", "iou", "max_det", "agnostic_nms"),
+}  # further ones, in the graph
+REFUSED = {  # argument -> (its one value that says nothing new, what to do instead)
+    "format": ("onnx", "yolokd exports ONNX; for other formats use `yolo export`"),
+    "nms": (None, "choose the output with contract=raw, contract=e2e or contract=nms"),
+    "dynamic": (None, "the runtime measures files of one fixed shape; export one file a size"),
+    "batch": (1, "the runtime takes one image at a time"),
+    "quantize": (32, "parity is proven for full precision only so far"),
+    "half": (None, "parity is proven for full precision only so far"),
+    "int8": (None, "parity is proven for full precision only so far"),
 }
 
 
@@ -46,7 +55,8 @@ def export(
         source: image or folder to compare PyTorch and onnxruntime on; by default two photographs that Ultralytics
             installs and images of the checkpoint's own validation split, where it is present.
         exist_ok: whether `out` may replace a file.
-        **arguments: Ultralytics' export arguments, such as imgsz or opset.
+        **arguments: Ultralytics' export arguments: imgsz, opset, simplify, device, verbose; with contract="nms" also
+            those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
 
     Returns:
         Path of the ONNX file, whose metadata entry "yolokd" tells teacher, methods, data set, accuracy and parity.
@@ -55,11 +65,15 @@ def export(
         UsageError: something asked for cannot be done.
         ParityError: the file computes something else than the checkpoint; it is not kept.
     """
-    checkpoint, target, nms, wanted = _check_request(model, out, contract, exist_ok, arguments)
-    images = list_images(source) if source else None
+    checkpoint, target, wanted = _check_request(model, out, contract, exist_ok, arguments)
+    images = list_images(str(source)) if source else None
+    if images:
+        read_image(images[0])  # what is no image is found before the export
     student = _open(checkpoint)
     if contract == "e2e" and getattr(student.model.model[-1], "one2one_cv2", None) is None:
         raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} has not: choose raw or nms.")
+    if not isinstance(student.model.model[-1], Detect):
+        raise UsageError(f"model={checkpoint} is no YOLO: yolokd exports models with a Detect head so far.")
     made_by = student.ckpt.get("yolokd") or {}
     if "imgsz" not in arguments:
         arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
@@ -67,22 +81,30 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         # A copy, because Ultralytics writes beside the checkpoint and over what is there.
         copy = Path(shutil.copy(checkpoint, folder))
-        file = Path(YOLO(copy).export(format="onnx", nms=nms, **arguments))
+        file = _to_onnx(copy, {**compat.head_arguments(contract), **arguments})
         graph = onnx.load(file)
         onnx.checker.check_model(graph)
         if (got := Detector(file).contract.output) != wanted:
             raise UsageError(
                 f"contract={contract} was asked for and Ultralytics exported {got}: choose another contract."
             )
-        figures = parity.check(checkpoint, file, images)
+        figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments))
         entry = describe(made_by, wanted) | {"parity": figures}
         onnx.helper.set_model_props(
             graph, {p.key: p.value for p in graph.metadata_props} | {"yolokd": json.dumps(entry)}
         )
         onnx.save(graph, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
     LOGGER.info(f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures)}")
     return target
+
+
+def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
+    try:
+        return Path(YOLO(checkpoint).export(format="onnx", **arguments))
+    except AssertionError as error:  # how the exporter refuses an argument, such as opset=3
+        raise UsageError(f"Ultralytics refuses to export: {config.one_line(error)}.") from error
 
 
 def describe(made_by: dict[str, Any], contract: str) -> dict[str, Any]:
@@ -96,39 +118,55 @@ def describe(made_by: dict[str, Any], contract: str) -> dict[str, Any]:
         "methods": made_by.get("methods"),
         "gain": made_by.get("gain"),
         "dataset": made_by.get("dataset"),
-        # The accuracy was measured on the raw head with NMS; the NMS-free head's is another.
-        "accuracy": accuracy if contract != E2E else None,
+        # A dual head's two branches differ in accuracy: only the validated one's is known.
+        "accuracy": accuracy if accuracy and accuracy["end2end"] == (contract == E2E) else None,
     }
 
 
 def _check_request(
     model: str | Path, out: str | Path | None, contract: str, exist_ok: bool, arguments: dict[str, Any]
-) -> tuple[Path, Path, bool | None, str]:
-    checkpoint = Path(model).expanduser()
+) -> tuple[Path, Path, str]:
+    checkpoint = Path(str(model)).expanduser()
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
         raise UsageError(f"model={model} is not a checkpoint: give the trained student's .pt file.")
-    for key, remedy in REFUSED.items():
-        if arguments.get(key) and str(arguments[key]).lower() not in {"onnx", "32", "fp32"}:
-            raise UsageError(f"{key}={arguments[key]} is not for `yolokd export`: {remedy}.")
-        arguments.pop(key, None)
-    config.check_keys(arguments, DEFAULT_CFG_DICT)
     if contract not in CONTRACTS:
         raise UsageError(f"contract={contract} is unknown{config.nearest(contract, CONTRACTS)}.")
-    target = Path(out).expanduser() if out else checkpoint.with_suffix(".onnx")
+    for key, (same, remedy) in REFUSED.items():
+        if (value := arguments.pop(key, None)) and value != same:
+            raise UsageError(f"{key}={value} is not for `yolokd export`: {remedy}.")
+    ours = ("model", "out", "contract", "source", "exist_ok")
+    config.check_keys(arguments, [*TAKEN, *BAKED["nms"], *ours])
+    for key in arguments:
+        if key not in (*TAKEN, *BAKED[contract]):
+            raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
+    config.check_values(arguments)
+    if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes and cost a file
+        raise UsageError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
+    target = Path(str(out)).expanduser() if out else checkpoint.with_suffix(".onnx")
     if target.suffix != ".onnx":
         raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
     if target.exists() and not exist_ok:
         raise UsageError(f"{target} exists already: name another file with out=, or allow it with exist_ok=True.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return checkpoint, target, *CONTRACTS[contract]
+    above = next(p for p in target.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"out={target} cannot be written, {above} is no folder of yours: name a file elsewhere.")
+    return checkpoint, target, CONTRACTS[contract]
+
+
+def _thresholds(contract: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the file decides with, so that the reference can decide the same; Ultralytics bakes in conf 0.25."""
+    baked = {k: arguments[k] for k in BAKED[contract] if arguments.get(k) is not None}
+    return {"conf": 0.25, **baked} if contract == "nms" else baked
 
 
 def _open(checkpoint: Path) -> YOLO:
     try:
         student = YOLO(checkpoint)
     except Exception as error:  # damaged and foreign files end in a dozen exception types
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"model={checkpoint} is not a checkpoint that Ultralytics can open: {reason}") from error
+        raise UsageError(
+            f"model={checkpoint} is not a checkpoint that Ultralytics can open ({config.one_line(error)}); "
+            "give a .pt file that `yolo val` opens."
+        ) from error
     if student.task != "detect":
         raise UsageError(f"model={checkpoint} is for the task {student.task}: yolokd exports detection models so far.")
     return student

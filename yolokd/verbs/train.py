@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 from ultralytics import YOLO
-from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, USER_CONFIG_DIR
+from ultralytics.utils import USER_CONFIG_DIR
 
 from yolokd import config, teacher
 from yolokd.detectors.yolo import YoloReader
@@ -32,11 +32,14 @@ def train(**arguments: Any) -> YOLO:
     Raises:
         UsageError: something asked for cannot be done; nothing was written and no epoch run.
     """
-    scaling = {k: arguments.pop(k) for k in ("width", "depth") if arguments.get(k) is not None}
+    if arguments.get("cfg"):
+        arguments = {**config.read_arguments(arguments.pop("cfg")), **arguments}
+    config.non_negative("kd", arguments.get("kd", 1.0))  # folded options, a dict, are not for users
     if arguments.get("resume"):
         return _resume(arguments)
     if not arguments.get("model"):
         raise UsageError("no student: give a model, such as model=yolo11n.yaml or model=yolo11n.pt.")
+    scaling = {k: v for k in ("width", "depth") if (v := arguments.pop(k, None)) is not None}
     folded = config.fold(arguments)
     _check_arguments(folded)
     model = scaled(str(arguments["model"]), **scaling) if scaling else arguments["model"]
@@ -61,25 +64,28 @@ def _resume(arguments: dict[str, Any]) -> YOLO:
     return student
 
 
-def _open_student(model: Any) -> YOLO:
+def _open_student(model: Any, key: str = "model") -> YOLO:
     try:
         student = YOLO(str(model))
-        assert student.model is not None
     except Exception as error:  # a missing, damaged or foreign file ends in a dozen exception types
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"model={model} is not a model that Ultralytics can open: {reason}") from error
+        raise UsageError(
+            f"{key}={model} is not a model that Ultralytics can open ({config.one_line(error)}); "
+            "give a YOLO detection model, such as yolo11n.yaml or a trained .pt file."
+        ) from error
+    if not isinstance(student.model, nn.Module):
+        raise UsageError(f"{key}={model} cannot be trained: give a model's YAML or a trained .pt file.")
     if student.task != "detect":
-        raise UsageError(f"model={model} is for the task {student.task}: yolokd distils detection models so far.")
+        raise UsageError(f"{key}={model} is for the task {student.task}: yolokd distils detection models so far.")
     return student
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
-    """Ultralytics' own check of names and values, before any folder is made."""
-    theirs = {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT}
-    try:
-        get_cfg(DEFAULT_CFG_DICT, theirs)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+    """What can be seen in the arguments alone and would stop a run only after it made its folder."""
+    config.check_values(arguments)
+    if (task := arguments.get("task") or "detect") != "detect":
+        raise UsageError(f"task={task}: yolokd distils detection models so far, leave task= out.")
+    if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
+        _open_student(pretrained, "pretrained")
     folder = arguments.get("save_dir")
     if folder and (Path(folder) / "weights").exists():
         raise UsageError(f"save_dir={folder} already holds a run: choose another folder.")
@@ -101,7 +107,9 @@ def _read_data(data: Any) -> dict[str, Any]:
     try:
         return check_det_dataset(str(data))  # type: ignore[no-any-return]
     except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
-        raise UsageError(f"data={data} cannot be used: {' '.join(str(error).split())}") from error
+        raise UsageError(
+            f"data={data} cannot be used ({config.one_line(error)}); give a data set's YAML whose folders exist."
+        ) from error
 
 
 def scaled(model: str, width: float | None = None, depth: float | None = None) -> str:
@@ -122,7 +130,7 @@ def scaled(model: str, width: float | None = None, depth: float | None = None) -
     try:
         layout = yaml_model_load(model)
     except Exception as error:
-        raise UsageError(f"model={model} cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"model={model} cannot be read: {config.one_line(error)}.") from error
     scale = layout.pop("scale") or next(iter(layout.get("scales", {})), "")
     if scale not in layout.get("scales", {}):
         raise UsageError(f"model={model} has no scales: width= and depth= need a family's YAML, such as yolo11n.yaml.")

@@ -1,0 +1,118 @@
+"""The command line: verbs, exit codes, and what an import costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+from cli_for_tests import refusal
+
+import yolokd
+from yolokd import cli
+from yolokd.errors import ParityError
+
+SCRIPT = Path(sys.executable).with_name("yolokd")
+
+
+def python(code: str) -> str:
+    """Output of a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["-h"], ["train", "--help"], ["export", "-h"]])
+def test_help_names_every_public_verb(argv, capsys):
+    assert cli.main(argv) == 0
+    text = capsys.readouterr().out
+    assert all(f"yolokd {verb}" in text for verb in ("train", "export", "bench", "demo", "methods", "version"))
+
+
+@pytest.mark.parametrize("argv", [["version"], ["--version"]])
+def test_version(argv, capsys):
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == yolokd.__version__ + "\n"
+
+
+@pytest.mark.parametrize(("verb", "meant"), [("trian", "'train'"), ("exprt", "'export'"), ("Train", "'train'")])
+def test_an_unknown_verb_is_refused_with_the_nearest(verb, meant, capsys, tmp_path):
+    said = refusal(capsys, tmp_path, verb, "epochs=3")
+    assert repr(verb) in said and meant in said
+
+
+def test_a_verb_like_none_is_refused_with_the_list(capsys, tmp_path):
+    assert "known are train, export" in refusal(capsys, tmp_path, "qqqqqq")
+
+
+@pytest.mark.parametrize("rest", [["--data-only"], ["--data-only", "a", "b"], ["sed=3"]])
+def test_demo_refuses_what_it_does_not_know(rest, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refusal(capsys, tmp_path, "demo", *rest)
+
+
+def test_bench_refuses_what_is_not_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "images").mkdir()
+    photo = Path(__import__("ultralytics").__file__).parent / "assets" / "bus.jpg"
+    assert "no model" in refusal(capsys, tmp_path, "bench", f"source={photo}")
+    assert "no images" in refusal(capsys, tmp_path, "bench", "model=text.onnx")
+    assert "text.onnx" in refusal(capsys, tmp_path, "bench", "model=text.onnx", f"source={photo}")
+    assert "none.onnx" in refusal(capsys, tmp_path, "bench", "model=none.onnx", f"source={photo}")
+    assert "images" in refusal(capsys, tmp_path, "bench", "model=text.onnx", "source=images")
+    said = refusal(capsys, tmp_path, "bench", "model=text.onnx", f"source={photo}", "profil=smoke")
+    assert "'profil', did you mean 'profile'" in said
+
+
+@pytest.mark.parametrize(("error", "code"), [(ParityError("differs"), 5), (ValueError("a bug"), None)])
+def test_only_what_a_user_can_mend_becomes_an_exit_code(error, code, monkeypatch, capsys):
+    def fail(rest):
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "version", fail)
+    if code is None:
+        with pytest.raises(type(error)):
+            cli.main(["version"])
+    else:
+        assert cli.main(["version"]) == code
+        assert capsys.readouterr().err == f"yolokd: {error}\n"
+
+
+def test_an_http_error_is_no_exit_code(monkeypatch):
+    """It has a `code` of its own, 404 or so."""
+
+    def fail(rest):
+        raise HTTPError("http://localhost", 404, "gone", None, None)
+
+    monkeypatch.setitem(cli.VERBS, "version", fail)
+    with pytest.raises(HTTPError):
+        cli.main(["version"])
+
+
+def test_the_installed_command_exits_with_the_code_and_one_line(tmp_path):
+    run = subprocess.run([SCRIPT, "train", "epochs=1"], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("yolokd: no student") and run.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_the_package_and_asking_for_help_imports_nothing_heavy():
+    code = (
+        "import sys, yolokd, yolokd.cli as c; c.main(['version']); print({'torch', 'ultralytics'} & set(sys.modules))"
+    )
+    assert python(code).splitlines()[-1] == "set()"
+
+
+def test_public_names_are_functions_whatever_was_imported_before():
+    """`yolokd.train` is the function also after its module was imported, which binds names on packages."""
+    code = (
+        "import yolokd, yolokd.verbs.train, yolokd.verbs.export, yolokd.verbs.bench, yolokd.methods, inspect\n"
+        "print([inspect.isfunction(f) for f in (yolokd.train, yolokd.export, yolokd.bench)], type(yolokd.METHODS))"
+    )
+    assert python(code).strip() == "[True, True, True] <class 'dict'>"
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = yolokd.trian
