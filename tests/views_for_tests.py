@@ -16,7 +16,7 @@ from yolokd.methods import METHODS
 from yolokd.methods.base import Method
 from yolokd.views import FIELDS, MAPS, Spec, View
 
-SIZES = ((3, 4), (2, 2))  # H, W a level
+SIZES = ((4, 6), (2, 3))  # H, W a level, those of an image of 32 x 48 pixels
 STRIDES = (8, 16)
 OTHER_SIZES = [  # H, W a level of (student, teacher)
     (SIZES, SIZES),
@@ -35,6 +35,7 @@ class Pair:
     teacher_spec: Spec
     student: View
     teacher: View
+    batch: dict[str, Any]  # as Ultralytics' trainer gives it: images and ground truth
 
 
 def make_pair(
@@ -50,7 +51,26 @@ def make_pair(
         Spec(STRIDES, channels(w), k, BINS, n) for w, k, n in zip(widths, classes, ("small", "large"), strict=True)
     ]
     views = [make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype) for i in range(2)]
-    return Pair(specs[0], specs[1], views[0], views[1])
+    return Pair(specs[0], specs[1], views[0], views[1], make_batch(seed, batch, sizes[0]))
+
+
+def make_batch(seed: int, images: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> dict[str, Any]:
+    """Two objects on every image whose number is even, one on the others; boxes are xywh as fractions of the image."""
+    random = torch.Generator().manual_seed(1000 + seed)
+    height, width = (max(size[axis] * s for size, s in zip(sizes, STRIDES, strict=False)) for axis in (0, 1))
+    index = torch.tensor([i for i in range(images) for _ in range(2 - i % 2)], dtype=torch.float32)
+    centre, size = torch.rand(len(index), 2, generator=random), torch.rand(len(index), 2, generator=random)
+    return {
+        "img": torch.rand(images, 3, height, width, generator=random),
+        "cls": torch.randint(3, (len(index), 1), generator=random).float(),
+        "bboxes": torch.cat((0.25 + 0.5 * centre, 0.1 + 0.4 * size), -1),
+        "batch_idx": index,
+    }
+
+
+def without_objects(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same images with nothing on them."""
+    return {**batch, **{key: batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}}
 
 
 def channels(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -71,6 +91,7 @@ def make_view(
 
     points = sum(h * w for h, w in sizes)
     centres, sides = 12 * normal(batch, points, 2), 4 + 6 * normal(batch, points, 2).abs()
+    finish = Finish([normal(out, c, 1, 1) for out in (4 * BINS, classes) for c in widths])
     return View(
         strides=STRIDES,
         backbone=maps(),
@@ -79,7 +100,35 @@ def make_view(
         logits=2 * normal(batch, points, classes),
         boxes=torch.cat((centres - sides, centres + sides), -1),
         bins=normal(batch, points, 4, BINS),
+        finish=finish,
     )
+
+
+class Finish:
+    """Last head convolutions, box then class, level by level; boxes are decoded around the cells' centres."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.convs = [torch.nn.Conv2d(w.shape[1], len(w), 1, dtype=w.dtype).requires_grad_(False) for w in weights]
+        for i, (conv, weight) in enumerate(zip(self.convs, weights, strict=True)):
+            conv.weight.copy_(weight)
+            conv.bias.fill_(0.1 * i)
+
+    def __call__(self, towers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        maps = [conv(x) for conv, x in zip(self.convs, towers, strict=True)]
+        half = len(maps) // 2
+        sides, logits = (torch.cat([m.flatten(2) for m in part], -1).mT for part in (maps[:half], maps[half:]))
+        bins = sides.unflatten(-1, (4, BINS))
+        return {"logits": logits, "bins": bins, "boxes": decode(bins, [m.shape[-2:] for m in maps[:half]])}
+
+
+def decode(bins: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """Boxes (B, N, 4) from the expected side in cells; bins (B, N, 4, R)."""
+    centres = [
+        torch.tensor([(x + 0.5, y + 0.5) for y in range(h) for x in range(w)], dtype=bins.dtype) for h, w in sizes
+    ]
+    strides = torch.cat([torch.full((h * w, 1), s, dtype=bins.dtype) for s, (h, w) in zip(STRIDES, sizes, strict=True)])
+    sides = bins.softmax(-1) @ torch.arange(BINS, dtype=bins.dtype)
+    return torch.cat((torch.cat(centres) - sides[..., :2], torch.cat(centres) + sides[..., 2:]), -1) * strides
 
 
 def build(
@@ -110,9 +159,9 @@ def trainable(view: View) -> View:
 
 
 def tensors(view: View, field: str) -> list[Tensor]:
-    """A field's tensors: one a map, or the one."""
+    """A field's tensors: one a map, or the one; none of a function's."""
     value = getattr(view, field)
-    return list(value) if isinstance(value, tuple) else [value]
+    return list(value) if isinstance(value, tuple) else [value] if isinstance(value, Tensor) else []
 
 
 def reads(name: str, tap: str) -> list[str]:
@@ -190,7 +239,7 @@ def check(
     The reference gets views whose fields hold nested lists.
     """
     student = trainable(pair.student)
-    value = method(student, pair.teacher, {})
+    value = method(student, pair.teacher, pair.batch)
     s_lists, t_lists = (change(view, Tensor.tolist) for view in (pair.student, pair.teacher))  # type: ignore[arg-type]
     assert value.item() == pytest.approx(reference(s_lists, t_lists), rel=1e-9, abs=0)
     value.backward()

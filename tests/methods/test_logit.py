@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_equals_reference(tau, classes, shift):
         pair = make_pair(seed, batch=seed + 1, classes=(classes, classes))
         teacher = change(pair.teacher, lambda z: z + shift, ("logits",))
         assert (soft_count(teacher.logits.tolist()) == 1) == (shift < 0)
-        pair = type(pair)(pair.student_spec, pair.teacher_spec, pair.student, teacher)
+        pair = replace(pair, teacher=teacher)
         check(build("logit", pair, tau=tau), pair, reference(tau), ["logits"], seed)
 
 

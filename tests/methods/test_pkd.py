@@ -94,7 +94,7 @@ def test_constant_channel_is_finite():
 
 
 def swapped(pair):
-    return type(pair)(pair.teacher_spec, pair.student_spec, pair.teacher, pair.student)
+    return type(pair)(pair.teacher_spec, pair.student_spec, pair.teacher, pair.student, pair.batch)
 
 
 def test_gradient_of_standardise():

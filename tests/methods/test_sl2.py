@@ -93,7 +93,8 @@ def test_equals_ultralytics(batch):
     # its sum starts from a float32 zero, so that it is float32 even here
     assert losses[-1].item() == pytest.approx(6 * batch * levels * ours, rel=2e-6)
     # one level alone stays in float64
-    scores = pair.teacher.logits.sigmoid().amax(-1)[:, None, :12]
+    points = pair.teacher.neck[0][0, 0].numel()
+    scores = pair.teacher.logits.sigmoid().amax(-1)[:, None, :points]
     level = theirs.loss_sl2(None, method.adapters[0](pair.student.neck[0]), pair.teacher.neck[0], 0, (scores,))
     first = METHODS["sl2"](
         *(
@@ -105,9 +106,23 @@ def test_equals_ultralytics(batch):
     ).double()
     first.load_state_dict({k: v for k, v in method.state_dict().items() if k.startswith("adapters.0.")})
     one = [
-        type(v)(strides=v.strides[:1], neck=v.neck[:1], logits=v.logits[:, :12]) for v in (pair.student, pair.teacher)
+        type(v)(strides=v.strides[:1], neck=v.neck[:1], logits=v.logits[:, :points])
+        for v in (pair.student, pair.teacher)
     ]
     assert first(*one, {}).item() == pytest.approx(level.item(), rel=1e-12)
+
+
+def test_projector_has_ultralytics_form():
+    """Weights of its projector, built by its own code, load into ours."""
+    distill_model = pytest.importorskip("ultralytics.nn.distill_model")
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    nets = [tasks.DetectionModel(f"yolo11{size}.yaml", nc=2, verbose=False) for size in "sn"]
+    nets[1].args = SimpleNamespace(imgsz=32, dis=6.0)
+    theirs = distill_model.DistillationModel(*nets).projector
+    widths = [(layers[0].in_channels, layers[2].out_channels) for layers in theirs]
+    method = build("sl2", make_pair(widths=tuple(zip(*widths, strict=True)), sizes=(((1, 1),) * 3,) * 2))
+    method.adapters.load_state_dict(theirs.state_dict())
+    assert [type(m) for m in method.adapters[0]] == [type(m) for m in theirs[0]]
 
 
 def test_only_cells_that_the_teacher_believes_in_count():

@@ -23,8 +23,7 @@ Where we depart, and why:
 - The authors divide by the number of assigned positives, averaged over processes, and skip levels without any. We
   divide by the teacher's soft count in this process's batch: it needs neither labels nor the student's assigner, so
   that images without labels teach as well.
-- `weight="teacher"` is ours: it lets boxes learn at confident places where the scores agree already, and needs no
-  equal classes.
+- `weight="teacher"` is ours: it lets boxes learn at confident places where the scores agree already.
 """
 
 from __future__ import annotations
@@ -68,6 +67,7 @@ class BCKDCls(Method):
     term = "bckdc"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (cls)"
     needs = frozenset({"logits"})
+    classwise = True
     Options: ClassVar[type] = BCKDClsOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: BCKDClsOptions) -> None:
@@ -89,6 +89,7 @@ class BCKDBox(Method):
     term = "bckdb"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (box)"
     needs = frozenset({"logits", "boxes"})
+    classwise = True
     Options: ClassVar[type] = BCKDBoxOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: BCKDBoxOptions) -> None:

@@ -11,10 +11,10 @@ At one level, for every image b and channel c, with i over the H W cells:
 
 and the mean over levels. Adding a constant to a channel changes nothing.
 
-Where we depart from the authors' and mmrazor's code, and why:
-- They have an adapter only if widths differ. We always train one: two nets that were trained apart share no order of
-  channels. It has no bias, because a bias adds a constant to a channel and could not learn.
-- They sum over levels (detection weights 5 to 10); we take the mean.
+Where we depart from mmrazor's code, and why:
+- Its recipes pair maps of equal width without an adapter. We always train one: two nets that were trained apart share
+  no order of channels. It has no bias, because a bias adds a constant to a channel and could not learn.
+- It sums over levels (weight 10 on a feature pyramid); we take the mean.
 - A teacher's map of another size is interpolated to the student's.
 """
 

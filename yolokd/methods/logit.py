@@ -48,6 +48,7 @@ class Logit(Method):
     term = "logit"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531"
     needs = frozenset({"logits"})
+    classwise = True
     Options: ClassVar[type] = LogitOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: LogitOptions) -> None:

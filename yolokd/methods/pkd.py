@@ -15,8 +15,8 @@ Where the authors' code (in mmrazor) departs from this, or we from it, and why:
 - It divides by the sample standard deviation plus 1e-6. We take the population variance, for which the equality with
   1 - r is exact, with eps inside the root: at a constant channel the derivative of a bare root is infinite.
 - It sums over levels (weights 6 to 10); we take the mean.
-- It has an adapter only if widths differ. We always train one: two nets that were trained apart share no order of
-  channels. It has no bias, because standardising removes any: a bias could not learn.
+- Its recipes pair maps of equal width without an adapter. We always train one: two nets that were trained apart share
+  no order of channels. It has no bias, because standardising removes any: a bias could not learn.
 - It resizes the student's map to the teacher's size by default; we resize the teacher's.
 """
 
