@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_for_tests import ASSETS
 from ultralytics import YOLO
 from ultralytics.utils import SETTINGS
 
 from yolokd.demo.scenes import compose
-
-ASSETS = Path(__file__).parents[1] / "yolokd" / "demo" / "assets"
-# What makes a training small; pico models at 64 px take a few seconds an epoch.
-TINY = {
-    "imgsz": 64, "batch": 8, "epochs": 2, "workers": 0, "plots": False, "amp": False, "device": "cpu",
-    "optimizer": "AdamW", "lr0": 0.001, "nbs": 8, "warmup_epochs": 0, "close_mosaic": 0, "cache": "ram",
-}  # fmt: skip
 
 
 def pytest_configure(config):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from cli_for_tests import contents, refusal
-from conftest import ASSETS, TINY
+from training_for_tests import ASSETS, TINY
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import DetectionModel
 

@@ -22,8 +22,8 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from torch import nn
+from training_for_tests import TINY
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import torch_safe_load

@@ -212,6 +212,25 @@ def resize_plane(plane: list, height: int, width: int) -> list:
     return out
 
 
+def objects(batch: dict[str, Any]) -> list[list[list[float]]]:
+    """Every image's boxes, xyxy in pixels."""
+    images, _, height, width = batch["img"].shape
+    found: list[list[list[float]]] = [[] for _ in range(images)]
+    for image, (x, y, w, h) in zip(batch["batch_idx"].tolist(), batch["bboxes"].tolist(), strict=True):
+        found[int(image)].append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
+    return found
+
+
+def touches(box: list[float], y: int, x: int, stride: int) -> bool:
+    """Whether box and cell share an area."""
+    return box[0] < (x + 1) * stride and box[2] > x * stride and box[1] < (y + 1) * stride and box[3] > y * stride
+
+
+def precise(pair: Pair) -> Pair:
+    """The pair with its boxes in float64."""
+    return replace(pair, batch={**pair.batch, "bboxes": pair.batch["bboxes"].double()})
+
+
 def entries(x: list) -> list[float]:
     """All floats of a nested list."""
     return [value for part in x for value in entries(part)] if isinstance(x, list) else [x]

@@ -20,6 +20,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.cfg", "smart_value", ()),
     ("ultralytics.data.utils", "check_det_dataset", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer._model_train", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.build_optimizer", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.check_resume", ("overrides",)),
     ("ultralytics.engine.trainer", "BaseTrainer.final_eval", ()),

@@ -22,6 +22,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.errors import UsageError
+from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.teacher import locate
 
@@ -175,13 +176,16 @@ def check_method(key: str) -> None:
 def check_options(key: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options of one method with its gain; refuses unknown names and values out of range."""
     cls = METHODS[key.partition("@")[0]]
-    check_keys(options, ["gain", *(f.name for f in fields(cls.Options))], f"option of {key}:")
-    gain = non_negative(f"{key}.gain", options.get("gain", 1.0))
+    check_keys(options, [*GAIN, *(f.name for f in fields(cls.Options))], f"option of {key}:")
     try:
-        cls.Options(**{k: v for k, v in options.items() if k != "gain"})
+        Gain(**{k: v for k, v in options.items() if k in GAIN})
+    except ValueError as error:
+        raise UsageError(f"{key}.{error}") from error
+    try:
+        cls.Options(**{k: v for k, v in options.items() if k not in GAIN})
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    return {**options, "gain": gain}
+    return {**options, "gain": float(options.get("gain", 1.0))}
 
 
 def shipped() -> dict[str, Any]:

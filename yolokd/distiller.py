@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
+from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
 from yolokd.teacher import Teacher
@@ -23,17 +24,18 @@ class Distiller(nn.Module):
     Args:
         student: reads the student.
         teacher: reads the teacher's model, which is taken over and changed.
-        terms: term name -> (method, its gain): what `build_terms` returned.
+        terms: term name -> (method, its gain over the epochs): what `build_terms` returned.
         device: where the student is.
     """
 
     def __init__(
-        self, student: YoloReader, teacher: YoloReader, terms: dict[str, tuple[Method, float]], device: torch.device
+        self, student: YoloReader, teacher: YoloReader, terms: dict[str, tuple[Method, Gain]], device: torch.device
     ) -> None:
         super().__init__()
         self.module = student.model
         self.methods = nn.ModuleDict({name: method for name, (method, _) in terms.items()}).to(device)
-        self.gains = {name: gain for name, (_, gain) in terms.items()}
+        self.schedules = {name: gain for name, (_, gain) in terms.items()}
+        self.gains = {name: schedule.gain for name, schedule in self.schedules.items()}  # this epoch's
         self.reader, self.strides = student, common_strides(student, teacher)
         self.fields = frozenset().union(*(needs(method) for method, _ in terms.values())) or frozenset({"neck"})
         branches = student.branches if any(is_head_term(m) for m, _ in terms.values()) else student.branches[:1]
@@ -47,14 +49,19 @@ class Distiller(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the gains of an epoch, counted from 0, of a training of so many."""
+        self.gains = {name: schedule.at(epoch, epochs) for name, schedule in self.schedules.items()}
+
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's output for images; for a batch dict, (losses, loss items) with one entry more a term."""
         if not isinstance(x, dict):
             if self.training:  # AutoBatch measures memory this way: let it see the teacher's
                 self.teacher(x)
             return self.module(x, *args, **kwargs)
-        if not self.methods:
-            return self.module(x, *args, **kwargs)
+        if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
+            loss, items = self.module(x, *args, **kwargs)
+            return loss, {**items, **{name: loss.new_zeros(()) for name in self.gains}}
         teacher = self.teacher(x["img"])
         with self.reader.record(self.fields) as seen:
             loss, items = self.module(x, *args, **kwargs)
@@ -75,6 +82,9 @@ class Distiller(nn.Module):
         fallback = next(iter(teacher.values()))
         terms = {}
         for name, method in self.methods.items():
+            if not self.gains[name]:
+                terms[name] = batch["img"].new_zeros(())
+                continue
             if is_head_term(method) and len(student) > 1:
                 value = sum(schedule[b] * method(v, teacher.get(b, fallback), batch) for b, v in student.items())
             else:
@@ -85,8 +95,8 @@ class Distiller(nn.Module):
 
 def build_terms(
     student: YoloReader, teacher: YoloReader, methods: dict[str, dict[str, Any]], kd: float, classes: dict[int, str]
-) -> dict[str, tuple[Method, float]]:
-    """Term name -> (method, gain) for every method whose gain is not 0.
+) -> dict[str, tuple[Method, Gain]]:
+    """Term name -> (method, gain over the epochs) for every method whose gain is not 0.
 
     Args:
         methods: "name" or "name@tap" -> options, among them ``gain``.
@@ -98,23 +108,24 @@ def build_terms(
     """
     strides = common_strides(student, teacher)
     specs = replace(student.spec_at(strides), classes=len(classes)), teacher.spec_at(strides)
-    terms: dict[str, tuple[Method, float]] = {}
+    terms: dict[str, tuple[Method, Gain]] = {}
     for key, options in methods.items():
-        gain = kd * options["gain"]
-        if gain == 0:
+        schedule = Gain(**{k: v for k, v in options.items() if k in GAIN})
+        schedule = replace(schedule, gain=kd * schedule.gain)
+        if schedule.gain == 0:
             continue  # a term of weight 0 still adds zero gradients, which round differently: leave it out
         name, _, tap = key.partition("@")
         cls = METHODS[name]
         tap = tap or next(iter(cls.taps), "")
         check_classes(key, cls, classes, teacher.model.names)
         try:
-            settings = cls.Options(**{k: v for k, v in options.items() if k != "gain"})
+            settings = cls.Options(**{k: v for k, v in options.items() if k not in GAIN})
             method = cls(*specs, tap, settings)
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"method {key} cannot be used for {specs[0].name} under {specs[1].name}: {error}"
             ) from error
-        terms[term_name(cls, tap)] = (method, gain)
+        terms[term_name(cls, tap)] = (method, schedule)
     return terms
 
 

@@ -71,6 +71,11 @@ class KDMixin(BaseTrainer):
             said = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
             LOGGER.info(f"Distilling {readers[0].spec.name} under {readers[1].spec.name}: {said}")
 
+    def _model_train(self) -> None:
+        """As upstream, once an epoch; the gains follow their schedules."""
+        super()._model_train()
+        self.distiller.start_epoch(self.epoch, self.epochs)
+
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)

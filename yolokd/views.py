@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
+
+# 2 L tower maps shaped as this detector's own -> its predictions from them: logits, boxes and, if it has any, bins
+Finish = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,10 @@ class View:
     logits: Tensor | None = None  # (B, N, K), before the sigmoid
     boxes: Tensor | None = None  # (B, N, 4), xyxy in input pixels, differentiable
     bins: Tensor | None = None  # (B, N, 4, R), box distribution logits for the edges left, top, right, bottom
+    finish: Finish | None = None  # this branch's last head convolutions, to be run on other tower maps
 
 
-FIELDS = tuple(f.name for f in fields(View) if f.name != "strides")
+FIELDS = tuple(f.name for f in fields(View) if f.name not in {"strides", "finish"})  # the fields that hold tensors
 MAPS = ("backbone", "neck", "towers")  # the fields that hold feature maps
 
 

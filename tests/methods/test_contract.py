@@ -20,6 +20,11 @@ from yolokd.views import FIELDS, MAPS
 CASES = [(name, tap) for name, cls in METHODS.items() for tap in cls.taps or (HEAD,)]
 every_case = pytest.mark.parametrize(("name", "tap"), CASES, ids=[f"{n}-{t}" for n, t in CASES])
 BARE = {"at"}  # methods on maps that have no weights of their own
+BY_PIXELS = {"fgfi", "roi", "gid"}  # methods for which an object's size in pixels, or between cells, matters
+ON_POINTS = {"gid"}  # methods on maps that also pair anchor points
+ACROSS_CELLS = {"mgd"}  # methods whose 3x3 convs see other neighbours on a finer grid
+BY_NUMBER = {"ld", "rm"}  # methods that take so many points of an object, which a finer grid has more of
+LEARNS = {"bckd_box": "boxes", "ld": "bins", "crosskd": "towers"}  # what a head method trains, if not logits
 MODULES = [Path(methods.__path__[0]) / f"{m.name}.py" for m in pkgutil.iter_modules(methods.__path__)]
 
 
@@ -62,13 +67,13 @@ def test_gradient_to_student_and_own_parameters_only(name, tap):
     method = stirred(build(name, pair, tap, dtype=torch.float32))
     method(student, teacher, pair.batch).backward()
     assert all(x.grad is None for field in FIELDS for x in tensors(teacher, field))
-    main = tap if tap in MAPS else max(METHODS[name].needs, key=lambda f: f == "boxes")
+    main = tap if tap in MAPS else LEARNS.get(name, "logits")
     assert all(x.grad is not None and x.grad.abs().max() > 0 for x in tensors(student, main))
     undeclared = [field for field in FIELDS if field not in reads(name, tap)]
     assert all(x.grad is None for field in undeclared for x in tensors(student, field))
     for parameter_name, parameter in method.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-5, parameter_name
-    assert bool(list(method.parameters())) == (tap in MAPS and name not in BARE)
+    assert bool(list(method.parameters())) == (not set(MAPS).isdisjoint(reads(name, tap)) and name not in BARE)
 
 
 def stirred(method):
@@ -126,7 +131,7 @@ def test_a_batch_twice_is_worth_the_same(name, tap):
     assert method(twice.student, twice.teacher, twice.batch).item() == pytest.approx(expected, rel=1e-9)
 
 
-@every_case
+@pytest.mark.parametrize(("name", "tap"), [case for case in CASES if case[0] not in BY_NUMBER | BY_PIXELS])
 def test_maps_of_twice_the_size_are_worth_the_same(name, tap):
     """Every cell and anchor point four times, as on an image of twice the side."""
     pair = make_pair()
@@ -136,7 +141,8 @@ def test_maps_of_twice_the_size_are_worth_the_same(name, tap):
     larger = replace(larger, batch={**pair.batch, "img": pair.batch["img"].repeat(1, 1, 2, 2)})
     method = build(name, pair, tap).eval()  # a method that draws numbers does not in eval mode
     expected = method(pair.student, pair.teacher, pair.batch).item()
-    assert method(larger.student, larger.teacher, larger.batch).item() == pytest.approx(expected, rel=1e-9)
+    tolerance = 0.1 if name in ACROSS_CELLS else 1e-9
+    assert method(larger.student, larger.teacher, larger.batch).item() == pytest.approx(expected, rel=tolerance)
 
 
 def on_cell_borders(batch):
@@ -200,7 +206,7 @@ class Poison:
 @pytest.mark.parametrize("stand_in", [Poison, lambda: None], ids=["poison", "none"])
 def test_reads_what_it_declares_and_nothing_else(name, tap, stand_in):
     pair = pair32()
-    undeclared = {field: stand_in() for field in FIELDS if field not in reads(name, tap)}
+    undeclared = {field: stand_in() for field in (*FIELDS, "finish") if field not in reads(name, tap)}
     bare = replace(pair, student=replace(pair.student, **undeclared), teacher=replace(pair.teacher, **undeclared))
     assert torch.equal(value(name, tap, bare), value(name, tap, pair))
 
@@ -220,9 +226,9 @@ def test_misses_what_it_declares(name, tap):
 @every_case
 def test_state_round_trip(name, tap):
     pair = pair32()
-    one, other = (build(name, pair, tap, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    one, other = (build(name, pair, tap, seed=seed, dtype=torch.float32).eval() for seed in (1, 2))
     expected = one(pair.student, pair.teacher, pair.batch)
-    if tap in MAPS and name not in BARE:
+    if list(one.parameters()):
         assert not torch.equal(other(pair.student, pair.teacher, pair.batch), expected)
     other.load_state_dict(one.state_dict())
     assert torch.equal(other(pair.student, pair.teacher, pair.batch), expected)
@@ -234,7 +240,7 @@ def test_any_widths(name, tap, widths):
     assert value(name, tap, pair32(widths=widths)).isfinite()
 
 
-@pytest.mark.parametrize(("name", "tap"), [case for case in CASES if case[1] in MAPS])
+@pytest.mark.parametrize(("name", "tap"), [case for case in CASES if case[1] in MAPS and case[0] not in ON_POINTS])
 @pytest.mark.parametrize("sizes", OTHER_SIZES)
 def test_any_map_sizes(name, tap, sizes):
     """Maps alone: anchor points correspond only at equal sizes."""
@@ -286,11 +292,12 @@ def test_refuses_pairs_without_matching_maps(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_declarations(name):
     cls = METHODS[name]
-    assert cls.level in {"backbone", "neck", "head"}
+    assert cls.level in {"backbone", "neck", "head", "roi"}
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
-    assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{5}|arXiv:\d{4}\.\d{4}", cls.paper)
-    assert set(cls.taps) <= set(MAPS) and cls.needs <= set(FIELDS)
-    assert bool(cls.taps) == (cls.level != "head") and (not cls.taps or cls.taps[0] == cls.level)
+    assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
+    assert set(cls.taps) <= set(MAPS) and cls.needs <= {*FIELDS, "finish"}
+    first = {"head": (), "roi": ("neck",) if cls.taps else ()}.get(cls.level, (cls.level,))
+    assert cls.taps[:1] == first
     assert all(f.default is not MISSING for f in fields(cls.Options))
     assert cls.Options.__dataclass_params__.frozen
 
@@ -307,7 +314,7 @@ def test_every_file_is_in_the_dict():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_imports(path):
     """No detector below methods/, and no method knows another."""
-    allowed = {"__future__", "collections", "dataclasses", "math", "torch", "typing"}
+    allowed = {"__future__", "collections", "dataclasses", "math", "torch", "torchvision", "typing"}
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):

@@ -129,7 +129,7 @@ def test_only_cells_that_the_teacher_believes_in_count():
     pair = make_pair()
     method = build("sl2", pair)
     logits = pair.teacher.logits.clone()
-    logits[:, 5] = -1000  # level 0, row 1, column 1: weight 0
+    logits[:, 7] = -1000  # level 0, row 1, column 1: weight 0
     teacher = change(pair.teacher, lambda _: logits, ("logits",))
     value = method(pair.student, teacher, {}).item()
 

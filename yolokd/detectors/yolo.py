@@ -18,7 +18,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.tal import make_anchors
 
 from yolokd.errors import UsageError
-from yolokd.views import MAPS, Spec, View
+from yolokd.views import MAPS, Finish, Spec, View
 
 T = TypeVar("T")
 PREDICTIONS = frozenset({"logits", "boxes", "bins"})
@@ -120,6 +120,8 @@ class YoloReader:
         found: dict[str, Any] = {f: self._at(self._maps(seen, f, branch), strides) for f in fields & set(MAPS)}
         if fields & PREDICTIONS:
             found.update(self._points(raw, seen["neck"], fields, strides))
+        if "finish" in fields:
+            found["finish"] = self._finish(branch, strides)
         return View(strides, **found)
 
     def _maps(self, seen: dict[Any, Any], field: str, branch: str) -> tuple[Tensor, ...]:
@@ -142,12 +144,32 @@ class YoloReader:
         if strides != self.strides:  # a level without a partner is left out
             keep = torch.isin(stride.flatten(), stride.new_tensor(strides))
             anchors, stride, scores, distances = anchors[keep], stride[keep], scores[:, keep], distances[:, keep]
+        return self._predictions(scores, distances, anchors, stride, fields)
+
+    def _predictions(
+        self, scores: Tensor, distances: Tensor, anchors: Tensor, stride: Tensor, fields: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """The fields among PREDICTIONS from raw scores (B, N, K) and box channels (B, N, 4 R, or 4 without bins)."""
         found = {"logits": scores}
         if fields & {"boxes", "bins"} and self.spec.bins:
             found["bins"] = distances.reshape(*distances.shape[:-1], 4, self.spec.bins)
         if "boxes" in fields:
             found["boxes"] = decode(found.get("bins", distances), anchors, stride)
         return {f: found[f] for f in fields & found.keys()}
+
+    def _finish(self, branch: str, strides: tuple[int, ...]) -> Finish:
+        """A branch's last convolutions at these strides, as a function of its tower maps."""
+        levels = [i for i, s in enumerate(self.strides) if s in strides]
+        ends = [getattr(self.head, attribute)[level][-1] for attribute in BRANCHES[branch] for level in levels]
+
+        def finish(towers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            maps = [end(x) for end, x in zip(ends, towers, strict=True)]
+            box, cls = maps[: len(levels)], maps[len(levels) :]
+            anchors, stride = make_anchors(box, self.head.stride[levels], 0.5)
+            distances, scores = (torch.cat([m.flatten(2) for m in half], -1).transpose(1, 2) for half in (box, cls))
+            return self._predictions(scores, distances, anchors, stride, PREDICTIONS)
+
+        return finish
 
 
 def decode(sides: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:

@@ -1,21 +1,51 @@
-"""The methods, by the name that recipes and the command line use. One paper a file; a test ties files and names."""
+"""The methods, by the name that recipes and the command line use. One paper a file; a test ties files and names.
+
+Head-tower imitation, the review's feature imitation at head level, needs no file of its own: it is a map method on the
+tap "towers", such as `pkd@towers`.
+"""
 
 from __future__ import annotations
 
+from yolokd.methods.at import AT
 from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
+from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
+from yolokd.methods.defeat import DeFeat
+from yolokd.methods.fgd import FGD
+from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
+from yolokd.methods.frs import FRS, FRSCls
+from yolokd.methods.gid import GID
+from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
+from yolokd.methods.mgd import MGD
 from yolokd.methods.pkd import PKD
+from yolokd.methods.rank import PFI, RankMimicking
+from yolokd.methods.roi import RoI
+from yolokd.methods.rpn import RPN
 from yolokd.methods.sl2 import SL2
 
 METHODS: dict[str, type[Method]] = {
     "fitnet": FitNet,
+    "at": AT,
     "pkd": PKD,
     "cwd": CWD,
     "sl2": SL2,
+    "mgd": MGD,
+    "fgd": FGD,
+    "defeat": DeFeat,
+    "fgfi": FGFI,
+    "frs": FRS,
     "logit": Logit,
     "bckd_cls": BCKDCls,
     "bckd_box": BCKDBox,
+    "ld": LD,
+    "crosskd": CrossKD,
+    "rm": RankMimicking,
+    "pfi": PFI,
+    "frs_cls": FRSCls,
+    "roi": RoI,
+    "gid": GID,
+    "rpn": RPN,
 }

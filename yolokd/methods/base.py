@@ -17,11 +17,11 @@ class Method(nn.Module):
     of 1 means the same on any image size, batch size and number of levels. Gains, schedules, logging are not its own.
     """
 
-    level: ClassVar[str]  # backbone, neck or head: where the review's taxonomy (arXiv:2508.03317) puts it
-    term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 3 to 5 letters
+    level: ClassVar[str]  # backbone, neck, roi or head: where the review's taxonomy (arXiv:2508.03317) puts it
+    term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 2 to 5 letters
     paper: ClassVar[str]  # authors, title, year, arXiv number
     taps: ClassVar[tuple[str, ...]] = ()  # maps of a view it can be put on, its default first; () for a head loss
-    needs: ClassVar[frozenset[str]] = frozenset()  # fields of the views it reads besides its tap (both sides)
+    needs: frozenset[str] = frozenset()  # fields of the views it reads besides its tap, both sides; a pair may alter it
     classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
 

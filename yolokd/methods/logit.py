@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.methods import ops
@@ -59,12 +58,4 @@ class Logit(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_s = ops.wide(ops.shown(student.logits, "logits"))
         z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
-        return divergence(z_s / self.tau, z_t / self.tau) * self.tau**2 / ops.soft_count(z_t)
-
-
-def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
-    """Sum of the binary KL(sigmoid(z_t) || sigmoid(z_s)); (B, N, K) twice -> ()."""
-    p = z_t.sigmoid()
-    cross = F.binary_cross_entropy_with_logits(z_s, p, reduction="none")
-    # the entropy by the same kernel: the difference is exactly 0 at equal logits, and no log(0) at extreme ones
-    return (cross - F.binary_cross_entropy_with_logits(z_t, p, reduction="none")).sum()
+        return ops.divergence(z_s / self.tau, z_t / self.tau).sum() * self.tau**2 / ops.soft_count(z_t)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from yolokd.views import Spec, View
 
 T = TypeVar("T")
 TINY_AREA = 1e-7  # square pixels: below it a union or an enclosing box counts as empty
+CANDIDATES = 1000  # boxes of an image that enter NMS
 TINY_ENERGY = 1e-12  # mean square of a map: below it the map counts as dead and offers no scale
 
 
@@ -103,9 +105,174 @@ def energy_or_one(energy: Tensor) -> Tensor:
     return torch.where(energy > TINY_ENERGY, energy, torch.ones_like(energy))
 
 
+def positive_or_one(x: Tensor) -> Tensor:
+    """x as a divisor, where it is above 0, else 1."""
+    return torch.where(x > 0, x, torch.ones_like(x))
+
+
+def pooled_error(s: Tensor, t: Tensor, relative: bool) -> Tensor:
+    """Mean square of s - t, over that of t if relative; (M, C, R, R) twice -> (), 0 without regions."""
+    count = max(t.numel(), 1)
+    plain = (s - t).square().sum() / count
+    return plain / energy_or_one(t.square().sum() / count) if relative else plain
+
+
+def weighted_error(s: Tensor, t: Tensor, w: Tensor, relative: bool) -> Tensor:
+    """Weighted mean square of s - t, over that of t if relative; (B, C, H, W) twice, (B, 1, H, W) -> ()."""
+    plain = weighted_square(s - t, w)
+    return plain / energy_or_one(weighted_square(t, w)) if relative else plain
+
+
+def weighted_square(x: Tensor, w: Tensor) -> Tensor:
+    """sum_i w_i |x_i|^2 / (C sum_i w_i + 1e-9) over cells i of all images; (B, C, H, W), (B, 1, H, W) -> ()."""
+    return (w * x.square()).sum() / (x.shape[1] * w.sum() + 1e-9)
+
+
+def level_maps(score: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """One score a cell, (B, N) -> L maps (B, 1, H, W); anchor points lie level by level, row by row."""
+    sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
+    parts = torch.split(score, [h * w for h, w in sizes], 1)
+    return [part.reshape(-1, 1, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
+
+
 def level_mean(losses: list[Tensor]) -> Tensor:
     """Mean over maps, L times () -> (), so that a gain means the same for any number of levels."""
     return torch.stack(losses).mean()
+
+
+# Ground truth
+
+
+def ground_truth(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The batch's M objects: boxes (M, 4), xyxy in input pixels, and each one's image (M,), integers."""
+    images = batch["img"]
+    height, width = images.shape[-2:]
+    boxes = wide(batch["bboxes"].detach().to(images.device))
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    boxes = torch.cat((centre - half, centre + half), -1)
+    boxes = boxes * boxes.new_tensor([width, height, width, height])
+    return boxes, batch["batch_idx"].detach().to(images.device).reshape(-1).long()
+
+
+def spans(boxes: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+    """Rows (M, H) and columns (M, W) that each box touches with an area; (M, 4), H and W, pixels a cell.
+
+    By touch and not by the cells' centres, so that an object smaller than a cell still has one on every level.
+    """
+    low, high = (boxes[:, :2] / stride).floor(), (boxes[:, 2:] / stride).ceil()
+    rows, columns = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in size)
+    return (
+        (rows >= low[:, 1:]) & (rows < high[:, 1:]),
+        (columns >= low[:, :1]) & (columns < high[:, :1]),
+    )
+
+
+def foreground(boxes: Tensor, index: Tensor, like: Tensor, stride: int, worth: Tensor | None = None) -> Tensor:
+    """1 in cells that an object of the image touches, else 0; like (B, ., H, W) -> (B, H, W).
+
+    With a worth (M,) >= 0 of every object, its highest among those that touch the cell.
+    """
+    rows, columns = (span.to(boxes.dtype) for span in spans(boxes, (like.shape[-2], like.shape[-1]), stride))
+    values = (rows if worth is None else rows * worth[:, None])[:, :, None] * columns[:, None, :]
+    mask = values.new_zeros(len(like), *values.shape[1:])
+    return mask.scatter_reduce(0, index[:, None, None].expand_as(values), values, "amax")
+
+
+def region_error(error: Tensor, energy: Tensor, weight: Tensor, relative: bool) -> Tensor:
+    """Weighted mean of the cells' squared errors, over that of the teacher's squares if relative; 0 without weight.
+
+    All (B, H, W) -> (); error and energy are means over channels.
+    """
+    total = positive_or_one(weight.sum())
+    plain = (weight * error).sum() / total
+    return plain / energy_or_one((weight * energy).sum() / total) if relative else plain
+
+
+def grids(batch: dict[str, Tensor], strides: Sequence[int], like: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of every level's anchor points on the batch's images; like (B, N, ...)."""
+    height, width = batch["img"].shape[-2:]
+    sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
+    count = sum(rows * columns for rows, columns in sizes)
+    if count != like.shape[1]:
+        raise ValueError(f"An image of {height} x {width} has {count} anchor points, but the view {like.shape[1]}.")
+    return sizes
+
+
+def point_foreground(
+    boxes: Tensor, index: Tensor, batch: dict[str, Tensor], strides: Sequence[int], like: Tensor
+) -> Tensor:
+    """`foreground` at the N anchor points, boxes (M, 4) and their images (M,), like (B, N, ...) -> (B, N)."""
+    parts = []
+    for size, stride in zip(grids(batch, strides, like), strides, strict=True):
+        parts.append(foreground(boxes, index, boxes.new_empty(len(like), 0, *size), stride).flatten(1))
+    return torch.cat(parts, 1)
+
+
+def points(batch: dict[str, Tensor], strides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Anchor points of the batch's images: centres (N, 2) in input pixels and pixels a cell (N,); like (B, N, ...)."""
+    centres, sizes = [], []
+    for grid, stride in zip(grids(batch, strides, like), strides, strict=True):
+        rows, columns = (stride * (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) for n in grid)
+        centres.append(torch.cartesian_prod(rows, columns).flip(-1))
+        sizes.append(torch.full((len(rows) * len(columns),), stride, device=like.device, dtype=like.dtype))
+    return torch.cat(centres), torch.cat(sizes)
+
+
+# Regions of interest
+
+
+def top_boxes(
+    boxes: Tensor, score: Tensor, size: tuple[int, int], count: int, iou: float, least: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Each image's best boxes after NMS, (B, N, 4), (B, N) -> (M, 4) clipped to the image, and their image (M,).
+
+    At most count of an image, with a score above the least, best first; none with a side below one pixel of the H, W.
+    """
+    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    boxes = torch.minimum(boxes.detach().clamp(min=0), limit)
+    large = ((boxes[..., 2:] - boxes[..., :2]) >= 1).all(-1)
+    score, order = torch.where(large, score.detach(), -1.0).topk(min(CANDIDATES, score.shape[1]))
+    kept = []
+    for image_boxes, image_score, places in zip(boxes, score, order, strict=True):
+        good = image_score > least
+        candidates = image_boxes[places[good]]
+        kept.append(candidates[nms(candidates, image_score[good], iou)[:count]])
+    index = torch.cat([boxes.new_full((len(part),), image, dtype=torch.long) for image, part in enumerate(kept)])
+    return torch.cat(kept), index
+
+
+def pooled(x: Tensor, boxes: Tensor, index: Tensor, size: tuple[int, int], cells: int) -> Tensor:
+    """RoIAlign (arXiv:1703.06870) with 2 x 2 samples a cell, (B, C, h, w) -> (M, C, cells, cells).
+
+    boxes (M, 4), xyxy in pixels of images of H, W; index (M,) their images. The map may have any size: it spans the
+    image. A cell is a weighted sum over 16 places of the map, which embedding_bag takes for all channels at once: on a
+    CPU in half of the time of torchvision's roi_align, whose gradient on a GPU is not deterministic either.
+    """
+    height, width = x.shape[-2:]
+    scale = boxes.new_tensor([width / size[1], height / size[0]]).repeat(2)
+    left, top, right, bottom = (boxes * scale).to(x.dtype).unbind(-1)
+    rows, w_rows = samples(top, bottom, height, cells)
+    columns, w_columns = samples(left, right, width, cells)
+    places = (index[:, None, None] * height + rows)[:, :, None, :, None] * width + columns[:, None, :, None, :]
+    weights = w_rows[:, :, None, :, None] * w_columns[:, None, :, None, :]
+    flat = x.permute(0, 2, 3, 1).flatten(0, 2)
+    found = F.embedding_bag(places.reshape(-1, 16), flat, per_sample_weights=weights.reshape(-1, 16), mode="sum")
+    return found.reshape(len(boxes), cells, cells, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def samples(low: Tensor, high: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, what makes up each interval's cells: places and their weights, (M,) twice -> (M, cells, 4) twice.
+
+    Two samples a cell, each from its two neighbours; in units of the map's cells, whose centres lie at half integers.
+    """
+    step = (torch.arange(2 * cells, device=low.device, dtype=low.dtype) + 0.5) / (2 * cells)
+    at = low[:, None] - 0.5 + (high - low)[:, None] * step
+    inside = (at >= -1) & (at <= length)  # further out there is nothing
+    at = at.clamp(0, length - 1)
+    share = at - at.floor()
+    places = torch.stack((at.floor(), (at.floor() + 1).clamp(max=length - 1)), -1).long()
+    weights = torch.stack((1 - share, share), -1) * inside[..., None] / 2
+    return places.reshape(-1, cells, 4), weights.reshape(-1, cells, 4)
 
 
 # Scores and boxes
@@ -119,6 +286,21 @@ def confidence(logits: Tensor) -> Tensor:
 def soft_count(logits: Tensor) -> Tensor:
     """The teacher's soft count of positives in the batch, sum_n max_k sigmoid(z), (B, N, K) -> (), at least 1."""
     return confidence(logits).sum().clamp(min=1)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes at equal places, (..., 4) and (..., 4) xyxy that broadcast -> (...), in [0, 1]."""
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    inter = sides.clamp(min=0).prod(-1)
+    return inter / (area(a) + area(b) - inter).clamp(min=TINY_AREA)
+
+
+def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
+    """The binary KL(sigmoid(z_t) || sigmoid(z_s)) of every entry, (...) twice -> (...)."""
+    p = z_t.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(z_s, p, reduction="none")
+    # the entropy by the same kernel: the difference is exactly 0 at equal logits, and no log(0) at extreme ones
+    return cross - F.binary_cross_entropy_with_logits(z_t, p, reduction="none")
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:

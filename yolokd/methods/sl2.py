@@ -23,11 +23,9 @@ Where Ultralytics' code departs from this, or we from it, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from yolokd.methods import ops
@@ -62,30 +60,14 @@ class SL2(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         score = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = split(score, ops.shown(getattr(teacher, self.tap), self.tap))
+        weights = ops.level_maps(score, ops.shown(getattr(teacher, self.tap), self.tap))
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
-        losses = [error(s, t, ops.resize(w, s), self.relative) for (s, t), w in zip(pairs, weights, strict=True)]
+        losses = [
+            ops.weighted_error(s, t, ops.resize(w, s), self.relative) for (s, t), w in zip(pairs, weights, strict=True)
+        ]
         return ops.level_mean(losses)
 
 
 def projector(student: int, teacher: int) -> nn.Sequential:
     """(B, C_s, H, W) -> (B, C_t, H, W)."""
     return nn.Sequential(nn.Conv2d(student, teacher, 1), nn.ReLU(), nn.Conv2d(teacher, teacher, 1))
-
-
-def split(score: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """One weight a cell, (B, N) -> L maps (B, 1, H, W); anchor points lie level by level, row by row."""
-    sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
-    parts = torch.split(score, [h * w for h, w in sizes], 1)
-    return [part.reshape(-1, 1, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
-
-
-def error(s: Tensor, t: Tensor, w: Tensor, relative: bool) -> Tensor:
-    """Weighted mean square of s - t, over that of t if relative; (B, C, H, W) twice, (B, 1, H, W) -> ()."""
-    plain = weighted_square(s - t, w)
-    return plain / ops.energy_or_one(weighted_square(t, w)) if relative else plain
-
-
-def weighted_square(x: Tensor, w: Tensor) -> Tensor:
-    """m(x) of the module's docstring; (B, C, H, W), (B, 1, H, W) -> ()."""
-    return (w * x.square()).sum() / (x.shape[1] * w.sum() + 1e-9)

@@ -55,6 +55,7 @@ def steptime(
         }
         for trainer in arms.values():
             trainer._setup_train()
+            trainer.epoch = 0
             trainer._model_train()
         times = _measure(arms, steps)
     alone = times["student alone"]

@@ -1,0 +1,226 @@
+"""LD against its equations in scalar loops, the two regions by hand, and the pairs it refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from views_for_tests import STRIDES, build, change, make_pair, sigmoid, trainable
+from views_for_tests import check as check_against
+
+from yolokd.methods import METHODS, ops
+from yolokd.methods.ld import LDOptions, any_object, regions
+
+SMALL = {"side": 2.0, "topk": 4}  # anchors and candidates that suit images of a few cells
+
+
+def exact(pair):
+    """Ground truth in float64: a weight computed from float32 boxes would differ from the reference's."""
+    return replace(pair, batch={**pair.batch, "bboxes": pair.batch["bboxes"].double()})
+
+
+def objects(batch, image: int) -> list[tuple[float, float, float, float]]:
+    """Boxes of an image, xyxy in pixels."""
+    height, width = batch["img"].shape[-2:]
+    found = []
+    for (x, y, w, h), i in zip(batch["bboxes"].tolist(), batch["batch_idx"].tolist(), strict=True):
+        if i == image:
+            found.append(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height))
+    return found
+
+
+def cells(batch) -> list[list[tuple[float, float, float]]]:
+    """x, y and pixels a cell of every anchor point, level by level."""
+    height, width = batch["img"].shape[-2:]
+    return [[((i + 0.5) * s, (j + 0.5) * s, s) for j in range(height // s) for i in range(width // s)] for s in STRIDES]
+
+
+def iou_and_diou(a, b) -> tuple[float, float]:
+    inter = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+    apart = (a[0] + a[2] - b[0] - b[2]) ** 2 / 4 + (a[1] + a[3] - b[1] - b[3]) ** 2 / 4
+    diagonal = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+    return inter / union, inter / union - apart / diagonal
+
+
+def region_weights(batch, image: int, options: LDOptions) -> tuple[list[bool], list[float]]:
+    """Whether each anchor point is positive, and its weight in the region around (0 outside)."""
+    levels = cells(batch)
+    points = [point for level in levels for point in level]
+    positive, around = [False] * len(points), [0.0] * len(points)
+    for g in objects(batch, image):
+        middle = ((g[0] + g[2]) / 2, (g[1] + g[3]) / 2)
+        both, nearest, start = [], [], 0
+        for x, y, s in points:
+            half = options.side * s / 2
+            both.append(iou_and_diou((x - half, y - half, x + half, y + half), g))
+        for level in levels:
+            far = [math.hypot(x - middle[0], y - middle[1]) for x, y, _ in level]
+            nearest += [start + i for i in sorted(range(len(level)), key=far.__getitem__)[: options.topk]]
+            start += len(level)
+        values = [both[n][0] for n in nearest]
+        mean = sum(values) / len(values)
+        theta = mean + math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        for n in nearest:
+            x, y, _ = points[n]
+            positive[n] |= both[n][0] >= theta and g[0] < x < g[2] and g[1] < y < g[3]
+        for n, (iou, diou) in enumerate(both):
+            if options.gamma * theta <= diou < theta:
+                around[n] = max(around[n], iou)
+    return positive, around
+
+
+def softmax(z: list[float], tau: float) -> list[float]:
+    top = max(z)
+    e = [math.exp((x - top) / tau) for x in z]
+    return [x / sum(e) for x in e]
+
+
+def divergence(z_s: list, z_t: list, tau: float) -> float:
+    edges = []
+    for s, t in zip(z_s, z_t, strict=True):
+        both = zip(softmax(s, tau), softmax(t, tau), strict=True)
+        edges.append(sum(q * math.log(q / p) for p, q in both))
+    return tau**2 * sum(edges) / len(edges)
+
+
+def reference(options: LDOptions, batch):
+    def loss(student, teacher) -> float:
+        main, vlr = [], []  # (weight, divergence)
+        for image, (s, t) in enumerate(zip(student.bins, teacher.bins, strict=True)):
+            logits = (student if options.weight == "student" else teacher).logits[image]
+            positive, around = region_weights(batch, image, options)
+            for n, z in enumerate(logits):
+                d = divergence(s[n], t[n], options.tau) if positive[n] or around[n] else 0.0
+                main.append((max(map(sigmoid, z)) * positive[n], d))
+                vlr.append((around[n], d))
+        assert any(w for w, _ in main) and any(w for w, _ in vlr), "the check is empty without the regions"
+        means = [sum(w * d for w, d in region) / sum(w for w, _ in region) for region in (main, vlr)]
+        return options.main * means[0] + options.vlr * means[1]
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SMALL,
+        {**SMALL, "tau": 1.0, "vlr": 0.0},
+        {**SMALL, "main": 0.0, "gamma": 0.5},
+        {**SMALL, "weight": "teacher", "main": 0.25, "vlr": 0.5},
+        {"side": 3.0, "topk": 9, "gamma": 0.0},
+        {"side": 1.0, "topk": 2},
+    ],
+    ids=str,
+)
+def test_equals_reference(options):
+    for seed in range(3):
+        pair = exact(make_pair(seed, batch=seed + 1, classes=(3, 5)))
+        method = build("ld", pair, **options)
+        check_against(method, pair, reference(method.options, pair.batch), ["bins"], seed)
+
+
+def test_anchors_at_their_papers_size_equal_reference():
+    pair = exact(make_pair(4))
+    method = build("ld", pair, vlr=1.0)
+    ours = method.weights(ops.confidence(pair.student.logits), STRIDES, pair.batch) > 0
+    for image in range(2):
+        positive, around = region_weights(pair.batch, image, method.options)
+        assert ours[image].tolist() == [p or v > 0 for p, v in zip(positive, around, strict=True)]
+
+
+def test_regions_by_hand():
+    """One object of 16 px on 8 x 8 cells of 8 px and anchors of its size: the only perfect fit is no cell's centre."""
+    image = {"img": torch.zeros(1, 3, 64, 64)}
+    centres, sizes = ops.points(image, (8,), torch.zeros(1, 64, 1))
+    box = torch.tensor([[20.0, 20.0, 36.0, 36.0]])  # centred on the cell at row 3, column 3
+    main, vlr = regions(box, centres, sizes, LDOptions(side=2.0))
+    assert main.reshape(8, 8).nonzero().tolist() == [[3, 3]]
+    # candidates: IoU 1 (once), 1/3 (beside, four) and 1/7 (diagonal, four): theta = 0.32 + 0.27 = 0.59;
+    # DIoU beside is 1/3 - 64 / (24^2 + 16^2) = 0.26, at the diagonal 1/7 - 128 / (2 * 24^2) = 0.03
+    expected = torch.zeros(8, 8)
+    for row, column in [(2, 3), (4, 3), (3, 2), (3, 4)]:
+        expected[row, column] = 1 / 3
+    torch.testing.assert_close(vlr.reshape(8, 8), expected)
+
+
+def test_objects_that_offer_nothing():
+    """Smaller than a cell and between centres, outside the image, without an area: no region, and no NaN."""
+    image = {"img": torch.zeros(1, 3, 64, 64)}
+    centres, sizes = ops.points(image, (8, 16), torch.zeros(1, 80, 1))
+    boxes = torch.tensor([[9.0, 9.0, 11.0, 11.0], [100.0, 100.0, 120.0, 120.0], [30.0, 30.0, 30.0, 30.0]])
+    for region in regions(boxes, centres, sizes, LDOptions()):
+        assert region.shape == (3, 80) and (region == 0).all()
+
+
+def test_a_point_counts_its_best_object_of_its_own_image():
+    values = torch.tensor([[0.1, 0.5], [0.4, 0.2], [0.3, 0.3]])
+    got = any_object(values, torch.tensor([1, 1, 2]), torch.zeros(3, 2))
+    torch.testing.assert_close(got, torch.tensor([[0.0, 0.0], [0.4, 0.5], [0.3, 0.3]]))
+
+
+def test_zero_at_equal_bins_and_blind_to_a_constant_of_an_edge():
+    pair = make_pair()
+    method = build("ld", pair)
+    equal = trainable(replace(pair.student, bins=pair.teacher.bins))
+    value = method(equal, pair.teacher, pair.batch)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12) and equal.bins.grad.abs().max() < 1e-12
+    shifted = change(pair.student, lambda z: z + torch.arange(4.0)[:, None], ("bins",))
+    expected = method(pair.student, pair.teacher, pair.batch).item()
+    assert method(shifted, pair.teacher, pair.batch).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_blind_to_the_unit_of_length():
+    """Twice the pixels a cell on an image of twice the side is the same scene."""
+    pair = make_pair()
+    method = build("ld", pair, **SMALL)
+    large = [replace(v, strides=tuple(2 * s for s in STRIDES)) for v in (pair.student, pair.teacher)]
+    batch = {**pair.batch, "img": pair.batch["img"].repeat(1, 1, 2, 2)}
+    expected = method(pair.student, pair.teacher, pair.batch).item()
+    assert method(*large, batch).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_score_only_weighs():
+    pair = make_pair()
+    student = trainable(pair.student)
+    build("ld", pair)(student, pair.teacher, pair.batch).backward()
+    assert student.logits.grad is None
+
+
+@pytest.mark.parametrize(
+    ("role", "bins", "message"),
+    [
+        ("student", 0, r"student small predicts box sides without one: use bckd_box"),
+        ("teacher", 0, r"teacher large predicts box sides without one: use bckd_box"),
+        ("teacher", 16, r"student small has 4 bins and teacher large has 16: use bckd_box"),
+    ],
+)
+def test_refuses_other_heads_by_naming_the_substitute(role, bins, message):
+    pair = make_pair()
+    spec = replace(getattr(pair, f"{role}_spec"), bins=bins)
+    with pytest.raises(ValueError, match=message):
+        build("ld", replace(pair, **{f"{role}_spec": spec}))
+
+
+def test_refuses_images_that_do_not_fit_the_view():
+    pair = make_pair()
+    batch = {**pair.batch, "img": torch.zeros(2, 3, 64, 64)}
+    with pytest.raises(ValueError, match="An image of 64 x 64 has 80 anchor points, but the view 30"):
+        build("ld", pair)(pair.student, pair.teacher, batch)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("tau", 0), ("topk", 0), ("topk", 1.5), ("side", -1), ("gamma", -0.1), ("main", math.nan), ("weight", "both")],
+)
+def test_refuses_options_out_of_range(option, value):
+    with pytest.raises(ValueError, match=rf"^ld\.{option}=.* is not allowed"):
+        METHODS["ld"].Options(**{option: value})
+
+
+def test_refuses_to_do_nothing():
+    with pytest.raises(ValueError, match="ld.main and ld.vlr are both 0"):
+        LDOptions(main=0, vlr=0)

@@ -1,0 +1,95 @@
+"""DeFeat: imitate objects and background apart, each with its own weight (the neck part).
+
+J. Guo, K. Han, Y. Wang, H. Wu, X. Chen, C. Xu, C. Xu: "Distilling Object Detectors via Decoupled Features", 2021,
+arXiv:2103.14475; code: https://github.com/ggjy/DeFeat.pytorch.
+
+At one level, M_i = 1 in the cells that a ground truth box touches, else 0; s adapted, C channels:
+
+    m(x, W)  = sum_i W_i |x_i|^2 / (C sum_i W_i)          over the cells of all images; 0 without such cells
+    plain    = w_f m(s - t, M) + w_b m(s - t, 1 - M)
+    relative = w_f m(s - t, M) / m(t, M) + w_b m(s - t, 1 - M) / m(t, 1 - M)
+    loss     = mean over levels
+
+The paper's other part, on proposals of the classification head, is not here.
+
+Where the authors' code departs from this, or we from it, and why:
+- It has half the squares, and w_f = 3, w_b = 12 (for VOC). The defaults keep that ratio with a sum of 1, so that the
+  code's loss is 7.5 times our plain one, and an adapter that returns 0 has a relative loss of 1.
+- `relative` (default) divides by the teacher's own mean square in either region. Objects are where it is larger, so
+  that at equal relative error the code's balance leans further to them than w_f : w_b.
+- `levels="size"`: it puts a box on one level only, that where the root of its area is 14 to 28 cells (smaller ones on
+  the finest, larger ones on the coarsest level); elsewhere the box is background. A YOLO head may assign an object to
+  any level, so `levels="all"` (default) puts it on every one.
+- It rounds both edges down, and marks one cell for what is left without; we mark every cell the box touches.
+- Its adapter is a 3x3 conv that starts near 0; ours is the 1x1 conv of the other methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+CELLS = 14  # root of a box's area on its level: 14 up to twice as many cells (56 px at stride 4)
+
+
+@dataclass(frozen=True, slots=True)
+class DeFeatOptions:
+    """Options of DeFeat's neck part."""
+
+    w_f: float = 0.2  # weight of the cells that an object touches (3 in the authors' code, against 12)
+    w_b: float = 0.8  # weight of the cells that none touches
+    levels: str = "all"  # on which levels a box is an object: "all", or the one of its "size" (authors' code)
+    relative: bool = True  # divide by the teacher's mean square in the same cells; False: the paper's plain form
+
+    def __post_init__(self) -> None:
+        ops.check_number("defeat.w_f", self.w_f, inclusive=True)
+        ops.check_number("defeat.w_b", self.w_b, inclusive=True)
+        ops.check_choice("defeat.levels", self.levels, ("all", "size"))
+        ops.check_choice("defeat.relative", self.relative, (True, False))
+
+
+class DeFeat(Method):
+    """Squared error between adapted student maps and teacher maps, objects and background apart."""
+
+    level = "neck"
+    term = "deft"
+    paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (neck part)"
+    taps = ("neck", "backbone")
+    Options: ClassVar[type] = DeFeatOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: DeFeatOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        self.adapters = ops.adapters(ops.widths("defeat", student, teacher, tap, self.taps))
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        o: DeFeatOptions = self.options
+        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        losses = []
+        for (s, t), mask in zip(pairs, self.masks(student, [s for s, _ in pairs], batch), strict=True):
+            error, energy = (s - t).square().mean(1), t.square().mean(1)
+            objects, rest = (ops.region_error(error, energy, m.to(error.dtype), o.relative) for m in (mask, 1 - mask))
+            losses.append(o.w_f * objects + o.w_b * rest)
+        return ops.level_mean(losses)
+
+    def masks(self, student: View, maps: list[Tensor], batch: dict[str, Tensor]) -> list[Tensor]:
+        """M of the module's docstring, one (B, H, W) a map."""
+        boxes, index = ops.ground_truth(batch)
+        level = level_of(boxes, student.strides)
+        masks = []
+        for i, (like, stride) in enumerate(zip(maps, student.strides, strict=True)):
+            worth = (level == i).to(boxes.dtype) if self.options.levels == "size" else None
+            masks.append(ops.foreground(boxes, index, like, stride, worth))
+        return masks
+
+
+def level_of(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The level of each box's size, (M, 4) -> (M,): the coarsest at which its area has a root of 14 cells or more."""
+    root = ops.area(boxes).sqrt()
+    return torch.stack([root >= CELLS * stride for stride in strides[1:]] or [root < 0]).sum(0)

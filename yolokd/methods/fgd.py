@@ -1,0 +1,159 @@
+"""FGD: focal distillation by objects, background and the teacher's attention; global distillation of relations.
+
+Z. Yang, Z. Li, X. Jiang, Y. Gong, Z. Yuan, D. Zhao, C. Yuan: "Focal and Global Knowledge Distillation for Detectors",
+2022, arXiv:2111.11837; code: https://github.com/yzd-v/FGD.
+
+At one level, s adapted to C channels, i over the H W cells and c over the channels of image b:
+
+    S(x)_bi = H W softmax_i(mean_c |x_bci| / T)            spatial attention, of mean 1
+    C(x)_bc = C softmax_c(mean_i |x_bci| / T)              channel attention, of mean 1
+    O_bi    = 1 / (cells of the smallest box that touches cell i), 0 without one
+    N_bi    = 1 / (cells of image b without a box) in these, 0 elsewhere
+    e(x)_bi = S(t)_bi mean_c C(t)_bc x_bci^2
+    fg      = sum_bi O_bi e(s - t)_bi / sum_bi O_bi        0 without objects; bg: the same with N
+    at      = mean_bi |S(s) - S(t)| + mean_bc |C(s) - C(t)|
+    R(x)    = x + V2 relu(layernorm(V1 sum_i softmax_i(k.x_bi) x_bi))     V1, V2, k trained, for s and t each
+    rel     = mean_bci (R(s) - R(t))^2
+    loss    = alpha fg + beta bg + gamma at + lam rel, then the mean over levels
+
+With `relative` (default) s and t are first divided by r, the root of the teacher's mean square at that level, and fg
+and bg by the same weighted mean of e(t): an adapter that returns 0 then has fg = bg = 1 and, at first, rel = 1, and
+no unit in which the teacher's maps come changes the loss or the attention. `relative=False` is the paper's form.
+
+Where the authors' code departs from this, or we from it, and why:
+- Paper and code have sums where we have means: theirs, per image, is fg C sum O / B, bg C, H W and C times the two
+  parts of at, and rel C H W, with alpha = 1e-3, beta = gamma = 5e-4, lambda = 5e-6 (one-stage). At C = 256, strides of
+  8 to 32 at 640 px and 7 objects an image (COCO's mean) these are 1.8 fg, 0.13 bg, 1.4 at (spatial part) and 3.6 rel.
+  The defaults are their ratio, scaled so that alpha + beta + lam = 1. The channels' part of at, a tenth of the spatial
+  one in theirs, counts as much in ours.
+- The code takes a box to one row and one column more than it touches, in mask and in count.
+- The code has a bias in k, which a softmax cannot feel; we have none. As there, V2 starts at 0, so that R(x) = x.
+- The inner width of R is C / 2, but at least 4: of two channels or fewer a layer norm leaves no gradient.
+- The code has an adapter only where the widths differ; we always have one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class FGDOptions:
+    """Options of FGD."""
+
+    alpha: float = 0.33  # weight of objects (fg)
+    beta: float = 0.02  # weight of background (bg)
+    gamma: float = 0.25  # weight of the distance of attentions (at)
+    lam: float = 0.65  # weight of relations (rel), the paper's lambda
+    temperature: float = 0.5  # T: the lower, the more the teacher's strongest cells and channels count
+    relative: bool = True  # in units of the teacher's maps; False: the paper's plain form, with means for sums
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma", "lam"):
+            ops.check_number(f"fgd.{name}", getattr(self, name), inclusive=True)
+        ops.check_number("fgd.temperature", self.temperature)
+        ops.check_choice("fgd.relative", self.relative, (True, False))
+
+
+class FGD(Method):
+    """Focal errors on objects and background, distance of attentions, and relations between cells."""
+
+    level = "neck"
+    term = "fgd"
+    paper = "Yang et al., Focal and Global Knowledge Distillation for Detectors, 2022, arXiv:2111.11837"
+    taps = ("neck", "backbone")
+    Options: ClassVar[type] = FGDOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: FGDOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        pairs = ops.widths("fgd", student, teacher, tap, self.taps)
+        self.adapters = ops.adapters(pairs)
+        self.s_relations = nn.ModuleList(Relation(t) for _, t in pairs)
+        self.t_relations = nn.ModuleList(Relation(t) for _, t in pairs)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        boxes, index = ops.ground_truth(batch)
+        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        losses = []
+        for i, ((s, t), stride) in enumerate(zip(pairs, student.strides, strict=True)):
+            objects, rest = (m.to(s.dtype) for m in regions(boxes, index, s, stride))
+            losses.append(self.one_level(i, s, t, objects, rest))
+        return ops.level_mean(losses)
+
+    def one_level(self, i: int, s: Tensor, t: Tensor, objects: Tensor, rest: Tensor) -> Tensor:
+        """Weighted sum of the four parts at level i; maps (B, C, H, W), masks (B, H, W) -> ()."""
+        o: FGDOptions = self.options
+        square_t = t.flatten(2).square()
+        unit = ops.energy_or_one(square_t.mean()).sqrt() if o.relative else t.new_ones(())
+        space_s, channel_s = attentions(s, o.temperature * unit)
+        space_t, channel_t = attentions(t, o.temperature * unit)
+        focused, square = focus((s - t).flatten(2).square(), channel_t)
+        error, energy = (space_t * x / unit.square() for x in (focused, focus(square_t, channel_t)[0]))
+        fg, bg = (ops.region_error(error, energy, mask.flatten(1), o.relative) for mask in (objects, rest))
+        at = (space_s - space_t).abs().mean() + (channel_s - channel_t).abs().mean()
+        # the mean of (s - t + offset)^2 without another map, for the offset is the same in all cells
+        (mean_s, offset_s), (mean_t, offset_t) = self.s_relations[i](s, unit), self.t_relations[i](t, unit)
+        offset = offset_s - offset_t
+        rel = square.mean() / unit.square() + (2 * offset * (mean_s - mean_t) + offset.square()).mean()
+        loss: Tensor = o.alpha * fg + o.beta * bg + o.gamma * at + o.lam * rel.clamp(min=0)  # < 0 by rounding only
+        return loss
+
+
+class Relation(nn.Module):
+    """Mean of x over the cells, and R(x) - x, the same in all of them; (B, C, H, W), () -> (B, C) twice.
+
+    R is the context block of arXiv:1904.11492.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inside = max(4, channels // 2)
+        self.key = nn.Linear(channels, 1, bias=False)
+        last = nn.Linear(inside, channels)
+        self.transform = nn.Sequential(nn.Linear(channels, inside), nn.LayerNorm(inside), nn.ReLU(), last)
+        nn.init.kaiming_normal_(self.key.weight)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.flatten(2)
+        share = torch.softmax(self.key.weight.expand(len(x), 1, -1).bmm(x) / unit, 2)  # (B, 1, H W)
+        shares = torch.cat((torch.full_like(share, 1 / x.shape[2]), share), 1)
+        mean, context = (x.bmm(shares.transpose(1, 2)) / unit).unbind(2)
+        return mean, self.transform(context)
+
+
+# Here a mean over a map's cells or channels is a sum and a division: the derivative of `mean` fills another map.
+
+
+def attentions(x: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """S(x), C(x) of the module's docstring, (B, C, H, W) -> (B, H W), (B, C)."""
+    strength = x.flatten(2).abs()
+    channels, cells = strength.shape[1:]
+    space = torch.softmax(strength.sum(1) / (channels * temperature), 1)
+    channel = torch.softmax(strength.sum(2) / (cells * temperature), 1)
+    return cells * space, channels * channel
+
+
+def focus(square: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over channels, with their attention as weights and without; (B, C, H W), (B, C) -> (B, H W) twice."""
+    weights = torch.stack((channel, torch.ones_like(channel)), 1)
+    focused, plain = (weights.bmm(square) / square.shape[1]).unbind(1)
+    return focused, plain
+
+
+def regions(boxes: Tensor, index: Tensor, like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """O and N of the module's docstring; (M, 4), (M,), (B, ., H, W) -> (B, H, W) twice."""
+    rows, columns = ops.spans(boxes, (like.shape[-2], like.shape[-1]), stride)
+    cells = rows.sum(1) * columns.sum(1)
+    objects = ops.foreground(boxes, index, like, stride, 1 / cells.clamp(min=1).to(boxes.dtype))
+    free = (objects == 0).to(objects.dtype)
+    return objects, free / free.sum((1, 2), keepdim=True).clamp(min=1)

@@ -1,0 +1,163 @@
+"""LD: the teacher's box distributions, on the objects and on the valuable region around them.
+
+Z. Zheng, R. Ye, P. Wang, D. Ren, W. Zuo, Q. Hou, M.-M. Cheng: "Localization Distillation for Dense Object Detection",
+2021, arXiv:2102.12252, and its extension "Localization Distillation for Object Detection", 2022, arXiv:2204.05957;
+code: https://github.com/HikariTJU/LD (read at commit 4287990).
+
+With z_ne the R logits of edge e at anchor point n, tau the temperature, g over the objects of n's image, a_n the
+anchor of n:
+
+    KL_n  = tau^2 mean_e sum_r p_t log(p_t / p_s)             p = softmax_r(z_ne / tau)
+    theta = mean + standard deviation of IoU(a_n, g) over g's candidates: the topk nearest anchors of each level
+    main  = points that some g has as candidate, with IoU(a_n, g) >= theta and the centre inside g (ATSS's positives)
+    vlr   = points with gamma theta <= DIoU(a_n, g) < theta for some g: the valuable localization region
+    DIoU  = IoU - (distance of the centres)^2 / (diagonal of the smallest box around both)^2
+    u_n   = max_k sigmoid(z_nk) on main,     v_n = the highest IoU with such a g on vlr
+    loss  = main sum_n u_n KL_n / sum_n u_n + vlr sum_n v_n KL_n / sum_n v_n      (0 for an empty region)
+
+The two regions may overlap, as in the authors' code: an anchor off the centre has a DIoU below its IoU.
+
+What the authors' code does, and we follow: the score in u is the student's (weight="student"), without gradient, and
+the deviation over candidates is that of a sample.
+
+Where their code departs from the paper, or we from it, and why:
+- Its "diou" mode divides the intersection by the anchor's area, not by the union, which gives another region (on
+  random objects most of its points differ). We take the paper's DIoU.
+- It takes the mean of the KL over the R bins, which makes the term smaller for more bins. We take the KL, whose size at
+  a high temperature does not depend on R.
+- It divides no region by its weights (main sums over 4 edges / 4, vlr over 4 edges / 16, both times 0.25), so that
+  both grow with the number of objects and images. We divide each by its own weights, as its head divides its other
+  box losses. That also takes the place of the 4 and the 16, for vlr holds several times more points than main; the
+  equal weights are our main = vlr = 1.
+- Its anchors and positives are the detector's (GFL, which is trained with ATSS). The heads we read have no anchors and
+  do not show their assignment: main is ATSS's rule on synthetic anchors, squares of `side` cells at the cells' centres.
+- The class terms of its head (softmax over classes) are left out: see logit.py and bckd.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class LDOptions:
+    """Options of localization distillation."""
+
+    tau: float = 10.0  # temperature of both softmaxes
+    main: float = 1.0  # weight of the positives; 0 leaves them out
+    vlr: float = 1.0  # weight of the valuable localization region; 0 leaves it out
+    gamma: float = 0.25  # lower end of the region as a fraction of theta: smaller reaches farther from the objects
+    topk: int = 9  # candidates a level and object
+    side: float = 8.0  # side of a synthetic anchor in cells
+    weight: str = "student"  # u_n: highest score of the "student" (authors' code) or of the "teacher"
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "topk", "side"):
+            ops.check_number(f"ld.{name}", getattr(self, name))
+        for name in ("main", "vlr", "gamma"):
+            ops.check_number(f"ld.{name}", getattr(self, name), inclusive=True)
+        if not isinstance(self.topk, int):
+            raise ValueError(f"ld.topk={self.topk!r} is not allowed: it must be a whole number.")
+        if self.main == self.vlr == 0:
+            raise ValueError("ld.main and ld.vlr are both 0: leave the method out instead.")
+        ops.check_choice("ld.weight", self.weight, ("student", "teacher"))
+
+
+class LD(Method):
+    """Divergence of box edge distributions, on positives and on the region around them."""
+
+    level = "head"
+    term = "ld"
+    paper = "Zheng et al., Localization Distillation for Object Detection, 2022, arXiv:2204.05957 and arXiv:2102.12252"
+    needs = frozenset({"logits", "bins"})
+    Options: ClassVar[type] = LDOptions
+    options: LDOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: LDOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        check_bins(student, teacher)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        z_s = ops.wide(ops.shown(student.bins, "bins"))
+        z_t = ops.wide(ops.shown(teacher.bins, "bins")).detach()
+        weight = self.weights(ops.confidence(self.scores(student, teacher)), student.strides, batch)
+        chosen = weight > 0
+        return (weight[chosen] * divergence(z_s[chosen], z_t[chosen], self.options.tau)).sum()
+
+    def scores(self, student: View, teacher: View) -> Tensor:
+        """Logits whose highest score weighs the positives, (B, N, K)."""
+        return ops.shown((student if self.options.weight == "student" else teacher).logits, "logits")
+
+    def weights(self, score: Tensor, strides: tuple[int, ...], batch: dict[str, Tensor]) -> Tensor:
+        """What the divergence of every anchor point counts, both regions together; score (B, N) -> (B, N)."""
+        boxes, index = ops.ground_truth(batch)
+        centres, sizes = ops.points(batch, strides, score)
+        positive, valuable = regions(boxes, centres.to(boxes.dtype), sizes.to(boxes.dtype), self.options)
+        main = score * any_object(positive.to(score.dtype), index, score)
+        vlr = any_object(valuable.to(score.dtype), index, score)
+        shares = [(self.options.main, main), (self.options.vlr, vlr)]
+        return torch.stack([share * w / ops.positive_or_one(w.sum()) for share, w in shares]).sum(0)
+
+
+def check_bins(student: Spec, teacher: Spec) -> None:
+    """Refuse a pair without comparable box distributions, with the method that does without them."""
+    for role, spec in (("student", student), ("teacher", teacher)):
+        if not spec.bins:
+            raise ValueError(
+                f"ld compares box distributions, and {role} {spec.name} predicts box sides without one: "
+                "use bckd_box, the box term of BCKD, instead."
+            )
+    if student.bins != teacher.bins:
+        raise ValueError(
+            f"ld compares box distributions bin by bin, but student {student.name} has {student.bins} bins and "
+            f"teacher {teacher.name} has {teacher.bins}: use bckd_box, the box term of BCKD, instead."
+        )
+
+
+def divergence(z_s: Tensor, z_t: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(p_t || p_s), mean over edges; (P, 4, R) twice -> (P,)."""
+    log_s, log_t = (z_s / tau).log_softmax(-1), (z_t / tau).log_softmax(-1)
+    return tau**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean(-1)
+
+
+def regions(boxes: Tensor, centres: Tensor, sizes: Tensor, options: LDOptions) -> tuple[Tensor, Tensor]:
+    """main as true or false and vlr as IoU or 0; boxes (M, 4), centres (N, 2), pixels a cell (N,) -> (M, N) twice."""
+    half = options.side / 2 * sizes[:, None]
+    anchors, objects = torch.cat((centres - half, centres + half), -1)[None], boxes[:, None]
+    iou = ops.paired_iou(objects, anchors)
+    apart = ((objects[..., :2] + objects[..., 2:]) / 2 - centres).square().sum(-1)
+    nearest = candidates(apart, sizes, options.topk)
+    theta = mean_and_deviation(iou.gather(1, nearest))
+    inside = ((centres[nearest] > objects[..., :2]) & (centres[nearest] < objects[..., 2:])).all(-1)
+    good = inside & (iou.gather(1, nearest) >= theta)
+    positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, nearest, good)
+    around = torch.maximum(objects[..., 2:], anchors[..., 2:]) - torch.minimum(objects[..., :2], anchors[..., :2])
+    diou = iou - apart / around.square().sum(-1).clamp(min=ops.TINY_AREA)
+    return positive, iou * ((diou >= options.gamma * theta) & (diou < theta))
+
+
+def candidates(apart: Tensor, sizes: Tensor, topk: int) -> Tensor:
+    """The topk nearest anchors of every level, (M, N), pixels a cell (N,) -> indices (M, L topk or fewer)."""
+    starts = [0, *(sizes.diff().nonzero().flatten() + 1).tolist()]
+    levels = torch.tensor_split(apart, starts[1:], 1)
+    nearest = [level.topk(min(topk, level.shape[1]), 1, largest=False).indices for level in levels]
+    return torch.cat([index + start for index, start in zip(nearest, starts, strict=True)], 1)
+
+
+def mean_and_deviation(x: Tensor) -> Tensor:
+    """Mean plus a sample's standard deviation of each row, (M, C) -> (M, 1)."""
+    mean = x.mean(1, keepdim=True)
+    return mean + ((x - mean).square().sum(1, keepdim=True) / max(x.shape[1] - 1, 1)).sqrt()
+
+
+def any_object(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """An anchor point's highest value among the objects of its image, 0 without one; (M, N), (M,) -> like (B, N)."""
+    return torch.zeros_like(like).scatter_reduce(0, index[:, None].expand_as(values), values, "amax")

@@ -1,0 +1,153 @@
+"""RM and PFI: the order in which the teacher ranks an object's boxes, and features where predictions differ.
+
+G. Li, X. Li, Y. Wang, S. Zhang, Y. Wu, D. Liang: "Knowledge Distillation for Object Detection via Rank Mimicking and
+Prediction-guided Feature Imitation", 2021, arXiv:2112.04840. The authors published no code.
+
+Rank mimicking, with z_n the logit of object g's class at anchor point n:
+
+    a_n  = sigmoid(z_tn)^alpha IoU(b_tn, g)^beta            the teacher's alignment, for points n whose centre is in g
+    P_g  = the topk such points of highest alignment
+    q_n  = softmax over P_g of z_n / tau                    of teacher and student
+    rm   = tau^2 mean_g sum_{n in P_g} q_tn log(q_tn / q_sn)
+
+Prediction-guided feature imitation, at one level, i over the cells of all B images:
+
+    P_i  = mean_k (sigmoid(z_tik) - sigmoid(z_sik))^2
+    plain    = mean_i P_i mean_c (A(s) - t)_ic^2
+    relative = sum_i P_i |A(s) - t|_i^2 / sum_i P_i |t|_i^2
+    pfi      = mean over levels
+
+Where we depart, and why:
+- The paper's candidates are the positives of the detector's assigner. The heads we read do not show theirs, and a
+  student's early one would be noise: we take the rule of the assigner that YOLO is trained with (task-aligned, alpha
+  0.5, beta 6, top 10; arXiv:2108.07755) and let the teacher apply it.
+- The softmax is over logits. Over scores in [0, 1], tau = 1 would leave it all but flat.
+- The mean is over the objects that have at least two candidates: one candidate has no rank. tau^2 keeps the gradient's
+  size when the temperature rises.
+- P weighs and does not learn: it carries no gradient, so that cells are not made to agree in order to count less.
+- `relative` (default) divides by the teacher's own mean square under the same weights: the size of P cancels, so that
+  the term does not fade as the scores come closer, and an adapter that returns 0 has loss 1.
+- Of a teacher's map of another size, the map and the scores are interpolated to the student's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+PAPER = "Li et al., Knowledge Distillation for Object Detection via {}, 2021, arXiv:2112.04840"
+
+
+@dataclass(frozen=True, slots=True)
+class RankMimickingOptions:
+    """Options of rank mimicking."""
+
+    topk: int = 10  # candidates an object
+    tau: float = 1.0  # temperature of both softmaxes: above 1 the lower ranks count more
+    alpha: float = 0.5  # exponent of the score in the alignment
+    beta: float = 6.0  # exponent of the IoU in the alignment
+
+    def __post_init__(self) -> None:
+        ops.check_number("rm.topk", self.topk, above=2, inclusive=True)
+        if not isinstance(self.topk, int):
+            raise ValueError(f"rm.topk={self.topk!r} is not allowed: it must be a whole number.")
+        ops.check_number("rm.tau", self.tau)
+        for name in ("alpha", "beta"):
+            ops.check_number(f"rm.{name}", getattr(self, name), inclusive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PFIOptions:
+    """Options of prediction-guided feature imitation."""
+
+    relative: bool = True  # divide by the teacher's mean square under the same weights; False: the paper's plain form
+
+    def __post_init__(self) -> None:
+        ops.check_choice("pfi.relative", self.relative, (True, False))
+
+
+class RankMimicking(Method):
+    """Divergence of the softmax over an object's candidates."""
+
+    level = "head"
+    term = "rm"
+    paper = PAPER.format("Rank Mimicking")
+    needs = frozenset({"logits", "boxes"})
+    classwise = True
+    Options: ClassVar[type] = RankMimickingOptions
+    options: RankMimickingOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: RankMimickingOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        ops.check_classes("rm", student, teacher)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        z_s = ops.wide(ops.shown(student.logits, "logits"))
+        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        place, ranked = self.candidates(z_t, teacher, batch)
+        several = ranked.sum(-1) > 1
+        place, ranked = (x[several] for x in (place, ranked))
+        log_s, log_t = (log_softmax(z.flatten()[place] / self.options.tau, ranked) for z in (z_s, z_t))
+        total = (log_t.exp() * (log_t - log_s)).sum()
+        return self.options.tau**2 * total / max(len(place), 1)
+
+    def candidates(self, z_t: Tensor, teacher: View, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each object's P_g, (M, topk) twice: places of its class's logits in the flat z, and whether one is taken."""
+        boxes, index = ops.ground_truth(batch)
+        cls = batch["cls"].detach().reshape(-1).long()
+        centres, _ = ops.points(batch, teacher.strides, z_t)
+        inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1)
+        g, n = inside.nonzero(as_tuple=True)
+        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()[index[g], n]
+        score, iou = z_t[index[g], n, cls[g]].sigmoid(), ops.paired_iou(b_t, boxes[g])
+        alignment = z_t.new_full(inside.shape, -1.0)
+        alignment[g, n] = score**self.options.alpha * (iou.to(score.dtype)) ** self.options.beta
+        best, point = alignment.topk(min(self.options.topk, alignment.shape[1]), -1)
+        return (index[:, None] * z_t.shape[1] + point) * z_t.shape[2] + cls[:, None], best >= 0
+
+
+class PFI(Method):
+    """Squared error between adapted student maps and teacher maps, weighted by the difference of scores."""
+
+    level = "neck"
+    term = "pfi"
+    paper = PAPER.format("Prediction-guided Feature Imitation")
+    taps = ("neck",)
+    needs = frozenset({"logits"})
+    classwise = True
+    Options: ClassVar[type] = PFIOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: PFIOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        ops.check_classes("pfi", student, teacher)
+        self.relative = options.relative
+        self.adapters = ops.adapters(ops.widths("pfi", student, teacher, tap, self.taps))
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        scores = [score_maps(view, self.tap) for view in (student, teacher)]
+        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        losses = []
+        for (s, t), p_s, p_t in zip(pairs, *scores, strict=True):
+            gap = (p_s - ops.resize(p_t, p_s)).square().mean(1, keepdim=True)
+            plain = not self.relative  # the weighted mean would divide by the gaps, as relative does
+            losses.append((gap * (s - t).square()).mean() if plain else ops.weighted_error(s, t, gap, True))
+        return ops.level_mean(losses)
+
+
+def log_softmax(z: Tensor, counts: Tensor) -> Tensor:
+    """log softmax over the entries of a row that count, finite elsewhere (a probability of 0); (M, k) twice."""
+    return z.masked_fill(~counts, torch.finfo(torch.float32).min / 4).log_softmax(-1)
+
+
+def score_maps(view: View, tap: str) -> list[Tensor]:
+    """Class scores as L maps (B, K, H, W), without gradient."""
+    scores = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid()
+    maps = ops.level_maps(scores.mT.flatten(0, 1), ops.shown(getattr(view, tap), tap))
+    return [m.reshape(len(scores), -1, *m.shape[-2:]) for m in maps]

@@ -1,0 +1,92 @@
+"""RoI mimic: the teacher's features pooled from regions that hold objects.
+
+Q. Li, S. Jin, J. Yan: "Mimicking Very Efficient Network for Object Detection", 2017, CVPR 2017 (no arXiv version).
+
+At one level, with r over the N regions of all B images, u_r = RoIAlign(t), v_r = RoIAlign(s) at region r, m the size of
+u_r (channels times cells) and A a trained 1x1 conv:
+
+    plain    = sum_r |u_r - A(v_r)|^2 / (2 N m)
+    relative = sum_r |u_r - A(v_r)|^2 / sum_r |u_r|^2
+    loss     = mean over levels
+
+The regions of an image are its ground truth boxes and the teacher's `boxes` most confident ones (score above `score`,
+after NMS at IoU `nms` over all classes, clipped to the image). An object that both name counts twice.
+
+Where we depart, and why (the authors have published no code):
+- The paper's regions are the proposals of a region proposal network, which a one-stage detector lacks. Its confident
+  boxes are what it would propose.
+- The paper pools by spatial pyramid from one map. We take RoIAlign (arXiv:1703.06870), and pool each region from every
+  level: a YOLO's label assignment binds no object to a level by its size as an FPN's rule does, and every adapter gets
+  its gradient in every step.
+- `relative` (default) divides by the mean square of the teacher's pooled features; the plain form is the paper's.
+- A map is taken to span the image, so that a teacher's map of another size is pooled at the same place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class RoIOptions:
+    """Options of RoI mimic."""
+
+    boxes: int = 10  # the teacher's most confident boxes an image, besides ground truth; 0: ground truth alone
+    score: float = 0.25  # a teacher's box counts above this score
+    nms: float = 0.5  # of the teacher's boxes that overlap by more than this IoU the best counts
+    cells: int = 7  # cells a side of a pooled feature
+    relative: bool = True  # divide by the mean square of the teacher's pooled features; False: the paper's loss
+
+    def __post_init__(self) -> None:
+        ops.check_choice("roi.boxes", self.boxes, tuple(range(101)))
+        ops.check_number("roi.score", self.score, inclusive=True)
+        ops.check_number("roi.nms", self.nms, inclusive=True)
+        ops.check_choice("roi.cells", self.cells, tuple(range(1, 33)))
+        ops.check_choice("roi.relative", self.relative, (True, False))
+
+
+class RoI(Method):
+    """Squared error between features pooled from ground truth boxes and from the teacher's confident boxes."""
+
+    level = "roi"
+    term = "roi"
+    paper = "Li, Jin, Yan, Mimicking Very Efficient Network for Object Detection, 2017, CVPR 2017"
+    taps = ("neck", "backbone")
+    needs = frozenset({"logits", "boxes"})
+    Options: ClassVar[type] = RoIOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: RoIOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        self.adapters = ops.adapters(ops.widths("roi", student, teacher, tap, self.taps))
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        size = (batch["img"].shape[-2], batch["img"].shape[-1])
+        boxes, index = regions(teacher, batch, size, self.options)
+        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        losses = []
+        for adapter, s, t in zip(self.adapters, s_maps, t_maps, strict=True):
+            u = ops.pooled(ops.wide(t.detach()), boxes, index, size, self.options.cells)
+            v = adapter(ops.pooled(ops.wide(s), boxes, index, size, self.options.cells))
+            scale = 1.0 if self.options.relative else 0.5
+            losses.append(scale * ops.pooled_error(v, u, self.options.relative))
+        return ops.level_mean(losses)
+
+
+def regions(
+    teacher: View, batch: dict[str, Tensor], size: tuple[int, int], options: RoIOptions
+) -> tuple[Tensor, Tensor]:
+    """Boxes to pool from (N, 4), ground truth first, and their image (N,)."""
+    true, true_index = ops.ground_truth(batch)
+    score = ops.confidence(ops.shown(teacher.logits, "logits"))
+    boxes = ops.wide(ops.shown(teacher.boxes, "boxes"))
+    seen, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
+    return torch.cat((true.to(seen), seen)), torch.cat((true_index.to(index), index))

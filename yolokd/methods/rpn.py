@@ -1,0 +1,74 @@
+"""RPN: class-agnostic objectness with foreground and background decoupled, the proposal part of DeFeat.
+
+J. Guo, K. Han, Y. Wang, H. Wu, X. Chen, C. Xu, C. Xu: "Distilling Object Detectors via Decoupled Features", 2021,
+arXiv:2103.14475; code: https://github.com/ggjy/DeFeat.pytorch (read at c46a793).
+
+This is an analogue. A one-stage detector has no region proposal network and no second stage; its highest class score
+plays the RPN's role, to say where any object is. With n over the anchor points of all images, k over classes, z logits:
+
+    o_n   = max_k z_nk                                                      the objectness logit
+    d_n   = tau^2 KL(sigmoid(o_tn / tau) || sigmoid(o_sn / tau))             of a binary variable: object or none
+    loss  = w_fg mean_{n in fg} d_n + w_bg mean_{n in bg} d_n
+    fg    = the anchor points whose cell a ground truth box of their image touches; bg = all others
+
+The paper's weights are 2 for both parts and tau=1: a ratio of 1 to 1 (options foreground, background) at gain 2.
+
+Where we depart, and why:
+- DeFeat splits proposals by their assigned label and compares their softmax over classes. What an anchor point of a
+  one-stage head is for ground truth is decided by its cell, as in DeFeat's split of feature maps; its class scores are
+  sigmoids, and only the highest matters here, so that the two sides need not know the same classes.
+- An image or a batch without objects has no foreground part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from yolokd.methods import ops
+from yolokd.methods.base import Method
+from yolokd.views import Spec, View
+
+
+@dataclass(frozen=True, slots=True)
+class RPNOptions:
+    """Options of the proposal analogue."""
+
+    foreground: float = 1.0  # weight of anchor points on objects (w_fg)
+    background: float = 1.0  # weight of all other anchor points (w_bg)
+    tau: float = 1.0  # temperature: above 1 low scores count more
+
+    def __post_init__(self) -> None:
+        ops.check_number("rpn.foreground", self.foreground, inclusive=True)
+        ops.check_number("rpn.background", self.background, inclusive=True)
+        ops.check_number("rpn.tau", self.tau)
+
+
+class RPN(Method):
+    """Binary divergence between objectness scores, apart on and off objects: an analogue, not a proposal network."""
+
+    level = "roi"
+    term = "rpn"
+    paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (proposals)"
+    needs = frozenset({"logits"})
+    Options: ClassVar[type] = RPNOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: RPNOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        o_s = ops.wide(ops.shown(student.logits, "logits")).amax(-1)
+        o_t = ops.wide(ops.shown(teacher.logits, "logits")).detach().amax(-1)
+        tau = self.options.tau
+        each = ops.divergence(o_s / tau, o_t / tau) * tau**2
+        boxes, index = ops.ground_truth(batch)
+        on = ops.point_foreground(boxes, index, batch, student.strides, o_s).to(each.dtype)
+        loss: Tensor = self.options.foreground * mean(each, on) + self.options.background * mean(each, 1 - on)
+        return loss
+
+
+def mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where the mask is 1, (B, N) twice -> (), 0 where it is nowhere."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
