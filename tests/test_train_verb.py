@@ -219,7 +219,7 @@ def test_arguments_from_a_file(started, place, teacher, scenes, refused):
 
 
 def test_their_arguments_arrive_untouched(started, teacher, scenes):
-    theirs = {"epochs": 3, "imgsz": 96, "mosaic": 0.5, "classes": [0, 1], "freeze": 2, "name": "x", "exist_ok": True}
+    theirs = {"epochs": 3, "imgsz": 96, "mosaic": 0.5, "classes": [0, 1], "freeze": 2, "name": "x", "line_thickness": 2}
     yolokd.train(model="yolo11n.yaml", teacher=teacher, data=scenes, **theirs)
     (student, trainer, kwargs), *_ = started
     assert trainer is KDTrainer and {**theirs, "data": scenes, "kd": kwargs["kd"]} == kwargs

@@ -28,7 +28,11 @@ from yolokd.teacher import locate
 
 OURS = ("teacher", "method", "kd", "width", "depth")  # beside the dotted ones
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
-HIDDEN = ("augmentations", "save_dir")  # arguments that Ultralytics takes although its default.yaml has them not
+HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
+    "augmentations", "save_dir",
+    "boxes", "hide_labels", "hide_conf", "line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras",
+    "end2end", "half", "int8",
+)  # fmt: skip
 
 
 def pairs(arguments: Iterable[str]) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
             f"distill_model={theirs['distill_model']} is Ultralytics' own distillation and cannot run together with "
             "teacher=: give one of the two."
         )
-    for key in ("compile", "quantize"):
+    for key in ("compile", "quantize", "half", "int8"):
         if theirs.get(key):
             raise UsageError(f"{key}={theirs[key]} cannot be combined with distillation yet: leave {key}= out.")
     if theirs.get("resume"):

@@ -31,11 +31,9 @@ def steptime(
         teacher: checkpoint.
         data: data set's YAML.
         steps: counted steps of each arm.
-        threads: of PyTorch; as it likes by default.
+        threads: of PyTorch; by default as many as Ultralytics takes, one less than the cores.
         **arguments: Ultralytics' training arguments and ours (method=, kd=, dotted ones).
     """
-    if threads:
-        torch.set_num_threads(threads)
     ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
     common = {
         "model": model,
@@ -57,6 +55,8 @@ def steptime(
             trainer._setup_train()
             trainer.epoch = 0
             trainer._model_train()
+        if threads:
+            torch.set_num_threads(threads)  # only now: Ultralytics sets its own number with the device
         times = _measure(arms, steps)
     alone = times["student alone"]
     print(f"{'arm':15} {'ms':>9} {'ratio':>7} {'added':>9}")
