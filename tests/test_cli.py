@@ -19,7 +19,10 @@ SCRIPT = Path(sys.executable).with_name("yolokd")
 
 def python(code: str) -> str:
     """Output of a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    # not in the checkout, whose folder yolokd/ would hide the installed package
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=sys.prefix, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["-h"], ["train", "--help"], ["export", "-h"]])

@@ -51,7 +51,7 @@ def test_the_check_comes_before_the_import_that_would_fail(use):
     script = f"import ultralytics.cfg as c; del c.smart_value\n{use}\n".replace(
         "CLI", "import sys; from yolokd.cli import main; sys.exit(main(['train', 'model=x.pt']))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=sys.prefix, capture_output=True, text=True, check=False)
     assert "yolokd relies on ultralytics.cfg.smart_value" in done.stderr.strip().splitlines()[-1]
     assert done.returncode == (2 if use == "CLI" else 1)
 
