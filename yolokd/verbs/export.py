@@ -184,8 +184,8 @@ def _data(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _said(figures: dict[str, Any]) -> str:
-    dets = figures["dets"]
-    return (
-        f"on {figures['n_images']} images {dets['n']} detections agree with PyTorch within "
-        f"{dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"
-    )
+    dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
+    parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
+    if outputs:
+        parts.insert(0, f"outputs within {outputs['max_abs_box']:.2g} px and {outputs['max_abs_score']:.2g} score")
+    return f"equal to PyTorch on {figures['n_images']} images: {', '.join(parts)}"
