@@ -61,6 +61,14 @@ def test_bad_input_ends_in_one_sentence(words, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
+    """The demo writes a teacher.pt of its own."""
+    (tmp_path / "teacher.pt").write_bytes(b"mine")
+    assert cli.main(["demo", f"out={tmp_path}"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["teacher.pt"] and (tmp_path / "teacher.pt").read_bytes() == b"mine"
+
+
 @pytest.mark.slow
 def test_the_whole_demo_on_a_small_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "SCENES", {"train": 32, "val": 16})

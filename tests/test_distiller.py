@@ -15,7 +15,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd import config
 from yolokd.detectors.yolo import YoloReader
-from yolokd.distiller import Distiller, build_terms
+from yolokd.distiller import Distiller, build_terms, term_name
+from yolokd.methods import METHODS
 
 OWN = ["box_loss", "cls_loss", "dfl_loss"]
 SIZE = 4
@@ -248,3 +249,9 @@ def test_two_ranks_share_the_gradients_of_student_and_adapters(tmp_path: Path):
             assert rank["items"][name] > 0
             torch.testing.assert_close(rank["items"][name], single["items"][name], rtol=1e-4, atol=1e-6)
     assert ranks[0]["items"]["pkd_loss"] != ranks[1]["items"]["pkd_loss"]
+
+
+def test_columns_fit_the_progress_line_and_are_distinct():
+    """A name wider than the column runs into its neighbour; two equal ones would lose a term."""
+    names = [term_name(cls, tap) for cls in METHODS.values() for tap in cls.taps or ("",)]
+    assert len(set(names)) == len(names) and max(map(len, names)) <= 10 and all("loss" in name for name in names)

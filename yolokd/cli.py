@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 HELP = """\
@@ -21,8 +21,6 @@ A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth
 Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
 """
 CODES = (2, 4, 5)
-
-
 STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
 
 
@@ -96,9 +94,13 @@ def _demo(rest: list[str]) -> None:
 
 def _steptime(rest: list[str]) -> None:
     from yolokd.config import pairs
+    from yolokd.errors import UsageError
     from yolokd.verbs.steptime import steptime
 
-    steptime(**pairs(rest))
+    arguments = pairs(rest)
+    if missing := [key for key in ("model", "teacher", "data") if key not in arguments]:
+        raise UsageError(f"no {missing[0]}: steptime compares trainings, give model=, teacher= and data=.")
+    steptime(**arguments)
 
 
 def _methods(rest: list[str]) -> None:
@@ -113,7 +115,7 @@ def _version(rest: list[str]) -> None:
     print(__version__)
 
 
-def _checked(rest: list[str], function: Callable[..., Any], skip: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+def _checked(rest: list[str], function: Callable[..., Any], skip: Collection[str] = ()) -> dict[str, Any]:
     """key=value arguments for a function, unknown keys refused."""
     import inspect
 

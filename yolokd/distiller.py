@@ -68,8 +68,6 @@ class Distiller(nn.Module):
         student = self.reader.views(seen, self.fields, self.strides)
         with torch.autocast(x["img"].device.type, enabled=False):
             terms = self.terms(student, teacher, x)
-        if not terms:
-            return loss, items
         # Ultralytics multiplies a Detect head's loss by the batch size, so the terms are too.
         added = [term.reshape(1) * x["img"].shape[0] for term in terms.values()]
         return torch.cat([loss.reshape(-1), *added]), {**items, **{n: t.detach() for n, t in terms.items()}}
@@ -131,7 +129,7 @@ def build_terms(
 
 def term_name(cls: type[Method], tap: str) -> str:
     """Column of a term: at most 10 characters, the progress bar's width, and "loss" in it, so that it is drawn."""
-    return f"{cls.term}_{tap[0]}_loss" if tap and tap != cls.taps[0] else f"{cls.term}_loss"
+    return f"{cls.term[:3]}_{tap[0]}_loss" if tap and tap != cls.taps[0] else f"{cls.term}_loss"
 
 
 def needs(method: Method) -> frozenset[str]:

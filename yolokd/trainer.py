@@ -126,7 +126,7 @@ class KDMixin(BaseTrainer):
             made_by = provenance(self.args.kd, str(self.args.data))
             for file in (self.best, self.last):
                 if file.exists():
-                    # upstream validates one of the two at the end: what its figures say holds for that one only
+                    # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
                     validated = file == (self.best if self.best.exists() else self.last)
                     sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
 

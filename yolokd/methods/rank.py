@@ -42,7 +42,10 @@ from yolokd.methods import ops
 from yolokd.methods.base import Method
 from yolokd.views import Spec, View
 
-PAPER = "Li et al., Knowledge Distillation for Object Detection via {}, 2021, arXiv:2112.04840"
+PAPER = (
+    "Li et al., Knowledge Distillation for Object Detection via Rank Mimicking and Prediction-guided Feature "
+    "Imitation, 2021, arXiv:2112.04840"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class RankMimicking(Method):
 
     level = "head"
     term = "rm"
-    paper = PAPER.format("Rank Mimicking")
+    paper = f"{PAPER} (ranks)"
     needs = frozenset({"logits", "boxes"})
     classwise = True
     Options: ClassVar[type] = RankMimickingOptions
@@ -118,7 +121,7 @@ class PFI(Method):
 
     level = "neck"
     term = "pfi"
-    paper = PAPER.format("Prediction-guided Feature Imitation")
+    paper = f"{PAPER} (features)"
     taps = ("neck",)
     needs = frozenset({"logits"})
     classwise = True
