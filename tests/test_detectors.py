@@ -14,9 +14,9 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from yolokd.detectors.yolo import YoloReader, decode
 from yolokd.errors import UsageError
-from yolokd.views import FIELDS, MAPS
+from yolokd.views import DENSE, MAPS
 
-ALL = frozenset(FIELDS)
+ALL = frozenset(DENSE)
 # index in the YAML of the backbone's deepest layers at strides 8, 16, 32, of the neck's outputs and of the head
 LAYERS = {
     "yolov8n": ((4, 6, 9), (15, 18, 21), 22),
@@ -148,11 +148,11 @@ def test_levels_without_a_partner_are_left_out(family, strides):
         assert part[branch].strides == strides
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", DENSE)
 def test_only_asked_fields_are_filled(field):
     """A field that nobody asked for costs memory for the whole backward pass."""
     view = views(build("yolo11n"), images(), frozenset({field}))["one2many"]
-    assert [f for f in FIELDS if getattr(view, f) is not None] == [field]
+    assert [f for f in DENSE if getattr(view, f) is not None] == [field]
 
 
 def test_no_hook_outlives_a_recording():
@@ -210,7 +210,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", DENSE)
 def test_every_field_carries_gradient_to_the_first_layer(field):
     """A field cut off the graph gives a loss that falls for its adapters alone."""
     model = build("yolo11n").train()

@@ -16,9 +16,9 @@ from ultralytics import YOLO
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 from yolokd.teacher import Teacher, load, locate
-from yolokd.views import FIELDS, MAPS
+from yolokd.views import DENSE, MAPS
 
-ALL = frozenset(FIELDS)
+ALL = frozenset(DENSE)
 CPU = torch.device("cpu")
 # family, branches asked for: all that the head has, or one of them
 ASKED = [
@@ -47,7 +47,7 @@ def original(model: nn.Module, x: torch.Tensor) -> dict:
 
 
 def tensors(view) -> list[torch.Tensor]:
-    fields = [getattr(view, f) for f in FIELDS if getattr(view, f) is not None]
+    fields = [getattr(view, f) for f in DENSE if getattr(view, f) is not None]
     return [t for f in fields for t in (f if isinstance(f, tuple) else (f,))]
 
 

@@ -29,7 +29,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_TEACHER, Method
 from yolokd.views import Spec, View
 
 
@@ -51,6 +51,7 @@ class SL2(Method):
     paper = "Ultralytics, DistillationModel.loss_sl2, 2026 (no paper; cf. Du et al., 2021, arXiv:2111.00674)"
     taps = ("neck", "backbone")
     needs = frozenset({"logits"})
+    heads = DENSE_TEACHER
     Options: ClassVar[type] = SL2Options
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: SL2Options) -> None:
