@@ -34,7 +34,11 @@ ASKED = [
 
 def make(model: nn.Module, branches: tuple[str, ...], fields: frozenset[str] = ALL) -> Teacher:
     reader = YoloReader(model)
-    return Teacher(reader, fields, reader.strides, branches, CPU)
+    return Teacher(reader, fields, branches, CPU)
+
+
+def views(teacher: Teacher, x: torch.Tensor) -> dict:
+    return teacher(x)(teacher.reader.strides)
 
 
 def original(model: nn.Module, x: torch.Tensor) -> dict:
@@ -55,7 +59,7 @@ def tensors(view) -> list[torch.Tensor]:
 def test_it_says_what_the_unfused_original_says(family, branches):
     """Folding batch norms, dropping a branch or another memory layout must not change what the student learns."""
     model, x = build(family), images()
-    expected, found = original(model, x), make(model, branches)(x)
+    expected, found = original(model, x), views(make(model, branches), x)
     assert tuple(found) == branches
     for branch in branches:
         pairs = zip(tensors(found[branch]), tensors(expected[branch]), strict=True)
@@ -70,7 +74,7 @@ def test_it_says_what_the_unfused_original_says(family, branches):
 def test_it_says_the_same_in_float32():
     """The type it runs in: a float64 test alone would not see a sum that single precision cannot hold."""
     model, x = build("yolo11n", dtype=torch.float32), images(dtype=torch.float32)
-    expected, found = original(model, x)["one2many"], make(model, ("one2many",))(x)["one2many"]
+    expected, found = original(model, x)["one2many"], views(make(model, ("one2many",)), x)["one2many"]
     for a, b in zip(tensors(found), tensors(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
@@ -79,7 +83,7 @@ def test_it_is_frozen():
     """A teacher in train mode moves its statistics; one that requires grad costs memory and may be trained."""
     teacher, x = make(build("yolo26n").train(), ("one2many", "one2one")), images()
     before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
-    found = teacher(x)
+    found = views(teacher, x)
     assert not any(p.requires_grad for p in teacher.model.parameters())
     head = teacher.model.model[-1]
     assert head.training, "this flag gives raw outputs"
@@ -96,7 +100,7 @@ def test_a_teacher_of_maps_only_skips_its_head(family):
     model, x = build(family), images()
     expected = original(model, x)["one2many"]
     teacher = make(model, ("one2many",), frozenset({"neck", "backbone"}))
-    found = teacher(x)["one2many"]
+    found = views(teacher, x)["one2many"]
     assert isinstance(teacher.model.model[-1], nn.Identity)
     for field in ("neck", "backbone"):
         for a, b in zip(getattr(found, field), getattr(expected, field), strict=True):
@@ -108,7 +112,7 @@ def test_a_teacher_of_maps_only_skips_its_head(family):
 def test_a_teacher_of_towers_keeps_its_head():
     """Towers are maps too, but inside the head."""
     teacher = make(build("yolo11n"), ("one2many",), frozenset({"towers"}))
-    assert len(teacher(images())["one2many"].towers) == 6
+    assert len(views(teacher, images())["one2many"].towers) == 6
 
 
 def test_a_copy_is_the_teacher_itself():
