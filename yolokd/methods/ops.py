@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,25 @@ def weighted_error(s: Tensor, t: Tensor, w: Tensor, relative: bool) -> Tensor:
 def weighted_square(x: Tensor, w: Tensor) -> Tensor:
     """sum_i w_i |x_i|^2 / (C sum_i w_i + 1e-9) over cells i of all images; (B, C, H, W), (B, 1, H, W) -> ()."""
     return (w * x.square()).sum() / (x.shape[1] * w.sum() + 1e-9)
+
+
+class SquaredError(torch.autograd.Function):
+    """sum w (s - t)^2 for any w that broadcasts, with a gradient for s alone.
+
+    On a CPU such sums are bound by the maps that are written and read: this keeps one where autograd keeps three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, w: Tensor) -> Tensor:
+        difference = s - t
+        weighted = difference * w
+        ctx.save_for_backward(weighted)
+        return difference.mul_(weighted).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weighted,) = ctx.saved_tensors
+        return weighted * (2 * gradient), None, None
 
 
 def level_maps(score: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
