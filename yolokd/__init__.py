@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDTrainer", "bench", "export", "train"]
+__all__ = ["METHODS", "KDTrainer", "bench", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
@@ -14,8 +14,9 @@ _HOME = {
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export", "study"}
 
 
 def __getattr__(name: str) -> Any:

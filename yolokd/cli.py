@@ -20,7 +20,7 @@ Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
 Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
 """
-CODES = (2, 4, 5)
+CODES = (1, 2, 3, 4, 5)
 STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
 
 
@@ -80,6 +80,15 @@ def _bench(rest: list[str]) -> None:
     bench(models, **arguments)
 
 
+def _compare(rest: list[str]) -> None:
+    from yolokd import compat
+    from yolokd.config import pairs
+    from yolokd.verbs.study import study
+
+    compat.check()
+    study(**pairs(rest))
+
+
 def _demo(rest: list[str]) -> None:
     from yolokd.demo.run import demo, write_data
     from yolokd.errors import UsageError
@@ -130,6 +139,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "export": _export,
     "bench": _bench,
+    "compare": _compare,
     "demo": _demo,
     "methods": _methods,
     "steptime": _steptime,

@@ -17,3 +17,9 @@ class ParityError(RuntimeError):
     """An exported file does not compute what the checkpoint computes."""
 
     code = 5
+
+
+class StudyError(RuntimeError):
+    """Some runs of a study failed, so that its tables are incomplete."""
+
+    code = 3
