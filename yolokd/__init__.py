@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDTrainer", "bench", "export", "study", "train"]
+__all__ = ["METHODS", "KDTrainer", "bench", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
@@ -14,6 +14,7 @@ _HOME = {
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
     "study": "verbs.study",
 }
 _STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export", "study"}
