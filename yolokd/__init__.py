@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "export", "train"]
+__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
@@ -15,8 +15,10 @@ _HOME = {
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export", "study"}
 
 
 def __getattr__(name: str) -> Any:
