@@ -21,13 +21,24 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from yolokd.balance import SHARE
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
 
-OURS = ("teacher", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes")  # beside the dotted ones
+OURS = (
+    "teacher",
+    "method",
+    "kd",
+    "width",
+    "depth",
+    "levels",
+    "teacher_imgsz",
+    "classes",
+    "balance",
+)  # beside the dotted ones
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -118,6 +129,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         "gain": non_negative("kd", ours.get("kd", 1.0)),
         **chosen(ours.get("method") or "default", dotted),
     }
+    if ours.get("balance", "off") != "off":
+        kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:
@@ -125,6 +138,15 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "classes" in ours:
         kd["classes"] = read_classes(str(ours["classes"]))
     return {**theirs, "kd": kd}
+
+
+def balance(value: Any) -> float | None:
+    """Share of the task's gradient that a gain of 1 is kept at, None to measure only."""
+    if value in {"auto", "log"}:
+        return SHARE if value == "auto" else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    return float(value)
 
 
 def one_of(key: str, value: Any, known: tuple[str, ...]) -> str:

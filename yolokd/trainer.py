@@ -20,6 +20,7 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSim
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd import config, teacher
+from yolokd.balance import Balance
 from yolokd.detectors import read
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
@@ -68,6 +69,8 @@ class KDMixin(BaseTrainer):
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
             pairings = [Pairing(reader, one, self.device) for one in made]
             self.model = self.distiller = Distiller(reader, pairings)
+            if "balance" in kd:
+                self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
         if unwrap_model(self.model) is not student:
             raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
         self.recipe = {key: options for one in made for key, options in one.methods.items()}
@@ -85,8 +88,14 @@ class KDMixin(BaseTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        methods = self.distiller.methods
+        methods, balance = self.distiller.methods, self.distiller.balance
         adapters = [p for p in methods.parameters() if p.requires_grad]
+        if balance is not None:
+
+            def add_balance(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+                return {**state, "kd_balance": {k: v.detach().cpu() for k, v in balance.state_dict().items()}}
+
+            optimizer.register_state_dict_post_hook(add_balance)
         if adapters:
             # the last of that name: MuSGD's first is the classification head's, at three times the rate
             like = [g for g in optimizer.param_groups if g.get("param_group") == "weight"][-1]
@@ -102,9 +111,10 @@ class KDMixin(BaseTrainer):
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Resume and NaN recovery: the adapters come back with the optimizer."""
         super()._load_checkpoint_state(ckpt)
-        state = (ckpt.get("optimizer") or {}).get("kd")
-        if state is not None:
-            self.distiller.methods.load_state_dict(state)
+        state = ckpt.get("optimizer") or {}
+        for key, module in (("kd", self.distiller.methods), ("kd_balance", self.distiller.balance)):
+            if module is not None and key in state:
+                module.load_state_dict(state[key])
 
     def get_validator(self) -> Any:
         """Upstream's validator, which checks its arguments against the stock schema: it must not see ours."""
@@ -120,7 +130,7 @@ class KDMixin(BaseTrainer):
         labelled = super().label_loss_items(loss_items, prefix)
         if prefix == "train":
             return labelled
-        ours = {f"{prefix}/{name}" for name in self.distiller.gains}
+        ours = {f"{prefix}/{name}" for name in self.distiller.columns}
         if isinstance(labelled, dict):
             return {k: v for k, v in labelled.items() if k not in ours}
         return [k for k in labelled if k not in ours]
