@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# For each of the parts that a map is concatenated from: the teacher's channel that each of the student's stands for (-1:
-# none), and how many channels the teacher's part has.
+# For each of the parts that a map is concatenated from: the teacher's channel that each of the student's stands for,
+# -1 for none, and how many channels the teacher's part has.
 Channels = tuple[tuple[Tensor, int], ...]
 SPLITS = (torch.chunk, Tensor.chunk, torch.split, Tensor.split)
 

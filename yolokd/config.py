@@ -1,6 +1,6 @@
 """key=value in, (our options, Ultralytics' arguments) out; a mistake in ours is one sentence with the nearest match.
 
-Ours are `teacher`, `method`, `kd`, `width`, `depth` and the dotted options of a method, such as `cwd.tau=2`,
+Ours are `teacher`, `method`, `kd`, `init`, `width`, `depth` and the dotted options of a method, such as `cwd.tau=2`,
 `pkd@backbone.gain=0.5`. They are folded into one plain dict, the trainer's `kd` argument, which Ultralytics carries
 through args.yaml, resume and its DDP workers.
 """
@@ -26,7 +26,8 @@ from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.teacher import locate
 
-OURS = ("teacher", "method", "kd", "width", "depth")  # beside the dotted ones
+OURS = ("teacher", "method", "kd", "init", "width", "depth")  # beside the dotted ones
+INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -110,11 +111,16 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k}
+    gain = non_negative("kd", ours.get("kd", 1.0))
+    # a student alone starts as it is, unless told otherwise
+    if (init := ours.get("init", "auto" if gain else "own")) not in INIT:
+        raise UsageError(f"init={init} is not one of {', '.join(INIT)}.")
     return {
         **theirs,
         "kd": {
             "teacher": locate(ours["teacher"]),
-            "gain": non_negative("kd", ours.get("kd", 1.0)),
+            "gain": gain,
+            "init": init,
             "methods": methods(ours.get("method") or "default", dotted),
         },
     }

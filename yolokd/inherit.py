@@ -1,10 +1,10 @@
 """Start the student from its teacher: every convolution that has a partner in the teacher is solved for, in one pass.
 
 Training images run through the teacher, then once through the student. When a student's convolution is reached, its
-weights are set to the least-squares solution that turns *what really arrives there* into what the teacher's partner puts
-out before its activation, so that a layer also makes up for what the layers before it lost. Layers without a partner
-keep their weights, and the next one that has a partner works with what they give. Batch norm's statistics are those of
-the images. Last convolutions of the head are fitted to the teacher's predictions.
+weights are set to the least-squares solution that turns *what really arrives there* into what the teacher's partner
+puts out before its activation, so that a layer also makes up for what the layers before it lost. Layers without a
+partner keep their weights, and the next one that has a partner works with what they give. Batch norm's statistics are
+those of the images. Last convolutions of the head are fitted to the teacher's predictions.
 
 A narrower student cannot hold all of the teacher's channels. Which it holds is chosen by what the teacher's predictions
 would lose, see `solve.pick`; the cost of an error is the mean outer product of the predictions' gradients at the map
@@ -14,7 +14,7 @@ convolutions) follow the choice made where they come from, see `channels`.
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,31 +28,61 @@ from yolokd.detectors.blocks import Pair, bare, pairs, residuals
 from yolokd.detectors.yolo import YoloReader
 from yolokd.solve import least_squares, logistic, patches, pick
 
+PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
 PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
 POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
 LAST_POINTS = 2**15
 
 
-def inherit(
-    student: YoloReader, teacher: YoloReader, images: Tensor, classes: dict[int, str], last_only: bool = False
-) -> int:
-    """Set the student's weights from the teacher, and its batch norm statistics from the images.
+def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, Tensor], classes: dict[int, str]) -> str:
+    """Start the student as `init=` says and return how it starts, "own" or "teacher".
+
+    "auto" takes the teacher's if the student's own weights, given last convolutions and batch norm statistics that are
+    fitted in the same way, have the higher detection loss on an eighth of the images, which nothing was fitted to.
+    Own weights are left exactly as they are.
 
     Args:
+        how: "own", "teacher" or "auto".
         student: reads the student, which is changed.
         teacher: reads the teacher, on the same device.
-        images: (B, C, H, W) in [0, 1], training images.
+        batch: training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
         classes: index -> name of the student's classes.
-        last_only: set the last convolutions of the head only, and the statistics.
-
-    Returns:
-        How many convolutions were set.
     """
-    matched = [p for p in pairs(student.model, teacher.model) if p.last or not last_only]
-    lesson = Lesson(teacher, matched, images)
+    matched = pairs(student.model, teacher.model)
+    if how == "own" or all(p.last for p in matched):
+        return "own"
+    fitted = len(batch["img"]) - len(batch["img"]) // 8
+    images = batch["img"][:fitted]
     places = {name: i for i, name in teacher.model.names.items()}
-    known = torch.tensor([places.get(classes[i], -1) for i in range(student.head.nc)])
-    return Pupil(student.model, matched, lesson, known).learn(images)
+    known = torch.tensor([places.get(name, -1) for _, name in sorted(classes.items())])
+    lesson = Lesson(teacher, matched, images)
+    own = copy.deepcopy(student.model.state_dict())
+    Pupil(student.model, matched, lesson, known).learn(images)
+    if how == "teacher":
+        return how
+    unseen = part(batch, fitted)
+    inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)
+    student.model.load_state_dict(own)
+    Pupil(student.model, [p for p in matched if p.last], lesson, known).learn(images)
+    better = cost < detection_loss(student.model, unseen)
+    student.model.load_state_dict(inherited if better else own)
+    return "teacher" if better else "own"
+
+
+def part(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
+    """The images of a batch from the given one on, and their labels."""
+    here = batch["batch_idx"] >= first
+    labels = {key: batch[key][here] for key in ("cls", "bboxes")}
+    return {"img": batch["img"][first:], "batch_idx": batch["batch_idx"][here] - first, **labels}
+
+
+@torch.no_grad()
+def detection_loss(model: Any, batch: dict[str, Tensor]) -> float:
+    """The student's own training loss, without touching batch norm statistics."""
+    with raw_outputs(model):
+        loss, _ = model.loss(batch)
+    model.criterion = None  # it was made for this; Ultralytics makes one when there is none
+    return float(loss.sum())
 
 
 class Lesson:
@@ -67,6 +97,7 @@ class Lesson:
 
     def __init__(self, teacher: YoloReader, matched: list[Pair], images: Tensor) -> None:
         self.teacher, self.matched = teacher, matched
+        teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
         self.spread: dict[str, Tensor] = {}
         self.metric: dict[str, Tensor] = {}
@@ -107,7 +138,9 @@ class Lesson:
             mean = total / count
             self.spread[name] = square / count - mean[:, None] * mean
             # a branch that no prediction comes from feels nothing: its channels count alike
-            self.metric[name] = metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean))
+            self.metric[name] = (
+                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean))
+            )
 
     def _probe(self, view: Any) -> Tensor:
         """Sum of the predictions with random signs, in units of what makes a difference: of the class's standard
@@ -161,7 +194,14 @@ class Lesson:
         b = torch.arange(len(z), device=z.device)[:, None].expand_as(place).flatten()
         row, column = place.flatten() // w, place.flatten() % w
         share = 1 / density if count < h * w else torch.ones_like(density)
-        return b + start, row, column, z[b, :, row, column], top.gather(1, place).flatten(), share.gather(1, place).flatten()
+        return (
+            b + start,
+            row,
+            column,
+            z[b, :, row, column],
+            top.gather(1, place).flatten(),
+            share.gather(1, place).flatten(),
+        )
 
 
 class Pupil:
@@ -260,7 +300,7 @@ class Pupil:
         return tuple((pick(spread[h, h], metric[h, h], mine // parts), width) for h in halves)
 
     def _heads(self, student: Any, teacher: Any, spread: Tensor, metric: Tensor) -> Channels | None:
-        """Of attention's queries, keys and values: whole heads; in each the strongest query-key channels, and values."""
+        """Of attention's queries, keys and values: whole heads; in each the strongest query-key channels."""
         heads, width = teacher.num_heads, teacher.head_dim
         mine, theirs = (getattr(a, "key_dim", a.head_dim) for a in (student, teacher))
         if student.num_heads > heads or mine > theirs or student.head_dim > width:

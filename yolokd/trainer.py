@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
@@ -18,7 +20,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd import config, teacher
+from yolokd import config, inherit, teacher
 from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import Distiller, build_terms
 from yolokd.errors import UsageError
@@ -64,12 +66,41 @@ class KDMixin(BaseTrainer):
             readers = YoloReader(student), YoloReader(teacher.load(kd["teacher"]))
             check_channels(self.data, kd["teacher"], readers[1].model)
             terms = build_terms(*readers, kd["methods"], kd["gain"], self.data["names"])
+            kd["start"] = self._start(kd.get("init", "own"), *readers)
             self.model = self.distiller = Distiller(*readers, terms, self.device)
         if unwrap_model(self.model) is not student:
             raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
         if RANK in {-1, 0}:
             said = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
             LOGGER.info(f"Distilling {readers[0].spec.name} under {readers[1].spec.name}: {said}")
+            if kd["start"] == "teacher":
+                LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
+
+    def _start(self, how: str, student: YoloReader, teacher: YoloReader) -> str:
+        """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
+        if self.resume:
+            return str(self.args.kd.get("start", "own"))
+        if how == "own" or RANK not in {-1, 0}:
+            return "own"
+        teacher.model.to(self.device)
+        return inherit.start(how, student, teacher, self._some_images(), self.data["names"])
+
+    def _some_images(self) -> dict[str, Any]:
+        """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""
+        args, streams = self.args, (random.getstate(), np.random.get_state())
+        self.args = IterableSimpleNamespace(**{**vars(args), "cache": False, "rect": False, "multi_scale": 0.0})
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        try:
+            dataset = self.build_dataset(self.data["train"], "train", self.batch_size)
+            count = min(max(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, 16), len(dataset))
+            items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
+            batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
+            return batch
+        finally:
+            self.args = args
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
         """As upstream, once an epoch; the gains follow their schedules."""
@@ -156,6 +187,7 @@ def provenance(kd: dict[str, Any], data: str) -> dict[str, Any]:
     path = Path(kd["teacher"])
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     origin = {"teacher": {"file": path.name, "sha256": digest}, "methods": kd["methods"], "gain": kd["gain"]}
+    origin["start"] = kd.get("start", "own")
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}
 
 

@@ -37,7 +37,7 @@ ATTENTION = (Attention, AAttn)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A convolution of the student and the teacher's that does the same: `Conv` (with batch norm), or a bare last one."""
+    """A convolution of the student and the teacher's that does the same: a `Conv` (with batch norm) or a bare one."""
 
     name: str
     student: Any
@@ -115,7 +115,7 @@ def alike(student: nn.Conv2d, teacher: nn.Conv2d) -> bool:
 
 
 def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[Pair]:
-    """Pairs of two Detect heads, level by level at equal strides; a branch that the teacher lacks gets its other one."""
+    """Pairs of two Detect heads, level by level at equal strides; where the teacher lacks a branch, its other one."""
     if not isinstance(student, Detect) or not isinstance(teacher, Detect):
         return
     levels = [int(s) for s in teacher.stride]
