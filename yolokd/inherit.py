@@ -107,7 +107,7 @@ class Lesson:
         self.share: dict[str, Tensor] = {}
         size = max(PIXELS // images[0, 0].numel(), 1)
         with raw_outputs(teacher.model):
-            self._measure(images[: max(len(images) // 8, size)].split(size))
+            self._measure(torch.split(images[: max(len(images) // 8, size)], size))
             self._record(images, size)
 
     def _measure(self, batches: Any) -> None:
@@ -117,7 +117,8 @@ class Lesson:
         def seen(name: str, out: Tensor) -> None:
             x, moment = out.detach().transpose(0, 1).flatten(1), moments[name]
             moment[0], moment[1], moment[2] = moment[0] + x @ x.T, moment[1] + x.sum(1), moment[2] + x.shape[1]
-            out.register_hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
+            hook: Any = out.register_hook
+            hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
 
         def felt(moment: list[Any], gradient: Tensor) -> None:
             moment[3] = moment[3] + gradient @ gradient.T
@@ -133,7 +134,7 @@ class Lesson:
                 with self.teacher.record(fields) as maps:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
-                torch.stack([self._probe(v) for v in views.values()]).sum().backward()
+                torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
         for name, (square, total, count, metric) in moments.items():
             mean = total / count
             self.spread[name] = square / count - mean[:, None] * mean
@@ -178,7 +179,8 @@ class Lesson:
         """(B, 1, H, W) for every level: the top class probability in each cell."""
         view = next(iter(self.teacher.views(seen, frozenset({"logits"}), self.teacher.strides).values()))
         sizes = [m.shape[-2:] for m in seen["neck"]]
-        tops = view.logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
+        logits: Any = view.logits
+        tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
         return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
     def _look(self, p: Pair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
@@ -267,8 +269,8 @@ class Pupil:
             return weight[:, 0], bias[:, 0]
         if p.kind == "class":
             return logistic(seen.flatten(1), wanted.sigmoid(), self.lesson.share[p.name])
-        weight = self.lesson.confidence[p.name] + 1e-2 if p.kind == "box" else None  # boxes count where things are
-        return least_squares(seen.flatten(1), wanted, weight)
+        where = self.lesson.confidence[p.name] + 1e-2 if p.kind == "box" else None  # boxes count where things are
+        return least_squares(seen.flatten(1), wanted, where)
 
     def _normalise(self, bn: Any, x: Tensor) -> None:
         """Batch norm statistics of what arrives, and the affine part that undoes them where the convolution was set."""

@@ -36,9 +36,9 @@ def pick(spread: Tensor, metric: Tensor, count: int) -> Tensor:
 
 def patches(x: Tensor, conv: nn.Conv2d, points: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """What a convolution of (B, C, H, W) sees at points (image, row, column) of its output: (points, C, window)."""
-    (down, across), (dy, dx), (py, px) = conv.stride, conv.dilation, conv.padding  # type: ignore[misc]
+    (down, across), (dy, dx), (py, px) = conv.stride, conv.dilation, tuple(map(int, conv.padding))
     b, row, column = points
-    padded = F.pad(x, (px, px, py, py))  # type: ignore[arg-type]
+    padded = F.pad(x, (px, px, py, py))
     window = [(i * dy, j * dx) for i in range(conv.kernel_size[0]) for j in range(conv.kernel_size[1])]
     return torch.stack([padded[b, :, row * down + i, column * across + j] for i, j in window], -1)
 

@@ -64,7 +64,7 @@ def bare(module: Any) -> nn.Conv2d:
 
 def pairs(student: Any, teacher: Any) -> list[Pair]:
     """Pairs of two detection models with a Detect head, in no particular order."""
-    found = []
+    found: list[Pair] = []
     for here, there in align(student.model[:-1], teacher.model[:-1]):
         found += walk(here, there, f"model.{here.i}")
     return found + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
