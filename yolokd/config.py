@@ -28,17 +28,10 @@ from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
 
-OURS = (
-    "teacher",
-    "method",
-    "kd",
-    "width",
-    "depth",
-    "levels",
-    "teacher_imgsz",
-    "classes",
-    "balance",
-)  # beside the dotted ones
+OURS = (  # beside the dotted ones
+    "teacher", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+)  # fmt: skip
+INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -124,9 +117,12 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k}
+    gain = non_negative("kd", ours.get("kd", 1.0))
     kd = {
         "teacher": locate_all(ours["teacher"]),
-        "gain": non_negative("kd", ours.get("kd", 1.0)),
+        "gain": gain,
+        # a student alone starts as it is, unless told otherwise
+        "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **chosen(ours.get("method") or "default", dotted),
     }
     if ours.get("balance", "off") != "off":
