@@ -23,8 +23,9 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd import config, inherit, teacher
 from yolokd.balance import Balance
-from yolokd.detectors import YoloReader, read
+from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
+from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
 from yolokd.pairing import Pairing, plans
