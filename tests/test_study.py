@@ -90,7 +90,7 @@ def test_arms_from_a_file(tmp_path):
     assert arms["light"].arguments == {"epochs": 4, "distill_model": TEACHER, "dis": 3}
     assert arms["strong"].arguments["logit.gain"] == 10
     assert arms["cwd"].arguments == {"epochs": 4, "teacher": TEACHER, "kd": 1.0, "method": "cwd"}
-    assert (arms["cwd"].level, arms["default"].level, arms["light"].level) == ("neck", "neck + head", "")
+    assert (arms["cwd"].level, arms["default"].level, arms["light"].level) == ("neck", "neck + head + logit", "")
 
 
 def test_a_dotted_option_reaches_the_arms_that_have_its_method():

@@ -204,7 +204,7 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         _check_once(keys)
         return {"methods": methods({key: {} for key in keys}, dotted)}
     by_pair, optional = read_recipe(str(method))
-    known = {key for part in by_pair.values() for key in part}
+    known = method_keys({"recipe": by_pair})
     for name, value in dotted.items():
         check_dotted(name, value, known)
     recipe = {
@@ -212,6 +212,12 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         for pair, part in by_pair.items()
     }
     return {"recipe": recipe, "optional": optional}
+
+
+def method_keys(chosen: dict[str, Any]) -> list[str]:
+    """Every method key that `chosen` found, for whatever pair of heads."""
+    parts = chosen["recipe"].values() if "recipe" in chosen else [chosen["methods"]]
+    return list(dict.fromkeys(key for part in parts for key in part))
 
 
 def methods(wanted: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -206,7 +206,8 @@ def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
 
 def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
     """Each arm's whole training arguments: what is common, then its own."""
-    shared = {k: v for k, v in common.items() if "." not in k and k not in ("teacher", "kd")}
+    distilling = {k: v for k, v in common.items() if k in config.OURS and k not in ("width", "depth")}
+    shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
     dotted = {k: v for k, v in common.items() if "." in k}
     used: set[str] = set()
     arms = []
@@ -214,15 +215,15 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
         method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
         _refuse_owned(own, f"arm {name}: ")
         if method in (ALONE, BUILTIN):
-            if odd := [k for k in own if "." in k or k in ("teacher", "kd")]:
+            if odd := [k for k in own if "." in k or (k in config.OURS and k not in ("width", "depth"))]:
                 raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
             distilled = {"distill_model": teacher.locate(common["teacher"])} if method == BUILTIN else {}
             arms.append(Arm(name, {**shared, **distilled, **own}))
             continue
-        keys = list(config.methods(method, {}))
+        keys = config.method_keys(config.chosen(method, {}))
         for_it = {k: v for k, v in dotted.items() if k.rpartition(".")[0] in keys}
         used |= for_it.keys()
-        ours = {"teacher": common["teacher"], "kd": common.get("kd", 1.0), "method": method}
+        ours = {"kd": 1.0, **distilling, "method": method}
         levels = {METHODS[key.partition("@")[0]].level for key in keys}
         arms.append(Arm(name, {**shared, **ours, **for_it, **own}, " + ".join(k for k in LEVELS if k in levels)))
     if unused := [k for k in dotted if k not in used]:
