@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from edge_for_tests import colour_frames, entry, export, metadata, set_metadata, toy
+from edge_for_tests import colour_frames, entry, export, metadata, set_metadata, toy, trial
 from yolokd.deploy import yolokd_edge as edge
 
 from yolokd import report
@@ -120,13 +120,13 @@ def test_known_latencies_give_known_percentiles() -> None:
     script = [(1, 10, 1)] * 8 + [(6, 10, 1)] + [(1, 30, 1)]
     clock = Clock()
     runs, seconds = measure([Scripted(clock, script)], edge.Limits(100, 0, 60))
-    results = edge._results(runs[0], seconds, missing := {})
+    results = edge.results([trial(runs[0], seconds)], missing := {})
     p50, p90, p95 = ({s: results["stages"][s][p] for s in edge.STAGES} for p in ("p50", "p90", "p95"))
     assert p50 == {"pre": 1, "infer": 10, "post": 1, "total": 12}
     assert p90 == {"pre": 1, "infer": 10, "post": 1, "total": 17}
     assert p95 == {"pre": 6, "infer": 30, "post": 1, "total": 32}
     assert results["stages"]["total"]["p99"] is None
-    assert missing["results.stages.*.p99"] == "100 samples, 299 needed"
+    assert missing["results.stages.*.p99"] == "fewer samples than the 299 needed"
     assert (results["n"], results["duration_s"]) == (100, pytest.approx(1.45))
     assert results["fps_from_p50"] == pytest.approx(1000 / 12)
     assert (results["cpu_ratio"], results["candidates_mean"], results["dets_mean"]) == (0.5, 7, 2)
@@ -138,7 +138,7 @@ def test_cpu_ratio_counts_the_threads() -> None:
     detector = Scripted(Clock(), [(1, 8, 1)])
     detector.threads = 2
     runs, seconds = measure([detector], edge.Limits(30, 0, 60))
-    assert edge._results(runs[0], seconds, {})["cpu_ratio"] == 0.25
+    assert edge.results([trial(runs[0], seconds)], {})["cpu_ratio"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_counts_and_time_must_both_be_reached_unless_time_is_up(limits: tuple, f
 def test_a_run_cut_short_says_so() -> None:
     limits = edge.Limits(100, 0, 0.2)
     runs, seconds = measure([Scripted(Clock(), [(1, 8, 1)])], limits)
-    results = edge._results(runs[0], seconds, missing := {})
-    reasons = edge._reasons(runs[0], limits, results, 40)
+    results = edge.results([trial(runs[0], seconds)], missing := {})
+    reasons = [doubt.text for doubt in edge.doubts([trial(runs[0], seconds)], limits, [], None)]
     assert reasons[0] == "time limit of 0.2 s reached after 20 of 100 frames"
     assert reasons[1] == "contended: the process had the CPU for 50% of the measured time"
     assert results["stages"]["total"]["p50"] == 10 and results["stages"]["total"]["p90"] is None
-    assert missing["results.stages.*.p90"] == "20 samples, 29 needed"
+    assert missing["results.stages.*.p90"] == "fewer samples than the 29 needed"
 
 
 def rounds(seed: int) -> list[list[tuple[str, str]]]:
@@ -197,13 +197,13 @@ model{file,sha256,bytes,format,opset,ir,task,nc,imgsz,output_contract,precision,
 accuracy{dataset,split,n_images,map50,map50_95,ci95,conf,iou,source} parity
 runtime{python,onnxruntime,numpy,opencv,provider_requested,providers_active,ep_nodes,ep_coverage,fallback,intra_threads,inter_threads,spin,graph_opt,io_binding,trt,cuda}
 device{kind,board_model,soc,l4t,jetpack,kernel,cpu_model,cores_online,gpu,mem_total_mb,serial_hash} clocks
-protocol{profile,n_min,t_min_s,t_max_s,warmup,repeats,interleaved,images,percentile_rule,gc_disabled}
+protocol{profile,n_min,t_min_s,t_max_s,warmup,repeats,streams,interleaved,images,percentile_rule,gc_disabled}
 cold{import_s,session_s,first_run_ms,engine_cache}
-results{unit,n,duration_s,stages,fps_from_p50,candidates_mean,dets_mean,cpu_ratio,nivcsw_per_frame}
+results{unit,n,duration_s,stages,fps_from_p50,throughput_fps,candidates_mean,dets_mean,cpu_ratio,nivcsw_per_frame,steal,load_average,runs,across_runs,tail_attribution,versus_first}
 memory{rss_mb,peak_rss_mb,sys_ram_delta_mb,gpu_mb,lfb} power thermal
-stability{block_medians,drift_ratio,slope_pct_per_min,verdict,reasons} series{file,sha256} notes unavailable
+stability{block_medians,drift_ratio,slope_pct_per_min,verdict,reasons} series{file,sha256} cross_check notes unavailable
 """  # noqa: E501
-STAGE_FIELDS = {"mean", "min", "p50", "p90", "p95", "p99", "p999", "max", "ci95", "n_eff", "tau"}
+STAGE_FIELDS = {"mean", "min", "p50", "p90", "p95", "p99", "p999", "max", "ci95", "upper95", "n_eff", "n_eff_p99", "tau"}
 
 
 def nulls(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -241,7 +241,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> list[Path
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough frames for p90 and no more."""
-    monkeypatch.setitem(edge.PROFILES, "smoke", edge.Limits(40, 0.0, 60.0))
+    monkeypatch.setitem(edge.PROFILES, "smoke", edge.Limits(40, 0.0, 60.0, 0.1))
     monkeypatch.setattr(edge, "WARM_UP_CPU_S", 0.0)
 
 
@@ -267,7 +267,7 @@ def test_record_has_the_fields_of_the_schema_and_explains_every_null(brief, mode
     assert told["model"]["teacher"] == {"file": "t.pt", "sha256": "12"}
     assert (told["accuracy"]["map50"], told["accuracy"]["source"]) == (0.4, "model metadata")
     assert plain["runtime"]["providers_active"] == ["CPUExecutionProvider"] and plain["runtime"]["intra_threads"] == 1
-    assert plain["protocol"]["interleaved"] and plain["protocol"]["warmup"]["frames"] == edge.WARM_UP_FRAMES
+    assert plain["protocol"]["interleaved"] and plain["protocol"]["warmup"]["frames"] >= edge.WARM_UP_FRAMES
     assert plain["protocol"]["images"]["n"] == 4
     assert sorted(plain["protocol"]["images"]["source_hw"]) == sorted([list(f.shape[:2]) for f in frames])
     assert plain["results"]["n"] == 40  # the warm-up's frames are not among them
@@ -281,7 +281,8 @@ def test_series_are_kept_beside_the_report_and_never_overwritten(brief, models, 
     npz = edge.write_report(records, series, tmp_path / "new" / "report.json")
     assert records[0]["series"] == {"file": "report.npz", "sha256": hashlib.sha256(npz.read_bytes()).hexdigest()}
     with np.load(npz) as kept:
-        assert sorted(kept) == ["0/infer", "0/post", "0/pre", "0/total"]
+        names = {"infer", "post", "pre", "run", "start", "switches", "total"}
+        assert {k for k in kept if "telemetry" not in k} == {"0/" + name for name in names}
         total = kept["0/total"]
         assert total.dtype == np.int64 and np.array_equal(total, kept["0/pre"] + kept["0/infer"] + kept["0/post"])
         assert edge.summary(total) == records[0]["results"]["stages"]["total"]
@@ -331,9 +332,9 @@ def picture(path: Path) -> np.ndarray:
 
 
 def test_bench_keeps_every_run_in_a_folder_of_its_own(brief, models, images, tmp_path: Path, capsys) -> None:
-    records = bench(models, images, threads=1, project=tmp_path)
+    records = bench(models, images, threads=1, project=tmp_path, quick=True)
     shown = capsys.readouterr().out
-    again = bench(models[0], images, threads=1, project=tmp_path)
+    again = bench(models[0], images, threads=1, project=tmp_path, quick=True)
     folders = sorted(p.name for p in tmp_path.iterdir())
     assert len(folders) == 2
     first = tmp_path / "bench"
@@ -343,7 +344,7 @@ def test_bench_keeps_every_run_in_a_folder_of_its_own(brief, models, images, tmp
     assert "plain.onnx" in shown and "cpu_ratio" in shown and str(first) in shown
     assert records[0]["memory"]["rss_mb"] is None  # this process holds far more than the model
     picture(first / "latency.png")
-    bench(models[0], images, threads=1, project=tmp_path, exist_ok=True)
+    bench(models[0], images, threads=1, project=tmp_path, exist_ok=True, quick=True)
     assert len(json.loads((first / "report.json").read_text())) == 1
 
 
@@ -357,16 +358,19 @@ def test_bench_leaves_nothing_behind_when_refused(source: str, sentence: str, mo
 
 
 def test_table_marks_what_is_unknown() -> None:
-    total = {"p50": 2.0, "p90": 3.0, "p99": None}
+    total = {"p50": 2.0, "p90": 3.0, "p99": None, "ci95": {"p50": [1.9, 2.1], "p99": None}}
     stages = {"pre": {"p50": 0.1}, "infer": {"p50": 1.5}, "post": {"p50": 0.4}, "total": total}
     record = {
-        "model": {"file": "a.onnx", "bytes": 2_500_000, "precision": "fp32"},
+        "model": {"file": "a.onnx", "bytes": 2_500_000, "precision": "fp32", "imgsz": [32, 64]},
+        "runtime": {"providers_active": ["CPUExecutionProvider"], "intra_threads": 1},
+        "protocol": {"streams": 2},
         "results": {"stages": stages, "fps_from_p50": 500.0, "cpu_ratio": 0.99},
-        "stability": {"reasons": ["only 4 images"]},
+        "stability": {"verdict": "valid_with_warnings", "reasons": ["only 4 images"]},
     }
     head, row, why = edge.table([record]).splitlines()
-    cells = ["a.onnx", "2.5", "fp32", "0.10", "1.50", "0.40", "2.00", "3.00", "-", "500.00", "0.99"]
-    assert row.split() == cells and len(head) == len(row)
+    cells = ["2.5", "fp32", "0.10", "1.50", "0.40", "2.00", "1.90..2.10", "3.00", "-", "500.00", "0.99"]
+    assert row.split()[-12:] == [*cells, "valid_with_warnings"] and len(head) == len(row)
+    assert "cpu 32x64, threads 1, streams 2" in row
     assert why == "a.onnx: only 4 images"
 
 

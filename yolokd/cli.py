@@ -11,7 +11,8 @@ yolokd: train a small YOLO under a large one, export it, measure it.
 
   yolokd train   model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [kd=1.0] [cwd.tau=2] [...]
   yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
-  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard] [threads=2] [provider=cpu|cuda|trt|auto]
+  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [provider=cpu|cuda|trt|auto]
+                 [quick=True] [repeats=5] [threads=1,2] [streams=1,2] [imgsz=320,640] [power=True] [fp16=True] [trtexec=True]
   yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
   yolokd version | help
