@@ -48,7 +48,7 @@ def switching(rng: np.random.Generator, runs: int, n: int) -> np.ndarray:
 
 
 def block_bootstrap(samples: np.ndarray, p: float, rng: np.random.Generator, draws: int = 500) -> tuple[float, float]:
-    """Percentile interval of the moving-block bootstrap, block length max(50, 4 * first lag with correlation < 0.05)."""
+    """Percentile interval of the moving-block bootstrap; blocks of max(50, 4 * first lag with correlation < 0.05)."""
     n = len(samples)
     centred = samples - samples.mean()
     rho = [float(centred[k:] @ centred[: n - k] / (centred @ centred)) for k in range(1, n // 4)]

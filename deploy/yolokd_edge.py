@@ -34,6 +34,7 @@ import platform  # noqa: E402
 import random  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
@@ -595,6 +596,7 @@ INTERVALS = ("p50", "p99")  # percentiles that get a two-sided interval
 CONFIDENCE = 0.95
 LEAST_CORRELATION = 0.02  # autocorrelation below which the sum over the lags stops
 MOST_LAGS = 500
+CLINGING = 1.5  # times the expected clustering from which that of the exceedances themselves counts
 
 
 def percentile(samples: Sequence[float] | np.ndarray, p: float) -> float:
@@ -639,7 +641,7 @@ def beta_cdf(x: float, a: float, b: float) -> float:
 
 def _bisect(below: Callable[[float], bool], low: float, high: float) -> float:
     """The point between low and high where `below` turns from true to false."""
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         low, high = (middle, high) if below(middle) else (low, middle)
     return (low + high) / 2
@@ -741,15 +743,14 @@ class Dependence(NamedTuple):
     def n_eff_of(self, p: float) -> float:
         """Independent samples that give percentile p as precisely.
 
-        What counts is how long the series stays above its percentile p. For a rare event that cannot be seen in a
-        short series, so it is derived from all samples' correlation through the normal copula, and taken from the
-        exceedances themselves where these cling together more.
+        What counts is how long the series stays above its percentile p. For a rare event a short series shows little
+        of that, so it is derived from all samples' correlation through the normal copula; the exceedances themselves
+        decide where they plainly cling together more, as in bursts.
         """
-        lags = len(self.scores)
         copula = 1 + 2 * float(np.interp(self.scores, *_exceedance_correlation(p)).sum())
         seen = [(part > percentile(np.concatenate(self.parts), p)).astype(float) for part in self.parts]
-        direct = 1 + 2 * float(autocorrelation(seen)[:lags].sum())
-        return self.n / max(copula, direct, 1.0)
+        direct = 1 + 2 * float(autocorrelation(seen).sum())
+        return self.n / max(direct if direct > CLINGING * copula else copula, 1.0)
 
     @property
     def confidence(self) -> float:
@@ -811,6 +812,7 @@ def summary(*runs: Sequence[int] | np.ndarray) -> dict[str, Any]:
 COLDEST = -200.0  # zones of powered-off units report -256
 CONSTANT_ZONES = ("pmic",)  # report one constant, so no maximum may see them
 GPU_NODE = re.compile(r"gpu|gp10b|gv11b|ga10b|gb10b|gm20b", re.IGNORECASE)  # devfreq nodes of Jetson GPUs
+NO_RAILS = ("NC", "RAM", "SWAP", "IRAM")  # not connected; and memory looks like a rail where a line is cut
 TOTAL_RAILS = {"VDD_IN": "module_input", "POM_5V_IN": "module_input", "VIN": "board_input"}
 JETPACK = {32: "4", 35: "5", 36: "6", 38: "7", 39: "7"}
 JETPACK_EXACT = {"36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1", "36.5": "6.2.2", "38.4": "7.1", "39.2": "7.2"}
@@ -925,7 +927,7 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
             if name not in ("GR3D", "GR3D2", "EMC", "CPU")
         },
         temps={name: value for name, value in temps.items() if value > COLDEST},
-        rails={name: float(now) for name, now in _RAIL.findall(line) if name != "NC"},
+        rails={name: float(now) for name, now in _RAIL.findall(line) if name not in NO_RAILS},
     )
     return out
 
@@ -1097,7 +1099,9 @@ class Monitor:
         if self.tegrastats:
             command = [self.tegrastats, "--interval", "100" if self.power else "1000"]
             try:
-                self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                self._process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+                )
             except OSError:
                 self.tegrastats = None
             else:
@@ -1109,15 +1113,21 @@ class Monitor:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         if self._process is not None:
-            self._process.terminate()
+            self._end(signal.SIGTERM)
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                self._end(signal.SIGKILL)
                 self._process.wait()
         for thread in self._threads:
             thread.join(5)
         self._look()
+
+    def _end(self, how: int) -> None:
+        try:
+            os.killpg(self._process.pid, how)  # with what a wrapper script may have started
+        except ProcessLookupError:
+            pass  # it has ended by itself
 
     def _start(self, target: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=target, daemon=True))
@@ -2349,7 +2359,9 @@ def _limits(profile: str, time_limit_s: float | None) -> Limits:
     if time_limit_s is not None and not time_limit_s > 0:
         raise EdgeError(f"The time limit must be above 0 s, not {time_limit_s:g}.")
     limits = PROFILES[profile]
-    return limits if time_limit_s is None else limits._replace(t_max_s=time_limit_s)
+    if time_limit_s is None:
+        return limits
+    return limits._replace(t_max_s=time_limit_s, warm_up_cap_s=min(time_limit_s, limits.warm_up_cap_s))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -2432,7 +2444,7 @@ def collect(
             and so are lists in provider, imgsz and streams.
         provider: As for Detector.
         seed: Of the images' order and the models' random order in each round.
-        time_limit_s: Stop here even if the profile's counts are not reached; a record then says so.
+        time_limit_s: Stop warming up and stop measuring here even if that is too early; a record then says so.
         own_process: Whether this process was started for this measurement, so that its memory is worth reporting.
         repeats: Runs; None for the profile's own number (5, for soak 1).
         streams: Processes that detect at the same time.
