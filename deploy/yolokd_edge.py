@@ -596,6 +596,7 @@ INTERVALS = ("p50", "p99")  # percentiles that get a two-sided interval
 CONFIDENCE = 0.95
 LEAST_CORRELATION = 0.02  # autocorrelation below which the sum over the lags stops
 MOST_LAGS = 500
+LEAST_BEYOND = 5  # independent samples beyond a percentile, for an interval of it
 CLINGING = 1.5  # times the expected clustering from which that of the exceedances themselves counts
 
 
@@ -797,7 +798,9 @@ def summary(*runs: Sequence[int] | np.ndarray) -> dict[str, Any]:
     worth = {k: shared.n_eff_of(p) for k, p in PERCENTILES.items() if points[k] is not None}
     bounds = {k: upper_bound(ms, p, worth[k]) if k in worth else None for k, p in PERCENTILES.items()}
     ends = {
-        k: percentile_interval(ms, PERCENTILES[k], worth[k], shared.confidence) if k in worth else None
+        k: percentile_interval(ms, PERCENTILES[k], worth[k], shared.confidence)
+        if worth.get(k, 0) * (1 - PERCENTILES[k]) >= LEAST_BEYOND
+        else None
         for k in INTERVALS
     }
     out: dict[str, Any] = {"mean": float(ms.mean()), "min": float(ms[0])}
@@ -2718,10 +2721,12 @@ def _check_packages(names: dict[str, str]) -> list[Finding]:
 
 
 def _check_providers(provider: str) -> list[Finding]:
+    if provider == "cpu":
+        return []
     available = onnxruntime.get_available_providers()
     jetpack = (jetpack_version(l4t_version()) or "")[:1]
     wheel = JETPACK_WHEELS.get(jetpack, "pip uninstall -y onnxruntime, then pip install onnxruntime-gpu")
-    if provider not in ("auto", "cpu") and PROVIDERS[provider][0] not in available:
+    if provider != "auto" and PROVIDERS[provider][0] not in available:
         return [Finding(ERROR, f"ONNX Runtime {onnxruntime.__version__} has no {PROVIDERS[provider][0]}", wheel)]
     if is_jetson() and PROVIDERS["trt"][0] not in available:
         what = "no TensorRT provider: this ONNX Runtime cannot use the Jetson's GPU as TensorRT does"
