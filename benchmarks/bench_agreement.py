@@ -5,6 +5,7 @@
 Everything is interleaved in short rounds in one run, single-threaded: a machine's load changes from minute to minute,
 and only medians over interleaved rounds can be compared.
 
+- frame by frame: the harness and session.run alone, alternating on each frame.
 - plain: a loop written here, onnxruntime alone, one clock reading before and after session.run.
 - bench: the `infer` stage that the harness measures, same runtime, same inputs.
 - benchmark_app: OpenVINO's tool, synchronous, one stream, one thread (its own median, on random input).
@@ -104,12 +105,31 @@ def benchmark_app(program: str, model: Path) -> float:
     return float(found.group(1))
 
 
+def pairs_of_frames(detector: Any, session: Any, frames: list[np.ndarray], count: int) -> dict[str, float]:
+    """The harness against session.run on the same input, frame by frame in random order: ratios of the medians."""
+    run = edge.Run(detector, time.perf_counter_ns, time.process_time_ns)
+    name, alone, rng = session.get_inputs()[0].name, [], np.random.default_rng(1)
+    for k in range(count):
+        frame = frames[k % len(frames)]
+        blob = detector.preprocess(frame)[0]
+        if first := rng.random() < 0.5:
+            run.add(frame)
+        start = time.perf_counter_ns()
+        session.run(None, {name: blob})
+        alone.append(time.perf_counter_ns() - start)
+        if not first:
+            run.add(frame)
+    infer = run.series()["infer"]
+    middle, low = (float(np.quantile(infer, q) / np.quantile(alone, q)) for q in (0.5, 0.1))
+    return {"n": count, "plain_p50_ms": float(np.median(alone)) / 1e6, "ratio_p50": middle, "ratio_p10": low}
+
+
 def null_cost(frames: list[np.ndarray]) -> dict[str, float]:
     """Microseconds a frame that the harness adds: within the timed part, and outside it."""
-    (run,), seconds = edge.measure([Nothing()], frames, edge.Limits(20_000, 0, 60))
-    total = run.series()["total"]
-    wall = seconds * 1e6 / len(total)
-    return {"inside_us": float(np.median(total)) / 1e3, "outside_us": wall - float(total.mean()) / 1e3}
+    (run,), _ = edge.measure([Nothing()], frames, edge.Limits(20_000, 0, 60))
+    series = run.series()
+    outside = np.diff(series["start"]) - series["total"][:-1]
+    return {"inside_us": float(np.median(series["total"])) / 1e3, "outside_us": float(np.median(outside)) / 1e3}
 
 
 def main() -> None:
@@ -117,6 +137,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--benchmark-app", help="OpenVINO's benchmark_app; without it OpenVINO is left out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -143,6 +164,7 @@ def main() -> None:
     report = {name: {"median_ms": median(v), "min_ms": min(v), "max_ms": max(v)} for name, v in rows.items()}
     pairs = [("bench", "plain")] + ([("bench/openvino", "benchmark_app")] if args.benchmark_app else [])
     report["ratios"] = {f"{a} / {b}": median(x / y for x, y in zip(rows[a], rows[b], strict=True)) for a, b in pairs}
+    report["frame by frame"] = pairs_of_frames(detector, session, frames, args.pairs)
     report["null"] = null_cost(frames)
     print(json.dumps(report, indent=1))
     if args.out:
