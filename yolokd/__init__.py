@@ -6,16 +6,17 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDTrainer", "bench", "export", "train"]
+__all__ = ["METHODS", "KDTrainer", "bench", "bundle", "export", "train"]
 
 _HOME = {
     "METHODS": "methods",
     "KDTrainer": "trainer",
     "train": "verbs.train",
     "export": "verbs.export",
+    "bundle": "verbs.bundle",
     "bench": "verbs.bench",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export", "bundle"}
 
 
 def __getattr__(name: str) -> Any:
