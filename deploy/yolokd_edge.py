@@ -465,9 +465,6 @@ def read_source(source: str, most: int | None = None) -> Iterator[Frame]:
 
 
 def _open_video(source: str) -> Any:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own lines on stderr say less than ours
-    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if not _is_stream(source) and not Path(source).is_file():
         raise EdgeError(f"There is no video file {source}.")
     backend = cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY
@@ -565,7 +562,7 @@ def open_bundle(path: str | Path) -> Bundle:
 def read_manifest(text: bytes, path: Path) -> dict[str, Any]:
     """Parse and check a manifest: schema, parts, and that no file name leaves the folder."""
     try:
-        manifest = json.loads(text)
+        manifest: dict[str, Any] = json.loads(text)
         family, version = manifest["schema"].split("/")
         newest = int(BUNDLE_SCHEMA.split("/")[1])
         if family != "yolokd.bundle" or int(version) < 1:
@@ -586,7 +583,7 @@ def read_manifest(text: bytes, path: Path) -> dict[str, Any]:
         _touch_all(manifest)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise EdgeError(f"{path}: {MANIFEST} has entries that cannot be read.") from None
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def _touch_all(manifest: dict[str, Any]) -> None:
@@ -1517,6 +1514,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit code 0, 2 bad input or usage, 4 provider not active, 5 parity failure."""
     args = parser().parse_args(argv)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
+    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         args.run(args)
     except EdgeError as error:

@@ -75,7 +75,9 @@ def int8(file: Path, target: Path, images: Sequence[Path], scheme: dict[str, Any
         "calib_n": len(images),
         "calib_sha": _digest(images),
     }
-    return _save(onnx.load(target), file, target, 8, {"int8": figures})
+    quantized = onnx.load(target)
+    _feed_unrounded(quantized.graph, set(excluded))
+    return _save(quantized, file, target, 8, {"int8": figures})
 
 
 def head_convolutions(graph: onnx.ModelProto, file: Path) -> list[str]:
@@ -89,7 +91,15 @@ def head_convolutions(graph: onnx.ModelProto, file: Path) -> list[str]:
     return found
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+def _feed_unrounded(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Let nodes read the float tensor where a quantized neighbour made them read its rounded copy."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.name in names and (back := makers.get(node.input[0])) and back.op_type == "DequantizeLinear":
+            node.input[0] = makers[back.input[0]].input[0]
+
+
+class _Reader(CalibrationDataReader):
     """Feeds images to the calibration, preprocessed as at run time."""
 
     def __init__(self, file: Path, images: Sequence[Path]) -> None:

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+import re
+from typing import Any, NamedTuple
+
+STAGES, PERCENTILES = ("pre", "infer", "post", "total"), ("p50", "p90", "p95", "p99", "p999")
+MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+class Budget(NamedTuple):
+    """Most milliseconds that a percentile of a stage may take."""
+
+    stage: str
+    percentile: str
+    ms: float
+
+
+def read_budgets(text: str) -> list[Budget]:
+    """Parse `total.p99=15ms`, or several with commas between."""
+    budgets = []
+    for part in text.split(","):
+        found = re.match(r"(\w+)\.(\w+)=(\d+(?:\.\d+)?)(us|ms|s)$", part.strip())
+        if not found or found[1] not in STAGES or found[2] not in PERCENTILES or not float(found[3]):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no budget: write a stage ({', '.join(STAGES)}), a percentile ({', '.join(PERCENTILES)}) "
+                "and a time with its unit, such as total.p99=15ms"
+            )
+        budgets.append(Budget(found[1], found[2], float(found[3]) * MS[found[4]]))
+    return budgets
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -12,6 +39,7 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption(
         "--budget",
         action="append",
+        type=read_budgets,
         default=[],
         metavar="STAGE.PERCENTILE=TIME",
         help="most time a frame may take, such as total.p99=15ms; may be given more than once",

@@ -83,7 +83,7 @@ def bundle(
     dataset = _dataset(data) if data else exporting._data(student.ckpt)
     if (fp16 or int8) and not dataset:
         raise UsageError(
-            "fp16= and int8= need the data set, to calibrate on and to measure their accuracy: give its YAML, data=my.yaml."
+            "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
         )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -227,12 +227,12 @@ def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]
 
 def table(models: dict[str, dict[str, Any]]) -> str:
     """The files with size and accuracy; changes in points of mAP50-95 against the first."""
-    rows = [("file", "MB", "mAP50", "mAP50-95", "change")]
+    rows = [["file", "MB", "mAP50", "mAP50-95", "change"]]
     for name, entry in models.items():
         known = entry["accuracy"]
         figures = [f"{100 * known[key]:.2f}" for key in ("map50", "map50_95")] if known else ["-", "-"]
         change = f"{100 * entry['change']['map50_95']:+.2f}" if entry["change"] else "-"
-        rows.append((name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change))
+        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change])
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -277,7 +277,8 @@ def _varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
         image = (image * np.array([1.0, 0.8, 0.6])).astype(np.uint8)
     scale = (0.8, 1.3)[number // 2 % 2] * max(hw) / max(image.shape[:2])
     size = [max(round(side * scale), 8) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    resized: np.ndarray = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return resized
 
 
 # --- the parity pack ------------------------------------------------------------------------------------------------
