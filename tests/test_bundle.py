@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from onnx import numpy_helper
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 from yolokd.deploy import yolokd_edge as edge
+from yolokd.deploy.jetson.options import PERCENTILES, STAGES, read_budgets
 
 import yolokd
 from yolokd import cli, graph, quantize
@@ -241,17 +243,26 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     report = (tmp_path / "report.xml").read_text()
     for name in ("total.p50_ms", "soak_drift", "ep_coverage", "parity", "contract"):
         assert f'<property name="{name}" value=' in report
-    alone = run(unpacked, "-m", "pytest", "jetson", *common, "--soak", "0", "-p", "no:yolokd", "-B")
+    alone = run(unpacked, "-B", "-m", "pytest", "jetson", *common, "--soak", "0", "-p", "no:yolokd")
     assert "3 passed, 2 skipped" in alone.stdout, alone.stdout + alone.stderr
+
+
+@pytest.mark.parametrize("text", ["total.p99=15", "total.p42=15ms", "all.p99=15ms", "total.p99=0ms", "total.p99=15ms,"])
+def test_a_budget_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is no budget: write a stage"):
+        read_budgets(text)
+
+
+def test_budgets_are_read_with_their_units() -> None:
+    assert read_budgets("total.p99=15ms,infer.p50=0.5s") == [("total", "p99", 15), ("infer", "p50", 500)]
+    assert (STAGES, PERCENTILES) == (edge.STAGES, tuple(edge.PERCENTILES))
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--budget", "total.p99=15"], "is no budget: write a stage"),
-        (["--budget", "total.p42=15ms"], "is no budget: write a stage"),
         (["--bundle", "nowhere.zip"], "There is no bundle nowhere.zip."),
-        ([], "No bundle: give --bundle name-edge.zip."),
     ],
 )
 def test_the_boards_tests_refuse_what_they_cannot_read(arguments: list[str], sentence: str, tmp_path: Path) -> None:
