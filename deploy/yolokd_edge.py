@@ -4,8 +4,11 @@
 One file for Python 3.8 and newer; copy it to a board as it stands:
 
     python3 yolokd_edge.py detect --model model.onnx --source images/ --save drawn/
+    python3 yolokd_edge.py verify --model name-edge.zip
     python3 yolokd_edge.py bench --model model.onnx --source images/ --out report.json
     python3 yolokd_edge.py doctor
+
+A model is an ONNX file or a bundle (`yolokd bundle`): the zip file, or the folder that it was unpacked to.
 
 Frames are BGR uint8 arrays (H, W, 3) as OpenCV decodes them. Detections are float32 arrays (n, 6): x1, y1, x2, y2 in
 pixels of the frame, confidence, class index. Clocks count nanoseconds; reports give milliseconds.
@@ -39,8 +42,10 @@ import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import uuid  # noqa: E402
+import zipfile  # noqa: E402
+import zlib  # noqa: E402
 from collections import Counter  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from importlib import metadata as packages  # noqa: E402
 from itertools import product  # noqa: E402
@@ -62,7 +67,8 @@ IMPORT_S = time.perf_counter() - _IMPORT_START
 VERSION = "0.1.0"
 SCHEMA = "yolokd.latency/1"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-USAGE, PROVIDER = 2, 4  # exit codes
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+USAGE, PROVIDER, PARITY = 2, 4, 5  # exit codes
 
 RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"
 CONTRACTS = (RAW, E2E, NMS)
@@ -77,10 +83,11 @@ PROVIDERS = {
     "trt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class EdgeError(Exception):
-    """What went wrong in one sentence, and the exit code it means: 2 bad input or usage, 4 provider not active."""
+    """What went wrong in one sentence, and the exit code: 2 bad input or usage, 4 provider not active, 5 no parity."""
 
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
@@ -467,6 +474,7 @@ class Detector:
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.threads = threads or _usable_cores()
         self.candidates = 0  # boxes above conf before NMS, of the latest frame
+        self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
         if provider not in PROVIDERS and provider != "auto":
             raise EdgeError(f"Unknown provider '{provider}': choose cpu, cuda, trt or auto.")
         if not self.path.is_file():
@@ -587,6 +595,381 @@ def read_frames(source: str | Path, seed: int = 0, most: int = 64) -> list[np.nd
     paths = list_images(source)
     random.Random(seed).shuffle(paths)
     return [read_image(p) for p in paths[:most]]
+
+
+class Frame(NamedTuple):
+    """A decoded frame and where it comes from."""
+
+    source: str  # image file, video file or camera
+    number: int | None  # of a video's or camera's frame, from 0; None for an image
+    pixels: np.ndarray  # (H, W, 3) BGR uint8
+
+
+def _is_stream(source: str) -> bool:
+    """A camera by number, device, address or GStreamer pipeline: something that has no end."""
+    return source.isdigit() or source.startswith("/dev/video") or "://" in source or " ! " in source
+
+
+def read_source(source: str, most: int | None = None) -> Iterator[Frame]:
+    """Frames of an image, a folder of images, a video file or a camera, at most `most`."""
+    if _is_stream(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES:
+        yield from _video_frames(source, most)
+        return
+    for path in list_images(source)[:most]:
+        yield Frame(str(path), None, read_image(path))
+
+
+def _open_video(source: str) -> Any:
+    if not _is_stream(source) and not Path(source).is_file():
+        raise EdgeError(f"There is no video file {source}.")
+    backend = cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY
+    video = cv2.VideoCapture(int(source) if source.isdigit() else source, backend)
+    if not video.isOpened():
+        raise EdgeError(f"{source} cannot be opened as a {'camera' if _is_stream(source) else 'video'}.")
+    return video
+
+
+def _video_frames(source: str, most: int | None) -> Iterator[Frame]:
+    """A video file ends when it ends; one that ends long before its own count is damaged, and a camera never ends."""
+    video, number = _open_video(source), 0
+    try:
+        while most is None or number < most:
+            good, pixels = video.read()
+            if not good:
+                break
+            yield Frame(source, number, pixels)
+            number += 1
+        else:
+            return
+        count = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    finally:
+        video.release()
+    if _is_stream(source):
+        raise EdgeError(f"The camera {source} gave no more pictures after {number} frames.")
+    if number == 0 or number < 0.95 * count:  # some containers only estimate their count
+        raise EdgeError(f"{source} ended after {number} of {max(int(count), number)} frames: the file is damaged.")
+
+
+# --- The bundle -----------------------------------------------------------------------------------------------------
+
+BUNDLE_SCHEMA = "yolokd.bundle/1"
+MANIFEST = "bundle.json"
+MANIFEST_PARTS = ("contract", "models", "files")
+EXPECTED, EXPECTED_RAW = "parity/expected_dets.json", "parity/expected_raw.npz"
+MAX_UNPACKED, MAX_MANIFEST, MAX_RATIO = 2 << 30, 4 << 20, 200  # bytes, bytes, times the size of the zip file
+SYMLINK = 0o120000  # of a zip entry's file mode
+
+
+class Bundle(NamedTuple):
+    """A bundle whose every file has the checksum that its manifest says."""
+
+    path: Path  # as given: the zip file or the folder
+    folder: Path  # where the files lie
+    manifest: dict[str, Any]
+    unpacked: Any  # owner of the temporary folder of a zip file, else None
+
+    def model(self, precision: str = "fp32", provider: str = "cpu") -> Path:
+        """The ONNX file of a precision (fp32, fp16, int8) that is meant for a provider."""
+        models, available = self.manifest["models"], onnxruntime.get_available_providers()
+        for name in [p for p in AUTO if PROVIDERS[p][0] in available] if provider == "auto" else (provider,):
+            for file, entry in models.items():
+                if entry["precision"] == precision and name in entry["providers"]:
+                    return self.folder / file
+        held = ", ".join(f"{file} ({e['precision']} for {'/'.join(e['providers'])})" for file, e in models.items())
+        raise EdgeError(f"{self.path} holds no {precision} model for the provider {provider}, only {held}.")
+
+    def setting(self, key: str) -> Any:
+        """A default of detection: conf, iou or max_det."""
+        return self.manifest["contract"]["defaults"][key]
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is to be read as a bundle: a zip file or a folder."""
+    return path.suffix.lower() == ".zip" or path.is_dir()
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read a bundle and check every file in it; a zip file is unpacked to a temporary folder first."""
+    path = Path(path)
+    if path.is_dir():
+        try:
+            text = (path / MANIFEST).read_bytes()
+        except OSError:
+            raise EdgeError(f"The folder {path} is no bundle: it holds no readable {MANIFEST}.") from None
+        bundle = Bundle(path, path, read_manifest(text, path), None)
+    elif path.is_file():
+        unpacked = tempfile.TemporaryDirectory(prefix="yolokd-")
+        folder = Path(unpacked.name)
+        bundle = Bundle(path, folder, _unpack(path, folder), unpacked)
+    else:
+        raise EdgeError(f"There is no bundle {path}.")
+    for name, entry in bundle.manifest["files"].items():
+        file = bundle.folder / name
+        if not file.is_file():
+            raise EdgeError(f"{path}: the file {name} is missing, so the bundle is not complete.")
+        if bundle.folder.resolve() not in file.resolve().parents:
+            raise EdgeError(f"{path}: {name} is a link that leaves the bundle's folder.")
+        if _sha256(file) != entry["sha256"]:
+            raise EdgeError(f"{path}: {name} is not the file that was bundled, its checksum differs.")
+    return bundle
+
+
+def read_manifest(text: bytes, path: Path) -> dict[str, Any]:
+    """Parse and check a manifest: schema, parts, and that no file name leaves the folder."""
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        family, version = manifest["schema"].split("/")
+        newest = int(BUNDLE_SCHEMA.split("/")[1])
+        if family != "yolokd.bundle" or int(version) < 1:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise EdgeError(f"{path}: {MANIFEST} is not a manifest of the schema {BUNDLE_SCHEMA}.") from None
+    if int(version) > newest:
+        raise EdgeError(
+            f"{path} has the schema {manifest['schema']}, newer than {BUNDLE_SCHEMA} which this runtime reads: use the "
+            "yolokd_edge.py that came with the bundle."
+        )
+    missing = [part for part in MANIFEST_PARTS if not isinstance(manifest.get(part), dict)]
+    if missing:
+        raise EdgeError(f"{path}: {MANIFEST} is incomplete ({', '.join(missing)}).")
+    for name in manifest["files"]:
+        _refuse_unsafe(name, path)
+    try:
+        _touch_all(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise EdgeError(f"{path}: {MANIFEST} has entries that cannot be read.") from None
+    return manifest
+
+
+def _touch_all(manifest: dict[str, Any]) -> None:
+    """Read everything once that is read later, so that what is malformed is found here."""
+    for entry in manifest["files"].values():
+        str(entry["sha256"]), int(entry["bytes"])
+    for name, entry in manifest["models"].items():
+        manifest["files"][name], str(entry["precision"]), list(entry["providers"])
+    contract = manifest["contract"]
+    (
+        str(contract["output"]),
+        [int(side) for side in contract["imgsz"]],
+        {int(k): v for k, v in contract["names"].items()},
+    )
+    for key in ("conf", "iou", "max_det"):
+        float(contract["defaults"][key])
+
+
+def _refuse_unsafe(name: str, path: Path) -> None:
+    parts = name.split("/")
+    if not name or "\\" in name or ":" in name or {"", ".", ".."} & set(parts):
+        raise EdgeError(f"{path}: the name {name!r} leaves the bundle's folder, so nothing was unpacked.")
+
+
+def _unpack(path: Path, folder: Path) -> dict[str, Any]:
+    """Unpack a bundle's zip file into an empty folder and return its manifest; nothing it says is trusted."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            manifest = _check_archive(archive, entries, path)
+            for entry in entries:
+                target = folder / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)  # ends at the size that the entry declares, checked before
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise EdgeError(f"{path} is not an intact zip file ({_one_line(error)}).") from None
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be unpacked to {folder} ({error.strerror or _one_line(error)}).") from None
+    return manifest
+
+
+def _check_archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], path: Path) -> dict[str, Any]:
+    for entry in entries:
+        _refuse_unsafe(entry.filename, path)
+        if (entry.external_attr >> 16) & 0o170000 == SYMLINK:
+            raise EdgeError(f"{path}: {entry.filename} is a link, so nothing was unpacked.")
+    total = sum(entry.file_size for entry in entries)
+    if total > MAX_UNPACKED or total > MAX_RATIO * path.stat().st_size:
+        raise EdgeError(f"{path} would unpack to {total / 1e6:.0f} MB, more than a bundle can; nothing was unpacked.")
+    sizes = {entry.filename: entry.file_size for entry in entries}
+    if sizes.get(MANIFEST, MAX_MANIFEST + 1) > MAX_MANIFEST:
+        raise EdgeError(f"{path} is no bundle: it holds no {MANIFEST} of a sensible size.")
+    manifest = read_manifest(archive.read(MANIFEST), path)
+    unknown = sorted(set(sizes) - set(manifest["files"]) - {MANIFEST})
+    if unknown or len(sizes) < len(entries):
+        what = f"{unknown[0]}, which its manifest does not list" if unknown else "a file twice"
+        raise EdgeError(f"{path} holds {what}; nothing was unpacked.")
+    return manifest
+
+
+def check_manifest(bundle: Bundle, detector: Detector) -> None:
+    """Refuse an ONNX file of a bundle that declares something else than the bundle's manifest."""
+    said, found = bundle.manifest["contract"], detector.contract
+    entry = bundle.manifest["models"][detector.path.name]
+    pairs = {
+        "output contract": (said["output"], found.output),
+        "input size": (list(said["imgsz"]), list(found.hw)),
+        "class names": ({int(k): v for k, v in said["names"].items()}, found.names),
+        "precision": (entry["precision"], found.precision),
+    }
+    for what, (manifest, file) in pairs.items():
+        if manifest != file:
+            raise EdgeError(
+                f"{bundle.path}: {detector.path.name} declares the {what} {file}, its manifest {manifest}: "
+                "the bundle contradicts itself."
+            )
+
+
+def load(
+    model: str | Path | None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    precision: str | None = None,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    **settings: Any,
+) -> Detector:
+    """A Detector of an ONNX file, or of a bundle's file of a precision; None is the bundle that this file lies in.
+
+    Thresholds that are None come from the bundle, or are those of Detector; further settings are Detector's own.
+    """
+    path = own_bundle() if model is None else Path(model)
+    given = {key: value for key, value in (("conf", conf), ("iou", iou), ("max_det", max_det)) if value is not None}
+    if not is_bundle(path):
+        if precision is not None:
+            raise EdgeError(f"A precision can be chosen from a bundle; {path} is one file with the precision it has.")
+        return Detector(path, provider, threads, **given, **settings)
+    bundle = open_bundle(path)
+    settings.update({key: bundle.setting(key) for key in ("conf", "iou", "max_det")}, **given)
+    detector = Detector(bundle.model(precision or "fp32", provider), provider, threads, **settings)
+    check_manifest(bundle, detector)
+    detector.bundle = bundle  # a zip file's temporary folder lives as long
+    return detector
+
+
+def own_bundle() -> Path:
+    """The folder of this file, if it is an unpacked bundle."""
+    folder = Path(__file__).resolve().parent
+    if not (folder / MANIFEST).is_file():
+        raise EdgeError("No model: give --model with an ONNX file or a bundle.")
+    return folder
+
+
+# --- Parity on this device ------------------------------------------------------------------------------------------
+
+
+def verify(
+    bundle: Bundle, provider: str = "cpu", threads: int | None = None, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Compare what this device computes with what the bundle says was computed where it was made.
+
+    Returns:
+        ``pass`` and the figures it stands on: ``raw``, the largest differences of the network's output (boxes in input
+        pixels) and their cosine, of the FP32 file alone; ``dets``, those of the detections (pixels of the image). The
+        tolerance is that of the file's precision; a GPU gets at least FP16's, because it computes FP32 in TF32.
+    """
+    detector = Detector(bundle.model(precision, provider), provider, threads)
+    check_manifest(bundle, detector)
+    expected, raws = _expectations(bundle)
+    detector.conf, detector.iou, detector.max_det = (expected[key] for key in ("conf", "iou", "max_det"))
+    active = detector.session.get_providers()[0]
+    judged = "fp16" if precision == "fp32" and active != "CPUExecutionProvider" else precision
+    tolerance, raw, dets, exact = expected["tolerance"][judged], [], [], True
+    for name, image in expected["images"].items():
+        blob, box = detector.preprocess(read_image(bundle.folder / "parity" / name))
+        output = detector.infer(blob)
+        if precision == "fp32":
+            raw.append(raw_difference(output, raws[name], raws[name + "/index"], detector.contract.output))
+        theirs = np.array(image["detections"][detector.path.name], np.float32).reshape(-1, 6)
+        ours = detector.postprocess(output, box)
+        exact &= np.array_equal(theirs, ours)
+        dets.append(compare_detections(theirs, ours, detector.conf + tolerance["conf"]))
+    worst_raw = {k: min(r[k] for r in raw) if k == "cos" else max(r[k] for r in raw) for k in (raw[0] if raw else ())}
+    found = {k: (sum if k in ("n", "unmatched") else max)(d[k] for d in dets) for k in dets[0]}
+    return {
+        "reference": expected["reference"],
+        "model": detector.path.name,
+        "provider": active,
+        "n_images": len(dets),
+        "raw": worst_raw or None,
+        "dets": found,
+        "exact": bool(exact),
+        "tolerance": tolerance,
+        "pass": bool(
+            worst_raw.get("max_abs_box", 0) <= tolerance["raw_box"]
+            and worst_raw.get("max_abs_score", 0) <= tolerance["raw_score"]
+            and found["max_box_diff"] <= tolerance["box"]
+            and found["max_conf_diff"] <= tolerance["conf"]
+            and found["unmatched"] <= tolerance["unmatched"] * found["n"]
+        ),
+    }
+
+
+def _expectations(bundle: Bundle) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    missing = [name for name in (EXPECTED, EXPECTED_RAW) if name not in bundle.manifest["files"]]
+    if missing:
+        raise EdgeError(f"{bundle.path} holds no {' and no '.join(missing)}, so parity cannot be verified.")
+    expected: dict[str, Any] = json.loads((bundle.folder / EXPECTED).read_text(encoding="utf-8"))
+    with np.load(str(bundle.folder / EXPECTED_RAW), allow_pickle=False) as file:
+        return expected, dict(file)
+
+
+def raw_difference(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> dict[str, float]:
+    """Largest differences of boxes and scores of an output, and its cosine, at the places that were kept.
+
+    For RAW these are anchor points, index (n,) of (1, 4 + nc, A); else all rows (1, N, 6), best first, of which those
+    are compared whose place no rounding can change: they score 0.01 or more away from both neighbours.
+    """
+    output = output.astype(np.float64)
+    if contract == RAW:
+        gap, ours = np.abs(output[0][:, index] - expected), output[0][:, index]
+        boxes, scores = gap[:4], gap[4:]
+    else:
+        rows, ours = expected.astype(np.float64), output[0][index]
+        steps = np.abs(np.diff(rows[:, 4], prepend=np.inf, append=-np.inf))
+        clear = (np.minimum(steps[:-1], steps[1:]) >= 0.01) & (rows[:, 4] > 0)
+        boxes, scores = np.abs(ours - rows)[clear, :4], np.abs(ours - rows)[:, 4]
+    cos = (ours * expected).sum() / (np.linalg.norm(ours) * np.linalg.norm(expected) + 1e-12)
+    return {
+        "max_abs_box": float(boxes.max(initial=0)),
+        "max_abs_score": float(scores.max(initial=0)),
+        "cos": float(cos),
+    }
+
+
+def compare_detections(a: np.ndarray, b: np.ndarray, sure: float) -> dict[str, float]:
+    """Largest differences of detections (n, 6) and (m, 6) that match: one class, IoU of 0.5 or more, best first.
+
+    One without a partner counts from the confidence `sure` on: below it, rounding alone can drop a detection.
+    """
+    one = np.float32([0, 0, 1, 1])  # a box clipped to nothing is still equal to itself
+    iou = overlaps(a[:, :4] + one, b[:, :4] + one)
+    iou[a[:, None, 5] != b[None, :, 5]] = 0
+    left, right, box, conf = set(range(len(a))), set(range(len(b))), 0.0, 0.0
+    while iou.size and iou.max() >= 0.5:
+        i, j = np.unravel_index(iou.argmax(), iou.shape)
+        iou[i], iou[:, j] = 0, 0
+        left.discard(int(i))
+        right.discard(int(j))
+        box = max(box, float(np.abs(a[i, :4] - b[j, :4]).max()))
+        conf = max(conf, float(abs(a[i, 4] - b[j, 4])))
+    unmatched = sum(a[i, 4] > sure for i in left) + sum(b[j, 4] > sure for j in right)
+    return {"n": len(a), "unmatched": int(unmatched), "max_box_diff": box, "max_conf_diff": conf}
+
+
+def parity_text(figures: dict[str, Any]) -> str:
+    """What `verify` found, in one line."""
+    dets, raw, tolerance = figures["dets"], figures["raw"], figures["tolerance"]
+    parts = [
+        f"{dets['n']} detections, {dets['unmatched']} without a partner",
+        f"boxes within {dets['max_box_diff']:.2g} px (tolerance {tolerance['box']:g})",
+        f"confidences within {dets['max_conf_diff']:.2g} (tolerance {tolerance['conf']:g})",
+    ]
+    if raw:
+        parts.append(
+            f"raw outputs within {raw['max_abs_box']:.2g} px and {raw['max_abs_score']:.2g} "
+            f"(tolerances {tolerance['raw_box']:g} and {tolerance['raw_score']:g})"
+        )
+    return f"{figures['model']} on {figures['provider']}, {figures['n_images']} images: {'; '.join(parts)}"
 
 
 # --- Statistics -----------------------------------------------------------------------------------------------------
@@ -2141,10 +2524,11 @@ def run_trial(
     settings = TensorRT(plan["fp16"], plan["cache"])
     try:
         detectors = [
-            Detector(
+            load(
                 path,
                 plan["provider"],
                 plan["threads"],
+                plan["precision"],
                 tensorrt=settings,
                 allow_fallback=plan["allow_fallback"],
                 hw=hw,  # type: ignore[arg-type]
@@ -2397,19 +2781,23 @@ def _sized(value: Any) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def _cells(threads: Any, provider: Any, imgsz: Any, streams: Any) -> list[dict[str, Any]]:
+def _cells(threads: Any, provider: Any, imgsz: Any, streams: Any, precision: Any) -> list[dict[str, Any]]:
     """The combinations that a sweep measures; a single one without lists."""
     axes = {
         "threads": [_counted(v, "Threads") for v in _listed(threads)],
         "provider": _listed(provider),
         "imgsz": [_sized(v) for v in _listed(imgsz)],
         "streams": [_counted(v, "Streams") or _usable_cores() for v in _listed(streams)],
+        "precision": _listed(precision),
     }
+    for name in axes["precision"]:
+        if name not in (None, *PRECISIONS):
+            raise EdgeError(f"Unknown precision '{name}': choose {', '.join(PRECISIONS)}.")
     for name in axes["provider"]:
         if name not in PROVIDERS and name != "auto":
             raise EdgeError(f"Unknown provider '{name}': choose cpu, cuda, trt or auto.")
     if not all(axes.values()):
-        raise EdgeError("A sweep over nothing: give at least one value for threads, provider, imgsz and streams.")
+        raise EdgeError("A sweep over nothing: give at least one value for each option.")
     return [dict(zip(axes, values)) for values in product(*axes.values())]  # noqa: B905
 
 
@@ -2431,6 +2819,7 @@ def collect(
     cache: str | None = None,
     allow_fallback: bool = False,
     trtexec: bool = False,
+    precision: Any = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
     """Measure models, interleaved.
 
@@ -2438,13 +2827,13 @@ def collect(
     run; the combinations of a sweep take turns in random order, so that a drift of the machine meets all alike.
 
     Args:
-        paths: ONNX files.
+        paths: ONNX files or bundles.
         images: An image file or folder, or frames (H, W, 3) BGR uint8 in memory, cycled in the order given; at least
             32 are recommended. New processes read the images themselves and need a path.
         profile: smoke (100 frames, 3 s), standard (1,000 frames, 30 s) or soak (600 s); counts and time must both be
             reached.
         threads: Threads of ONNX Runtime and OpenCV; all usable cores by default. A list or "1,2,all" is swept over,
-            and so are lists in provider, imgsz and streams.
+            and so are lists in provider, imgsz, streams and precision.
         provider: As for Detector.
         seed: Of the images' order and the models' random order in each round.
         time_limit_s: Stop warming up and stop measuring here even if that is too early; a record then says so.
@@ -2458,13 +2847,14 @@ def collect(
         cache: Folder of TensorRT's engines.
         allow_fallback: As for Detector.
         trtexec: Measure with trtexec as well, where it is installed.
+        precision: Which file of a bundle: fp32, fp16 or int8.
 
     Returns:
         One record a model and combination (schema yolokd.latency/1), and its samples: ns (n,) by stage, `start`,
         `switches`, `run`, and telemetry (n, 2) of time and value under `telemetry/...`.
     """
     limits = _limits(profile, time_limit_s)
-    cells = _cells(threads, provider, imgsz, streams)
+    cells = _cells(threads, provider, imgsz, streams, precision)
     if repeats is None:
         repeats = REPEATS[profile]
     if not isinstance(repeats, int) or repeats < 1:
@@ -2477,7 +2867,7 @@ def collect(
         raise EdgeError("Several runs read the images in processes of their own: give the path of the images.")
     frames: Sequence[np.ndarray] = images if in_memory else read_frames(images, seed)  # type: ignore[arg-type,assignment]
     for path in paths:
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise EdgeError(f"There is no model file {path}.")
     shared = {
         "models": [str(path) for path in paths],
@@ -2507,11 +2897,17 @@ def collect(
             check, plan["cross_check"] = None, None
             if trtexec:
                 p50 = median(int(v) for t in own for v in t.series["infer"]) / 1e6
-                check, plan["cross_check"] = cross_check(Path(paths[k]), fp16, p50)
+                check, plan["cross_check"] = _cross_check(Path(paths[k]), plan, p50)
             base = found[0] if k else None
             records.append(record(own, plan, telemetry, base, overhead, check))
             series.append(_joined(own, telemetry))
     return records, series
+
+
+def _cross_check(path: Path, plan: dict[str, Any], p50: float) -> tuple[dict[str, Any] | None, str]:
+    bundle = open_bundle(path) if is_bundle(path) else None  # a zip file's temporary folder lives as long
+    file = bundle.model(plan["precision"] or "fp32", plan["provider"]) if bundle else path
+    return cross_check(file, plan["fp16"], p50)
 
 
 def _watched(
@@ -2838,7 +3234,7 @@ def _check_heat(sensors: Sensors) -> list[Finding]:
 
 def _check_model(path: Path, provider: str) -> list[Finding]:
     try:
-        detector = Detector(path, provider)
+        detector = load(path, provider)
     except EdgeError as error:
         return [Finding(ERROR, str(error), "see above" if error.code == PROVIDER else "export the model again")]
     active = detector.session.get_providers()[0]
@@ -2877,43 +3273,104 @@ def draw(frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> np
     return out
 
 
-def _as_json(path: Path, frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> str:
+def _as_json(frame: Frame, detections: np.ndarray, names: dict[int, str]) -> str:
     found = [
         {"box": [round(v, 3) for v in box], "conf": round(conf, 6), "cls": int(cls), "name": names[int(cls)]}
         for *box, conf, cls in detections.tolist()
     ]
-    return json.dumps({"image": str(path), "hw": list(frame.shape[:2]), "detections": found})
+    number = {} if frame.number is None else {"frame": frame.number}
+    return json.dumps({"image": frame.source, **number, "hw": list(frame.pixels.shape[:2]), "detections": found})
 
 
-def _as_text(path: Path, detections: np.ndarray, names: dict[int, str]) -> str:
+def _as_text(frame: Frame, detections: np.ndarray, names: dict[int, str]) -> str:
     counts = Counter(names[int(c)] for c in detections[:, 5])
-    return f"{path}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing")
+    number = "" if frame.number is None else f" frame {frame.number}"
+    return f"{frame.source}{number}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing")
 
 
-def _save_folder(save: str, images: Sequence[Path]) -> Path:
-    folder = Path(save)
-    if folder.exists() and (not folder.is_dir() or folder.resolve() == images[0].resolve().parent):
-        raise EdgeError(f"{folder} cannot take the drawn images: give a folder other than that of the source images.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+class Drawings:
+    """A folder for frames with boxes on them: an image each, or one video (Motion JPEG, which every OpenCV writes)."""
+
+    def __init__(self, folder: str, source: str) -> None:
+        self.folder, self.video = Path(folder), None
+        still = not _is_stream(source) and Path(source).suffix.lower() not in VIDEO_SUFFIXES
+        images = list_images(source) if still else []
+        inside = bool(images) and self.folder.exists() and self.folder.resolve() == images[0].resolve().parent
+        if inside or (self.folder.exists() and not self.folder.is_dir()):
+            raise EdgeError(
+                f"{self.folder} cannot take the drawn images: give a folder other than that of the source images."
+            )
+        stem = Path(source).stem if not _is_stream(source) else "camera"
+        self.clip = self.folder / f"{stem}.avi"
+        self.rate = 30.0
+        if not still:
+            video = _open_video(source)
+            self.rate = video.get(cv2.CAP_PROP_FPS) or self.rate
+            video.release()
+        for path in [self.folder / image.name for image in images] if still else [self.clip]:
+            if path.exists():
+                raise EdgeError(f"{path} exists already: give a new folder for the drawn images.")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgeError(f"{self.folder} cannot be made ({error.strerror}).") from None
+
+    def add(self, frame: Frame, drawn: np.ndarray) -> None:
+        """Write one frame."""
+        if frame.number is None:
+            path = self.folder / Path(frame.source).name
+            written = cv2.imwrite(str(path), drawn)
+        else:
+            path = self.clip
+            if self.video is None:
+                size = (drawn.shape[1], drawn.shape[0])
+                self.video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), self.rate, size)
+            written = self.video.isOpened()
+            self.video.write(drawn)
+        if not written:
+            raise EdgeError(f"{path} cannot be written.")
+
+    def close(self) -> None:
+        """Finish the video."""
+        if self.video is not None:
+            self.video.release()
 
 
 def _detect_command(args: argparse.Namespace) -> None:
-    images = list_images(args.source)
-    detector = Detector(args.model, args.provider, args.threads, args.conf, args.iou, args.max_det)
-    folder = _save_folder(args.save, images) if args.save else None
-    for path in images:
-        frame = read_image(path)
-        found = detector.detect(frame)
-        print(_as_json(path, frame, found, detector.names) if args.json else _as_text(path, found, detector.names))
-        if folder is not None and not cv2.imwrite(str(folder / path.name), draw(frame, found, detector.names)):
-            raise EdgeError(f"{folder / path.name} cannot be written.")
+    detector = load(args.model, args.provider, args.threads, args.precision, args.conf, args.iou, args.max_det)
+    drawings = Drawings(args.save, args.source) if args.save else None
+    try:
+        for frame in read_source(args.source, args.frames):
+            found = detector.detect(frame.pixels)
+            print((_as_json if args.json else _as_text)(frame, found, detector.names), flush=frame.number is not None)
+            if drawings is not None:
+                drawings.add(frame, draw(frame.pixels, found, detector.names))
+    except KeyboardInterrupt:  # how a person ends a camera
+        pass
+    finally:
+        if drawings is not None:
+            drawings.close()
+
+
+def _verify_command(args: argparse.Namespace) -> None:
+    path = own_bundle() if args.model is None else Path(args.model)
+    if not is_bundle(path):
+        raise EdgeError(f"{path} is no bundle: verify compares with what a bundle says, made with `yolokd bundle`.")
+    figures = verify(open_bundle(path), args.provider, args.threads, args.precision)
+    print(json.dumps(figures) if args.json else parity_text(figures))
+    if not figures["pass"]:
+        raise EdgeError("this device does not compute what the bundle says; see the figures above.", PARITY)
 
 
 def _bench_command(args: argparse.Namespace) -> None:
+    models, source = args.model or [str(own_bundle())], args.source
+    if source is None:
+        if args.model:
+            raise EdgeError("No images: give --source with an image or a folder of images.")
+        source = str(own_bundle() / "parity")
     records = bench(
-        args.model,
-        args.source,
+        models,
+        source,
         args.out,
         profile=args.profile,
         threads=args.threads,
@@ -2930,6 +3387,7 @@ def _bench_command(args: argparse.Namespace) -> None:
         cache=args.cache,
         allow_fallback=args.allow_fallback,
         trtexec=args.trtexec,
+        precision=args.precision,
     )
     print(table(records))
 
@@ -2957,18 +3415,33 @@ def _number(kind: Callable[[str], Any], least: float, most: float = math.inf) ->
     return read
 
 
+def _detect_arguments(detected: argparse.ArgumentParser) -> None:
+    detected.add_argument(
+        "--source", required=True, help="image, folder, video, or camera (0, /dev/video0, rtsp://...)"
+    )
+    detected.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this file lies in)")
+    detected.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    detected.add_argument("--conf", type=_number(float, 0, 1), help="least confidence (default the bundle's, or 0.25)")
+    detected.add_argument("--iou", type=_number(float, 0, 1), help="NMS overlap (default the bundle's, or 0.7)")
+    detected.add_argument("--max-det", type=_number(int, 1), help="most detections (default the bundle's, or 300)")
+    detected.add_argument("--frames", type=_number(int, 1), metavar="N", help="stop after N frames")
+    detected.add_argument("--save", metavar="DIR", help="folder for the images or the video with drawn boxes")
+    detected.add_argument("--json", action="store_true", help="print one JSON line a frame")
+    detected.set_defaults(run=_detect_command)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line, readable with --help."""
     top = argparse.ArgumentParser(prog="yolokd_edge.py", description="Run or measure an exported YOLO detector.")
     top.add_argument("--version", action="version", version=VERSION)
     verbs = top.add_subparsers(dest="verb", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--source", required=True, help="an image or a folder of images")
-    common.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
-    common.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
+    device.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
     measured = verbs.add_parser("bench", help="measure latency")
-    measured.add_argument("--model", required=True, nargs="+", help="one or more ONNX files, measured interleaved")
-    measured.add_argument("--source", required=True, help="an image or a folder of images, 32 or more if possible")
+    measured.add_argument("--model", nargs="+", help="ONNX files or bundles (default: the bundle this file lies in)")
+    measured.add_argument("--source", help="an image or a folder, 32 or more if possible (default: the bundle's own)")
+    measured.add_argument("--precision", help="which file of a bundle, or a list: fp32,int8 (default fp32)")
     measured.add_argument("--profile", default="smoke", choices=tuple(PROFILES), help="how long (default smoke)")
     measured.add_argument("--provider", default="cpu", help="auto, cpu, cuda or trt; a list is swept over: cpu,trt")
     measured.add_argument("--threads", help="CPU threads, or a list: 1,2,all (default all usable cores)")
@@ -2991,27 +3464,30 @@ def parser() -> argparse.ArgumentParser:
     measured.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
     measured.set_defaults(run=_bench_command)
     checked = verbs.add_parser("doctor", help="say what is wrong with this installation and board")
-    checked.add_argument("--model", help="an ONNX file that should run here")
+    checked.add_argument("--model", help="an ONNX file or bundle that should run here")
     checked.add_argument("--provider", default="auto", choices=("auto", *PROVIDERS), help="where (default auto)")
     checked.add_argument("--json", action="store_true", help="print the findings as JSON")
     checked.set_defaults(run=_doctor_command)
-    detected = verbs.add_parser("detect", parents=[common], help="detect in images")
-    detected.add_argument("--model", required=True, help="an ONNX file")
-    detected.add_argument("--conf", type=_number(float, 0, 1), default=0.25, help="least confidence (default 0.25)")
-    detected.add_argument("--iou", type=_number(float, 0, 1), default=0.7, help="NMS overlap (default 0.7)")
-    detected.add_argument("--max-det", type=_number(int, 1), default=300, help="most detections an image (default 300)")
-    detected.add_argument("--save", metavar="DIR", help="folder for images with drawn boxes")
-    detected.add_argument("--json", action="store_true", help="print one JSON line an image")
-    detected.set_defaults(run=_detect_command)
+    _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
+    verified = verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says")
+    verified.add_argument("--model", help="a bundle (default: the unpacked one that this file lies in)")
+    verified.add_argument("--precision", default="fp32", choices=PRECISIONS, help="which file (default fp32)")
+    verified.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verified.set_defaults(run=_verify_command)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not active."""
+    """Run the command line; exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not
+    active, 5 parity failure.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["_worker"]:  # a process that `bench` started
         return _worker(Path(words[1]))
     args = parser().parse_args(words)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
+    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         return args.run(args) or 0
     except EdgeError as error:

@@ -30,15 +30,16 @@ def bench(
     cache: str | None = None,
     allow_fallback: bool = False,
     trtexec: bool = False,
+    precision: Any = None,
 ) -> list[dict[str, Any]]:
     """Measure exported models side by side, print a table and keep report, raw samples and plot in a new run folder.
 
     Args:
-        models: ONNX files; several are interleaved frame by frame, so that they meet the same background load.
+        models: ONNX files or bundles; several are interleaved frame by frame and so meet the same background load.
         source: An image or a folder of images, 32 or more if possible; they are decoded before the clock starts.
         profile: smoke (100 frames and 3 s), standard (1,000 frames and 30 s) or soak (600 s).
         threads: CPU threads; all usable cores by default. 1,2,all measures each: a sweep. So it is with provider,
-            imgsz and streams.
+            imgsz, streams and precision.
         provider: cpu, cuda, trt or auto.
         project: Folder of the run folders.
         name: Name of the run folder, "bench" by default; a number is added if it exists.
@@ -55,6 +56,7 @@ def bench(
         cache: Folder of TensorRT's engines.
         allow_fallback: Take the next of trt, cuda, cpu where the provider asked for is not active.
         trtexec: Measure with trtexec as well, where it is installed.
+        precision: Which file of a bundle: fp32, fp16 or int8.
 
     Returns:
         One record a model and combination, schema yolokd.latency/1, times in ms. `report.json` in the run folder holds
@@ -89,6 +91,7 @@ def bench(
         cache=cache,
         allow_fallback=allow_fallback,
         trtexec=trtexec,
+        precision=precision,
     )
 
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
