@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "compare", "export", "study", "train"]
+__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "bundle", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
@@ -14,11 +14,12 @@ _HOME = {
     "KDRTDETRTrainer": "trainer",
     "train": "verbs.train",
     "export": "verbs.export",
+    "bundle": "verbs.bundle",
     "bench": "verbs.bench",
     "compare": "verbs.compare",
     "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export", "study"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:
