@@ -50,6 +50,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
         "kd": {
             "teacher": str(teacher.resolve()),
             "gain": 3.0,
+            "init": "auto",
             "methods": {"cwd": {"tau": 2, "gain": 1.0}, "logit": {"gain": 0.5}},
         },
     }

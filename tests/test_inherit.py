@@ -196,6 +196,20 @@ def test_kd_0_is_the_student_alone_and_so_starts_as_it_is(set_up):
     assert set_up(None).args.kd["init"] == "auto"
 
 
+def test_a_student_with_frozen_layers_starts_as_it_is(set_up):
+    assert set_up("auto", freeze=2).args.kd["start"] == "own"
+
+
+def test_a_pair_without_common_layers_is_refused_or_left_alone(monkeypatch):
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    monkeypatch.setattr(inherit, "pairs", lambda *models: [p for p in pairs(*models) if p.last])
+    own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
+    with pytest.raises(UsageError, match="init=teacher: no layer of .* has a partner"):
+        learn(student, teacher, x)
+    assert learn(student, teacher, x, "auto") == "own"
+    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
+
+
 def test_init_must_be_one_of_three(set_up):
     with pytest.raises(UsageError, match="init=best is not one of auto, own, teacher"):
         set_up("best")

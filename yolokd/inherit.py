@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from yolokd.channels import Channels, Follow, channels, index, mark
 from yolokd.detectors.blocks import Pair, bare, pairs, residuals
 from yolokd.detectors.yolo import YoloReader
+from yolokd.errors import UsageError
 from yolokd.solve import least_squares, logistic, patches, pick
 
 PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
@@ -42,14 +43,17 @@ def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, T
     Own weights are left exactly as they are.
 
     Args:
-        how: "own", "teacher" or "auto".
+        how: "own", "teacher" or "auto"; "auto" keeps the own start where the two have no layers in common.
         student: reads the student, which is changed.
         teacher: reads the teacher, on the same device.
         batch: training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
         classes: index -> name of the student's classes.
+
+    Raises:
+        UsageError: "teacher" is asked for and no layer has a partner.
     """
-    matched = pairs(student.model, teacher.model)
-    if how == "own" or all(p.last for p in matched):
+    matched = partners(how, student, teacher)
+    if how == "own" or not matched:
         return "own"
     fitted = len(batch["img"]) - len(batch["img"]) // 8
     images = batch["img"][:fitted]
@@ -67,6 +71,23 @@ def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, T
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
+
+
+def partners(how: str, student: YoloReader, teacher: YoloReader) -> list[Pair]:
+    """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start.
+
+    Raises:
+        UsageError: "teacher" is asked for and there are none.
+    """
+    matched = pairs(student.model, teacher.model)
+    if any(not p.last for p in matched):
+        return matched
+    if how == "teacher":
+        raise UsageError(
+            f"init=teacher: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
+            "leave init= out, or choose a teacher of the student's family."
+        )
+    return []
 
 
 def part(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -140,7 +161,7 @@ class Lesson:
             self.spread[name] = square / count - mean[:, None] * mean
             # a branch that no prediction comes from feels nothing: its channels count alike
             self.metric[name] = (
-                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean))
+                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean)).to(mean)
             )
 
     def _probe(self, view: Any) -> Tensor:

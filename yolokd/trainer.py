@@ -80,6 +80,8 @@ class KDMixin(BaseTrainer):
         """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
         if self.resume:
             return str(self.args.kd.get("start", "own"))
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
         if how == "own" or RANK not in {-1, 0}:
             return "own"
         teacher.model.to(self.device)

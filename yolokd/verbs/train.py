@@ -12,7 +12,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
-from yolokd import config, teacher
+from yolokd import config, inherit, teacher
 from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import build_terms
 from yolokd.errors import UsageError
@@ -23,8 +23,9 @@ def train(**arguments: Any) -> YOLO:
     """Train a student under a teacher.
 
     Args:
-        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``width``, ``depth`` and dotted
-            options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training untouched.
+        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``init``, ``width``, ``depth``
+            and dotted options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training
+            untouched.
 
     Returns:
         The trained student as Ultralytics' own object: ``.trainer.best`` is its checkpoint, ``.metrics`` its accuracy.
@@ -99,6 +100,7 @@ def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
     check_channels(data, kd["teacher"], readers[1].model)
     names = {0: "item"} if arguments.get("single_cls") else data["names"]
     build_terms(*readers, kd["methods"], kd["gain"], names)
+    inherit.partners(kd["init"], *readers)
 
 
 def _read_data(data: Any) -> dict[str, Any]:
