@@ -6,16 +6,19 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDTrainer", "bench", "export", "train"]
+__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
     "KDTrainer": "trainer",
+    "KDRTDETRTrainer": "trainer",
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export", "study"}
 
 
 def __getattr__(name: str) -> Any:

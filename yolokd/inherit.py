@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from yolokd.channels import Channels, Follow, channels, index, mark
 from yolokd.detectors.blocks import Pair, bare, pairs, residuals
+from yolokd.detectors.reader import Reader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 from yolokd.solve import least_squares, logistic, patches, pick
@@ -35,7 +36,7 @@ POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for th
 LAST_POINTS = 2**15
 
 
-def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, Tensor], classes: dict[int, str]) -> str:
+def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], classes: dict[int, str]) -> str:
     """Start the student as `init=` says and return how it starts, "own" or "teacher".
 
     "auto" takes the teacher's if the student's own weights, given last convolutions and batch norm statistics that are
@@ -73,13 +74,15 @@ def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, T
     return "teacher" if better else "own"
 
 
-def partners(how: str, student: YoloReader, teacher: YoloReader) -> list[Pair]:
-    """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start.
+def partners(how: str, student: Reader, teacher: Reader) -> list[Pair]:
+    """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start, or one of
+    the heads is not dense.
 
     Raises:
         UsageError: "teacher" is asked for and there are none.
     """
-    matched = pairs(student.model, teacher.model)
+    dense = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
+    matched = pairs(student.model, teacher.model) if dense else []
     if any(not p.last for p in matched):
         return matched
     if how == "teacher":
@@ -116,7 +119,7 @@ class Lesson:
         confidence, share: (points,), the top class probability there, and how many places the point stands for.
     """
 
-    def __init__(self, teacher: YoloReader, matched: list[Pair], images: Tensor) -> None:
+    def __init__(self, teacher: Reader, matched: list[Pair], images: Tensor) -> None:
         self.teacher, self.matched = teacher, matched
         teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
