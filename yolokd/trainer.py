@@ -25,10 +25,9 @@ from yolokd import config, inherit, teacher
 from yolokd.balance import Balance
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
-from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
-from yolokd.pairing import Pairing, plans
+from yolokd.pairing import Pairing, Plan, plans
 
 
 class KDMixin(BaseTrainer):
@@ -71,7 +70,7 @@ class KDMixin(BaseTrainer):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
-            kd["start"] = self._start(kd.get("init", "own"), reader, made[0].teacher)
+            kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
             pairings = [Pairing(reader, one, self.device) for one in made]
             self.model = self.distiller = Distiller(reader, pairings)
             if "balance" in kd:
@@ -87,16 +86,16 @@ class KDMixin(BaseTrainer):
             if kd["start"] == "teacher":
                 LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
 
-    def _start(self, how: str, student: Reader, teacher: Reader) -> str:
+    def _start(self, how: str, student: Reader, plan: Plan) -> str:
         """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
         if self.resume:
             return str(self.args.kd.get("start", "own"))
-        if how == "own" or RANK not in {-1, 0}:
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
+        if how == "own" or RANK not in {-1, 0} or not inherit.partners(how, student, plan.teacher):
             return "own"
-        if not (isinstance(student, YoloReader) and isinstance(teacher, YoloReader)):
-            return "own"  # only convolutions between dense heads have partners
-        teacher.model.to(self.device)
-        return inherit.start(how, student, teacher, self._some_images(), self.data["names"])
+        plan.teacher.model.to(self.device)
+        return inherit.start(how, student, plan.teacher, self._some_images(), plan.classes)
 
     def _some_images(self) -> dict[str, Any]:
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""

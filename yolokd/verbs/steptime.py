@@ -35,6 +35,7 @@ def steptime(
         **arguments: Ultralytics' training arguments and ours (method=, kd=, dotted ones).
     """
     ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
+    ours.setdefault("init", "own")  # how a student starts costs no step anything
     common = {
         "model": model,
         "data": data,

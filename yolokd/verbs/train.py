@@ -12,7 +12,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
-from yolokd import config
+from yolokd import config, inherit
 from yolokd.detectors import read
 from yolokd.errors import UsageError
 from yolokd.pairing import plans
@@ -23,8 +23,9 @@ def train(**arguments: Any) -> YOLO:
     """Train a student under a teacher.
 
     Args:
-        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``width``, ``depth`` and dotted
-            options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training untouched.
+        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``init``, ``width``, ``depth``
+            and dotted options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training
+            untouched.
 
     Returns:
         The trained student as Ultralytics' own object: ``.trainer.best`` is its checkpoint, ``.metrics`` its accuracy.
@@ -94,10 +95,12 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
 def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
     data = _read_data(arguments.get("data"))
-    single = bool(arguments.get("single_cls"))
+    kd, single = arguments["kd"], bool(arguments.get("single_cls"))
     if single:
         data = {**data, "names": {0: "item"}}
-    plans(read(student.model), arguments["kd"], data, arguments.get("imgsz") or 640, single)
+    reader = read(student.model)
+    made = plans(reader, kd, data, arguments.get("imgsz") or 640, single)
+    inherit.partners(kd["init"], reader, made[0].teacher)
 
 
 def _read_data(data: Any) -> dict[str, Any]:
