@@ -229,9 +229,8 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
 
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
     """Refuse a method that needs what one side cannot show."""
-    of_both = needs(method) - method.student_needs
-    for role, spec, wanted in (("student", student, needs(method)), ("teacher", teacher, of_both)):
-        if missing := sorted(wanted - spec.shows):
+    for role, spec, other in (("student", student, method.teacher_needs), ("teacher", teacher, method.student_needs)):
+        if missing := sorted(needs(method) - other - spec.shows):
             raise UsageError(
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
@@ -281,7 +280,7 @@ def term_name(cls: type[Method], tap: str) -> str:
 
 def needs(method: Method) -> frozenset[str]:
     """Fields of a view that a method reads, on one side at least."""
-    return method.needs | method.student_needs | ({method.tap} if method.taps else set())
+    return method.needs | method.student_needs | method.teacher_needs | ({method.tap} if method.taps else set())
 
 
 def is_head_term(method: Any) -> bool:

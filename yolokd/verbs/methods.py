@@ -33,7 +33,8 @@ def table() -> str:
     for level in LEVELS:
         for name, cls in METHODS.items():
             if cls.level == level:
-                reads, taps = ", ".join(sorted(cls.needs)) or "maps", ", ".join(cls.taps) or "predictions"
+                needs = sorted(cls.needs | cls.student_needs | cls.teacher_needs)
+                reads, taps = ", ".join(needs) or "maps", ", ".join(cls.taps) or "predictions"
                 rows.append(f"| {level} | `{name}` | {reads} | {taps} | {cls.paper} |")
     return "\n".join(rows)
 
