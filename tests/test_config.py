@@ -11,9 +11,9 @@ from models_for_tests import NAMES, build
 
 from yolokd import config
 from yolokd.detectors.yolo import YoloReader
-from yolokd.distiller import build_terms
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
+from yolokd.pairing import plan
 
 
 def refused(call, *args) -> str:
@@ -48,7 +48,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
         "epochs": 7,
         "data": "x.yaml",
         "kd": {
-            "teacher": str(teacher.resolve()),
+            "teacher": [str(teacher.resolve())],
             "gain": 3.0,
             "methods": {"cwd": {"tau": 2, "gain": 1.0}, "logit": {"gain": 0.5}},
         },
@@ -58,8 +58,8 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
 
 def test_fold_takes_the_default_recipe(teacher):
     kd = config.fold({"teacher": teacher})["kd"]
-    assert kd["gain"] == 1.0 and kd["methods"] == config.methods("default", {})
-    assert {METHODS[k.partition("@")[0]].level for k in kd["methods"]} == {"neck", "head"}
+    assert kd == {"teacher": [str(teacher.resolve())], "gain": 1.0, **config.chosen("default", {})}
+    assert {METHODS[k.partition("@")[0]].level for k in kd["recipe"]["dense/dense"]} == {"neck", "head"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_argument_like_nothing_known_is_refused_with_a_place_to_look(teacher)
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "abc", True, None, [1]])
 def test_gain_must_be_a_number_of_zero_or_more(teacher, value):
     assert f"kd={value} " in refused(config.fold, {"teacher": teacher, "kd": value})
-    assert f"pkd.gain={value} " in refused(config.methods, "pkd", {"pkd.gain": value})
+    assert f"pkd.gain={value} " in refused(config.chosen, "pkd", {"pkd.gain": value})
 
 
 @pytest.mark.parametrize(("key", "value"), [("compile", True), ("quantize", 8), ("distill_model", "big.pt")])
@@ -92,16 +92,16 @@ def test_scaling_is_refused_where_no_model_is_built(teacher):
 
 
 def test_a_resumed_run_keeps_its_methods(teacher):
-    assert config.fold({"resume": True, "teacher": teacher})["kd"] == {"teacher": str(teacher.resolve())}
+    assert config.fold({"resume": True, "teacher": teacher})["kd"] == {"teacher": [str(teacher.resolve())]}
     assert "cwd.tau=2 " in refused(config.fold, {"resume": True, "cwd.tau": 2})
 
 
 def test_methods_from_a_list_and_from_taps():
-    assert config.methods(["pkd", "pkd@backbone"], {"pkd@backbone.gain": 2}) == {
+    assert config.chosen(["pkd", "pkd@backbone"], {"pkd@backbone.gain": 2})["methods"] == {
         "pkd": {"gain": 1.0},
         "pkd@backbone": {"gain": 2.0},
     }
-    assert config.methods(" pkd , logit", {}) == {"pkd": {"gain": 1.0}, "logit": {"gain": 1.0}}
+    assert config.chosen(" pkd , logit", {})["methods"] == {"pkd": {"gain": 1.0}, "logit": {"gain": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,19 @@ def test_methods_from_a_list_and_from_taps():
     ],
 )
 def test_a_wrong_method_is_refused_by_name(method, dotted, named):
-    assert named in refused(config.methods, method, dotted)
+    assert named in refused(config.chosen, method, dotted)
 
 
 def test_a_recipe_file_is_what_it_says(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("methods:\n  cwd: {tau: 2, gain: 1e-3}\n  pkd@backbone:\n", encoding="utf-8")
     expected = {"cwd": {"tau": 2, "gain": 0.001}, "pkd@backbone": {"gain": 1.0}}
-    assert config.methods(file, {}) == config.methods(str(file), {}) == expected
-    assert config.methods(file, {"cwd.tau": 3})["cwd"]["tau"] == 3, "the command line wins over the file"
+    assert config.chosen(file, {}) == config.chosen(str(file), {}) == {"recipe": {"any": expected}, "optional": False}
+    changed = config.chosen(file, {"cwd.tau": 3})["recipe"]["any"]
+    assert changed["cwd"]["tau"] == 3, "the command line wins over the file"
+    file.write_text("optional: true\npairs:\n  set/dense: {cwd: }\nmethods: {pkd: }\n", encoding="utf-8")
+    by_pair = {"set/dense": {"cwd": {"gain": 1.0}}, "any": {"pkd": {"gain": 2.0}}}
+    assert config.chosen(file, {"pkd.gain": 2}) == {"recipe": by_pair, "optional": True}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,10 @@ def test_a_recipe_file_is_what_it_says(tmp_path):
         ("methods: [pkd]", "needs a mapping `methods:`"),
         ("methods: {}", "needs a mapping `methods:`"),
         ("methods: {pkd: {}}\nkd: 2", "'kd'; known are methods"),
+        ("pairs: {dense/sets: {pkd: }}", "did you mean 'dense/set'"),
+        ("pairs: {dense/set: }", "not a recipe"),
+        ("pairs: 3", "not a recipe"),
+        ("optional: 3\nmethods: {pkd: }", "optional: 3 "),
         ("methods: {pkdd: {}}", "did you mean 'pkd'"),
         ("methods: {pkd: 3}", "options of pkd are 3"),
         ("methods: {pkd: {1: 2}}", "unknown option of pkd: '1'"),
@@ -162,13 +170,13 @@ def test_a_recipe_file_is_what_it_says(tmp_path):
 def test_a_wrong_recipe_is_refused(tmp_path, text, named):
     file = tmp_path / "wrong.yaml"
     file.write_text(text, encoding="utf-8")
-    said = refused(config.methods, str(file), {"pkd.gain": 1} if "pkd: 3" in text else {})
+    said = refused(config.chosen, str(file), {"pkd.gain": 1} if "pkd: 3" in text else {})
     assert named in said and "\n" not in said
 
 
 def test_a_binary_recipe_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_bytes(bytes(range(256)))
-    assert "x.yaml is not a readable YAML file" in refused(config.methods, tmp_path / "x.yaml", {})
+    assert "x.yaml is not a readable YAML file" in refused(config.chosen, tmp_path / "x.yaml", {})
 
 
 def test_arguments_from_a_file(tmp_path):
@@ -198,13 +206,14 @@ def test_values_that_ultralytics_refuses(arguments, named):
 def test_every_shipped_recipe_is_valid():
     assert "default" in config.shipped()
     for name in config.shipped():
-        assert config.methods(name, {})
+        assert config.chosen(name, {})
 
 
 def test_the_default_recipe_applies_to_every_pair_of_families():
     readers = [
         YoloReader(build(family, dtype=torch.float32)) for family in ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
     ]
-    methods = config.methods("default", {})
+    kd = {"gain": 1.0, **config.chosen("default", {})}
     for student, teacher in itertools.product(readers, repeat=2):
-        assert len(build_terms(student, teacher, methods, 1.0, NAMES)) == len(methods) == 3
+        made = plan(student, teacher, kd, NAMES)
+        assert list(made.methods) == list(kd["recipe"]["dense/dense"]) and len(made.terms) == 3 and not made.refused

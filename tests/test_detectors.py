@@ -10,13 +10,14 @@ import pytest
 import torch
 from models_for_tests import build, images
 from torch import nn
-from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.nn.tasks import ClassificationModel
 
+from yolokd.detectors import read
 from yolokd.detectors.yolo import YoloReader, decode
 from yolokd.errors import UsageError
-from yolokd.views import FIELDS, MAPS
+from yolokd.views import DENSE, MAPS
 
-ALL = frozenset(FIELDS)
+ALL = frozenset(DENSE)
 # index in the YAML of the backbone's deepest layers at strides 8, 16, 32, of the neck's outputs and of the head
 LAYERS = {
     "yolov8n": ((4, 6, 9), (15, 18, 21), 22),
@@ -148,11 +149,11 @@ def test_levels_without_a_partner_are_left_out(family, strides):
         assert part[branch].strides == strides
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", DENSE)
 def test_only_asked_fields_are_filled(field):
     """A field that nobody asked for costs memory for the whole backward pass."""
     view = views(build("yolo11n"), images(), frozenset({field}))["one2many"]
-    assert [f for f in FIELDS if getattr(view, f) is not None] == [field]
+    assert [f for f in DENSE if getattr(view, f) is not None] == [field]
 
 
 def test_no_hook_outlives_a_recording():
@@ -210,7 +211,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", DENSE)
 def test_every_field_carries_gradient_to_the_first_layer(field):
     """A field cut off the graph gives a loss that falls for its adapters alone."""
     model = build("yolo11n").train()
@@ -259,5 +260,5 @@ def test_boxes_in_half_precision_are_decoded_in_float32():
 
 def test_another_head_is_refused_by_name():
     """Without this the first batch would end in an AttributeError."""
-    with pytest.raises(UsageError, match="yolov8-rtdetr.*RTDETRDecoder"):
-        YoloReader(RTDETRDetectionModel("yolov8-rtdetr.yaml", nc=5, verbose=False))
+    with pytest.raises(UsageError, match="yolo11n-cls ends in Classify"):
+        read(ClassificationModel("yolo11n-cls.yaml", nc=5, verbose=False))

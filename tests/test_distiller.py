@@ -14,9 +14,10 @@ from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd import config
-from yolokd.detectors.yolo import YoloReader
-from yolokd.distiller import Distiller, build_terms, term_name
+from yolokd.detectors import YoloReader, read
+from yolokd.distiller import Distiller
 from yolokd.methods import METHODS
+from yolokd.pairing import Pairing, plan, term_name
 
 OWN = ["box_loss", "cls_loss", "dfl_loss"]
 SIZE = 4
@@ -27,27 +28,28 @@ def make(
 ) -> Distiller:
     """A student of seed 0 under a teacher of seed 1; equal arguments give equal weights. pkd__gain means pkd.gain."""
     readers = YoloReader(build(student, 0, torch.float32)), YoloReader(build(teacher, 1, torch.float32))
-    methods = config.methods(method, {k.replace("__", "."): v for k, v in options.items()})
+    chosen = config.chosen(method, {k.replace("__", "."): v for k, v in options.items()})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        terms = build_terms(*readers, methods, kd, NAMES)
-    return Distiller(*readers, terms, torch.device("cpu")).train()
+        made = plan(*readers, {"gain": kd, **chosen}, NAMES)
+    return Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
 
 
 def spied(distiller: Distiller) -> dict:
     """The views of the next pass, and how often each method was asked."""
-    seen: dict = {"calls": dict.fromkeys(distiller.methods, 0)}
-    terms = distiller.terms
+    pairing = distiller.pairings[0]
+    seen: dict = {"calls": dict.fromkeys(pairing.methods, 0)}
 
-    def spy(student, teacher, data):
-        seen.update(student=student, teacher=teacher)
-        return terms(student, teacher, data)
+    def spy(module, args):
+        student, teacher, *_ = args
+        strides = next(iter(pairing.places.values()))
+        seen.update(student=student(strides[0]), teacher=teacher(strides[1]))
 
     def count(name):
         return lambda module, args: seen["calls"].update({name: seen["calls"][name] + 1})
 
-    distiller.terms = spy
-    for name, method in distiller.methods.items():
+    pairing.register_forward_pre_hook(spy)
+    for name, method in pairing.methods.items():
         method.register_forward_pre_hook(count(name))
     return seen
 
@@ -91,7 +93,7 @@ def test_gradient_reaches_the_student_and_every_adapter_and_not_the_teacher():
     assert len(adapters) >= 3 + 3 + 6
     for name, p in [*adapters.items(), *list(distiller.module.model[:16].named_parameters())]:
         assert p.grad is not None and p.grad.abs().max() > 0, name
-    assert all(p.grad is None and not p.requires_grad for p in distiller.teacher.model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in distiller.pairings[0].teacher.model.parameters())
 
 
 def test_kd_scales_the_terms_and_nothing_else():
@@ -106,7 +108,9 @@ def test_a_gain_of_0_leaves_the_term_out():
     """Zero gradients round differently: with them a run without terms would not equal the student alone."""
     assert list(make(pkd__gain=0)(batch(SIZE))[1]) == [*OWN, "logit_loss"]
     distiller = make(kd=0)
-    distiller.teacher.__class__ = type("Silent", (type(distiller.teacher),), {"__call__": None})  # calling it fails
+    distiller.pairings[0].teacher.__class__ = type(
+        "Silent", (type(distiller.pairings[0].teacher),), {"__call__": None}
+    )  # calling it fails
     expected = copy.deepcopy(distiller.module)(batch(SIZE))
     loss, items = distiller(batch(SIZE))
     assert torch.equal(loss, expected[0])
@@ -118,7 +122,7 @@ def test_a_dual_head_learns_on_both_branches_by_its_own_schedule(teacher):
     """YOLO26 moves its weight from one2many to one2one; terms that ignore it pull the finished branch back."""
     distiller = make("yolo26n", teacher, method="logit,pkd", kd=2.0)
     distiller.module.args.epochs = 3
-    seen, logit = spied(distiller), distiller.methods["logit_loss"]
+    seen, logit = spied(distiller), distiller.pairings[0].methods["logit_loss"]
     pair = {"one2many": "one2many", "one2one": "one2one" if teacher == "yolo26n" else "one2many"}
     for o2m, o2o in ((0.8, 0.2), (0.45, 0.55)):  # E2ELoss in the first two of three epochs
         _, items = distiller(batch(SIZE))
@@ -144,25 +148,25 @@ def test_map_terms_alone_need_no_second_branch_and_no_head():
     seen = spied(distiller)
     distiller(batch(SIZE))
     assert list(seen["teacher"]) == ["one2many"]
-    assert isinstance(distiller.teacher.model.model[-1], nn.Identity)
+    assert isinstance(distiller.pairings[0].teacher.model.model[-1], nn.Identity)
 
 
 def test_the_teacher_is_no_part_of_the_module():
     """As a child it would be in the optimizer, in DDP's buckets and in every checkpoint."""
     distiller = make()
-    teacher = distiller.teacher.model
+    teacher = distiller.pairings[0].teacher.model
     theirs = {id(x) for x in [*teacher.parameters(), *teacher.buffers(), *teacher.modules()]}
     ours = [*distiller.parameters(), *distiller.buffers(), *distiller.modules(), *distiller.state_dict().values()]
     assert not theirs & {id(x) for x in ours}
-    assert {n.partition(".")[0] for n in distiller.state_dict()} == {"module", "methods"}
-    assert copy.deepcopy(distiller).teacher is distiller.teacher
+    assert {n.partition(".")[0] for n in distiller.state_dict()} == {"module", "pairings"}
+    assert copy.deepcopy(distiller).pairings[0].teacher is distiller.pairings[0].teacher
 
 
 def test_a_tensor_goes_through_the_student_and_in_training_through_the_teacher_too():
     """AutoBatch measures memory with a bare tensor: without the teacher's share the run would go out of memory."""
     distiller, x = make("yolo26n"), batch(SIZE)["img"]
     calls = []
-    distiller.teacher.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    distiller.pairings[0].teacher.model.register_forward_pre_hook(lambda module, args: calls.append(1))
     assert set(distiller(x)) == {"one2many", "one2one"}
     assert len(calls) == 1
     distiller.eval()
@@ -178,7 +182,7 @@ def test_terms_are_computed_outside_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loss, items = distiller(batch(2))
     assert seen["student"]["one2many"].neck[0].dtype == torch.bfloat16, "autocast must have been on"
-    for name, method in distiller.methods.items():
+    for name, method in distiller.pairings[0].methods.items():
         assert items[name].dtype == torch.float32
         expected = method(seen["student"]["one2many"], seen["teacher"]["one2many"], batch(2))
         assert items[name].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -192,11 +196,29 @@ def test_levels_are_paired_by_stride(student, teacher):
     distiller = make(student, teacher, method="pkd,bckd_box")
     seen = spied(distiller)
     _, items = distiller(batch(SIZE))
-    assert distiller.strides == (8, 16, 32)
+    assert set(distiller.pairings[0].places.values()) == {((8, 16, 32), (8, 16, 32))}
     assert all(items[name].isfinite() and items[name] > 0 for name in distiller.gains)
     for views in (seen["student"], seen["teacher"]):
         assert {v.boxes.shape[1] for v in views.values()} == {8 * 8 + 4 * 4 + 2 * 2}
         assert [m.shape[-1] for m in views["one2many"].neck] == [8, 4, 2]
+
+
+def test_a_level_without_a_partner_takes_the_nearest_by_choice():
+    """levels=resize: the level at stride 4 learns from the teacher's at 8; predictions stay with common strides."""
+    readers = read(build("yolo26n-p2", 0, torch.float32)), read(build("yolo26n", 1, torch.float32))
+    kd = {"gain": 1.0, "levels": "resize", **config.chosen("pkd,logit,sl2", {})}
+    made = plan(*readers, kd, NAMES)
+    common = (8, 16, 32)
+    assert {name: term.place for name, term in made.terms.items()} == {
+        "pkd_loss": ((4, *common), (8, *common)),
+        "logit_loss": (common, common),
+        "sl2_loss": (common, common),  # weights cells by scores, so that it needs anchor points too
+    }
+    distiller = Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
+    loss, _ = distiller(batch(2))
+    loss.sum().backward()
+    adapters = distiller.pairings[0].methods["pkd_loss"].adapters
+    assert len(adapters) == 4 and all(a.weight.grad.abs().max() > 0 for a in adapters)
 
 
 def half(data: dict, rank: int) -> dict:

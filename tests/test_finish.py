@@ -10,7 +10,8 @@ from models_for_tests import NAMES, batch, build, images
 
 from yolokd import config
 from yolokd.detectors.yolo import PREDICTIONS, YoloReader
-from yolokd.distiller import Distiller, build_terms
+from yolokd.distiller import Distiller
+from yolokd.pairing import Pairing, plan
 from yolokd.teacher import Teacher
 from yolokd.views import View
 
@@ -64,9 +65,9 @@ def test_it_is_there_only_if_asked_for():
 def test_gradient_flows_through_a_frozen_teacher_to_the_maps(family, branch):
     """Cut at the teacher, the student's towers would learn nothing; not frozen, the teacher would drift."""
     reader = YoloReader(build(family))
-    teacher = Teacher(reader, FIELDS, reader.strides, (branch,), torch.device("cpu"))
+    teacher = Teacher(reader, FIELDS, (branch,), torch.device("cpu"))
     before = copy.deepcopy(teacher.model.state_dict())
-    view = teacher(images())[branch]
+    view = teacher(images())(reader.strides)[branch]
     assert same(view.finish(view.towers), view)  # fused, in another memory layout, with one branch dropped
     towers = tuple(m.clone().requires_grad_() for m in view.towers)
     got = view.finish(towers)
@@ -78,8 +79,8 @@ def test_gradient_flows_through_a_frozen_teacher_to_the_maps(family, branch):
 
 def test_a_teacher_asked_for_finish_alone_keeps_its_head():
     reader = YoloReader(build("yolo11n"))
-    teacher = Teacher(reader, frozenset({"neck", "finish"}), reader.strides, ("one2many",), torch.device("cpu"))
-    view, full = teacher(images())["one2many"], views(build("yolo11n"))["one2many"]
+    teacher = Teacher(reader, frozenset({"neck", "finish"}), ("one2many",), torch.device("cpu"))
+    view, full = teacher(images())(reader.strides)["one2many"], views(build("yolo11n"))["one2many"]
     torch.testing.assert_close(view.finish(full.towers)["boxes"], full.boxes, rtol=1e-6, atol=1e-6)
 
 
@@ -95,8 +96,8 @@ def distiller(student: str, teacher: str, method: str) -> Distiller:
     readers = YoloReader(models[0]), YoloReader(models[1])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        terms = build_terms(*readers, config.methods(method, {}), 1.0, NAMES)
-    return Distiller(*readers, terms, torch.device("cpu")).train()
+        made = plan(*readers, {"gain": 1.0, **config.chosen(method, {})}, NAMES)
+    return Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,10 @@ def test_towers_learn_end_to_end(student, teacher, method):
     """Heads of other widths, with and without bins, with one branch and two: both of a student's branches learn."""
     model = distiller(student, teacher, method)
     loss, items = model(batch(2))
-    terms = loss[-len(model.methods) :]
-    assert len(model.methods) == len(method.split(",")) and terms.isfinite().all() and (terms > 0).all()
-    assert list(items)[-len(terms) :] == list(model.methods)
+    methods = model.pairings[0].methods
+    terms = loss[-len(methods) :]
+    assert len(methods) == len(method.split(",")) and terms.isfinite().all() and (terms > 0).all()
+    assert list(items)[-len(terms) :] == list(methods)
     terms.sum().backward()
     head = model.module.model[-1]
     for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
@@ -116,17 +118,18 @@ def test_towers_learn_end_to_end(student, teacher, method):
             assert next(tower.parameters()).grad.abs().max() > 0, name
             assert tower[-1].weight.grad.abs().max() == 0, "the student's own predictions take no part"
     assert all(p.grad.abs().max() > 0 for p in model.methods.parameters())
-    assert all(p.grad is None for p in model.teacher.model.parameters())
+    assert all(p.grad is None for p in model.pairings[0].teacher.model.parameters())
 
 
 def test_a_step_lowers_crosskd():
     """Along the gradient of the student's towers and the adapters, through the teacher's real convolutions."""
     model, data = distiller("yolov8n", "yolov8s", "crosskd"), batch(2)
-    teacher = model.teacher(data["img"])["one2many"]
+    pairing = model.pairings[0]
+    teacher = pairing.teacher(data["img"])(model.reader.strides)["one2many"]
     with model.reader.record(model.fields) as seen, torch.no_grad():
         model.module(data["img"])
-    student = model.reader.views(seen, model.fields, model.strides)["one2many"]
-    (method,) = model.methods.values()
+    student = model.reader.views(seen, model.fields, model.reader.strides)["one2many"]
+    (method,) = pairing.methods.values()
     towers = tuple(m.requires_grad_() for m in student.towers)
     first = method(student, teacher, data)
     leaves = [*towers, *method.parameters()]

@@ -7,7 +7,7 @@ import torch
 import yaml
 from cli_for_tests import contents, refusal
 from training_for_tests import ASSETS, TINY
-from ultralytics import RTDETR, YOLO
+from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 import yolokd
@@ -101,25 +101,30 @@ def test_a_teacher_or_student_of_another_task(refused, damaged):
     assert "task=segment" in refused("task=segment")
 
 
-def test_an_rtdetr_on_either_side(refused, place):
-    small = yaml.safe_load(ONE_LEVEL.replace("10", "2")) | {
-        "head": [[[0, 1], 1, "RTDETRDecoder", ["nc", 32, 10, 2, 4, 1]]]
-    }
-    (place / "rtdetr-tiny.yaml").write_text(yaml.safe_dump(small))
-    RTDETR(str(place / "rtdetr-tiny.yaml")).save(place / "rtdetr-tiny.pt")
-    for key in ("teacher", "model"):
-        assert "RTDETRDecoder" in refused(f"{key}={place / 'rtdetr-tiny.pt'}")
+def test_no_class_in_common(refused, teacher, place):
+    other = renamed(teacher, place / "other.pt", {i: f"thing {i}" for i in range(7)})
+    said = refused(f"teacher={other}", "method=logit")
+    assert "method logit" in said and "share no class name" in said and "classes=map.yaml" in said
 
 
-def test_other_class_names_are_named(refused, teacher, place):
+def test_a_class_map_that_is_wrong(refused, place):
+    file = place / "map.yaml"
+    for text, named in [
+        ("boot: ankle-boot", "'boot', which the teacher does not have"),
+        ("bag: sack", "'sack', which the data does not have"),
+        ("- bag", "not a class map"),
+        ("bag: [bag]", "not a class map"),
+    ]:
+        file.write_text(text)
+        assert named in refused(f"classes={file}")
+    assert "classes=gone.yaml does not exist" in refused("classes=gone.yaml")
+
+
+def test_some_classes_in_common(teacher, scenes, place, started):
     names = YOLO(teacher).names
-    other = renamed(teacher, place / "other.pt", {**names, 3: "frock"})
-    assert "only the data has 'dress', only the teacher has 'frock'" in refused(f"teacher={other}")
-    order = renamed(teacher, place / "order.pt", {**names, 0: names[1], 1: names[0]})
-    assert "class 0 is 't-shirt' in the data and 'trouser' in the teacher" in refused(f"teacher={order}")
-    fewer = renamed(teacher, place / "fewer.pt", {i: names[i] for i in range(9)})
-    assert "only the data has 'ankle-boot', only the teacher has none" in refused(f"teacher={fewer}")
-    assert "method logit" in refused(f"teacher={other}", "method=logit")
+    other = renamed(teacher, place / "other.pt", {0: "frock", 1: names[5], 2: names[2].upper()})
+    yolokd.train(model="yolo11n.yaml", teacher=other, data=scenes, method="logit,rm,pkd")
+    assert len(started) == 1
 
 
 def test_other_class_names_do_not_matter_to_features(teacher, scenes, place, started):

@@ -132,7 +132,7 @@ def run(tmp_path_factory, scenes, teacher) -> SimpleNamespace:
     seen = SimpleNamespace(folder=folder, scenes=scenes, log=[], mid=folder / "mid.pt")
 
     def at_start(trainer):
-        seen.teacher = copy.deepcopy(trainer.distiller.teacher.model.state_dict())
+        seen.teacher = copy.deepcopy(trainer.distiller.pairings[0].teacher.model.state_dict())
         seen.first = adapters(trainer)
 
     def after_batch(trainer):
@@ -176,11 +176,11 @@ def test_every_adapter_learns_from_the_first_step(run):
 def test_the_teacher_is_neither_trained_nor_in_the_optimizer(run):
     """The optimizer holds student and adapters, each parameter once, and nothing else."""
     distiller = run.trainer.distiller
-    assert same(distiller.teacher.model.state_dict(), run.teacher)
+    assert same(distiller.pairings[0].teacher.model.state_dict(), run.teacher)
     held = [id(p) for _, params, _ in run.groups for p in params]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in distiller.parameters()}
-    assert not set(held) & {id(p) for p in distiller.teacher.model.parameters()}
+    assert not set(held) & {id(p) for p in distiller.pairings[0].teacher.model.parameters()}
     kd = [{id(p) for p in params} for name, params, _ in run.groups if name == "kd"]
     assert kd == [{id(p) for p in distiller.methods.parameters()}]
 
@@ -240,9 +240,9 @@ def test_each_term_has_its_column_and_no_validation_column(run):
 @slow
 def test_options_arrive_and_are_written_down(run):
     """From YOLO(...).train(...) to the method, args.yaml and the finished checkpoint."""
-    assert run.trainer.distiller.methods["cwd_loss"].tau == 2
+    assert run.trainer.distiller.pairings[0].methods["cwd_loss"].tau == 2
     written = yaml.safe_load((run.trainer.save_dir / "args.yaml").read_text())["kd"]
-    assert written["teacher"] == str((run.folder / "big.pt").resolve())
+    assert written["teacher"] == [str((run.folder / "big.pt").resolve())]
     assert written["methods"]["cwd"] == {"tau": 2, "gain": 1.0}
     for name in ("best", "last"):
         signed = read(run.trainer.wdir / f"{name}.pt")["yolokd"]
@@ -387,7 +387,7 @@ def test_a_killed_run_resumes_with_a_moved_teacher(killed, tmp_path, capsys):
     state = saved["optimizer"]["state"]
     expected = [state[i]["momentum_buffer"].float() for i in saved["optimizer"]["param_groups"][-1]["params"]]
     assert all(torch.equal(a, b) for a, b in zip(seen["momentum"], expected, strict=True))
-    assert student.trainer.args.kd["teacher"] == str(killed.teacher)
+    assert student.trainer.args.kd["teacher"] == [str(killed.teacher)]
     assert student.trainer.distiller.gains == {"pkd_loss": 0.5, "logit_loss": 0.5}
     assert [row["epoch"] for row in rows(student.trainer.save_dir)] == ["1", "2", "3"]
     assert read(student.trainer.best)["optimizer"] is None
@@ -448,7 +448,7 @@ def test_checkpoint_state_without_adapters_leaves_them_as_they_are():
 
     class Trainer(KDMixin, Base):
         def __init__(self):
-            self.distiller = SimpleNamespace(methods=nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)}))
+            self.distiller = SimpleNamespace(methods=nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)}), balance=None)
 
     trainer, other = Trainer(), nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)})
     before = copy.deepcopy(trainer.distiller.methods.state_dict())
@@ -465,7 +465,7 @@ def test_checkpoint_state_without_adapters_leaves_them_as_they_are():
 def test_validation_has_no_entry_for_our_terms():
     """Neither its figures nor its names: with val=False the names alone become columns of constant 0."""
     trainer = KDTrainer.__new__(KDTrainer)
-    trainer.loss_names, trainer.distiller = ("box_loss", "pkd_loss"), SimpleNamespace(gains={"pkd_loss": 1.0})
+    trainer.loss_names, trainer.distiller = ("box_loss", "pkd_loss"), SimpleNamespace(columns=["pkd_loss"])
     figures = {"box_loss": torch.tensor(2.0), "pkd_loss": torch.tensor(1.0)}
     assert trainer.label_loss_items() == ["train/box_loss", "train/pkd_loss"]
     assert trainer.label_loss_items(figures) == {"train/box_loss": 2.0, "train/pkd_loss": 1.0}
@@ -513,7 +513,9 @@ def test_multi_scale_rect_freeze_and_cosine_rate_together(scenes, teacher, tmp_p
     def at_start(trainer):
         frozen.update(copy.deepcopy(dict(trainer.distiller.module.model[:10].named_parameters())))
         frozen["first"] = adapters(trainer)
-        trainer.distiller.teacher.model.register_forward_pre_hook(lambda m, args: shapes.add(args[0].shape[-2:]))
+        trainer.distiller.pairings[0].teacher.model.register_forward_pre_hook(
+            lambda m, args: shapes.add(args[0].shape[-2:])
+        )
 
     trainer = fit(
         pico("yolo26"), hooks={"on_train_start": at_start}, teacher=teacher, method="pkd,cwd@towers,logit,bckd_box",

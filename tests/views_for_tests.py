@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
@@ -24,7 +25,10 @@ OTHER_SIZES = [  # H, W a level of (student, teacher)
     (((5, 4), (3, 2)), SIZES),
 ]
 BINS = 4
+SET_SHOWS = frozenset(set(FIELDS) - {"towers", "bins"} | {"decode"})
 HEAD = "head"  # stands for the tap of a method that has none
+DENSE = "dense/dense"  # kinds of heads, student/teacher
+QUERIES, LAYERS, QUERY_WIDTHS = (5, 7), (2, 3), (4, 6)  # of decoders, (student, teacher)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,75 @@ def make_pair(
     sizes: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = (SIZES, SIZES),
     classes: tuple[int, int] = (3, 3),
     dtype: torch.dtype = torch.float64,
+    heads: str = DENSE,
+    queries: tuple[int, int] = QUERIES,
+    layers: tuple[int, int] = LAYERS,
+    query_widths: tuple[int, int] = QUERY_WIDTHS,
 ) -> Pair:
     """Both sides of everything: (student, teacher). Each side draws its own numbers."""
-    specs = [
-        Spec(STRIDES, channels(w), k, BINS, n) for w, k, n in zip(widths, classes, ("small", "large"), strict=True)
-    ]
-    views = [make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype) for i in range(2)]
-    return Pair(specs[0], specs[1], views[0], views[1], make_batch(seed, batch, sizes[0]))
+    images, specs, views = make_batch(seed, batch, sizes[0]), [], []
+    for i, head in enumerate(heads.split("/")):
+        view = make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype)
+        facts = {"bins": BINS, "name": ("small", "large")[i]}
+        if head == "set":
+            size = (images["img"].shape[-2], images["img"].shape[-1])
+            decoder = Decoder(2 * seed + i, batch, layers[i], query_widths[i], classes[i], size, dtype)
+            view = make_set(view, decoder, 2 * seed + i, queries[i])
+            facts |= {"bins": 0, "dense": False, "layers": layers[i], "width": query_widths[i], "shows": SET_SHOWS}
+        specs.append(Spec(STRIDES, channels(widths[i]), classes[i], **facts))
+        views.append(view)
+    return Pair(specs[0], specs[1], views[0], views[1], images)
+
+
+def make_set(view: View, decoder: Decoder, seed: int, queries: int) -> View:
+    """The view with the decoder's predictions in place of those at anchor points."""
+    random = torch.Generator().manual_seed(100 + seed)
+    batch, _, width = decoder.memory.shape
+    content = torch.randn(batch, queries, width, generator=random, dtype=torch.float64).to(decoder.memory.dtype)
+    centre, side = (torch.rand(batch, queries, 2, generator=random, dtype=torch.float64) for _ in range(2))
+    centre, side = 0.2 + 0.6 * centre, 0.1 + 0.2 * side
+    references = (torch.cat((centre - side, centre + side), -1) * decoder.scale).to(decoder.memory.dtype)
+    found = decoder(content, references)
+    predictions = {"logits": found["layer_logits"][-1], "boxes": found["layer_boxes"][-1]}
+    queries_in = {"content": content, "references": references, "decode": decoder}
+    return replace(view, towers=None, bins=None, finish=None, **predictions, **queries_in, **found)
+
+
+class Decoder:
+    """A small stand-in for a decoder: layers of self-attention and an image's memory, boxes refined layer by layer."""
+
+    def __init__(
+        self, seed: int, batch: int, layers: int, width: int, classes: int, size: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        random = torch.Generator().manual_seed(200 + seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)
+
+        self.memory, self.layers = normal(batch, 1, width), layers
+        self.place, self.classify, self.shift = normal(4, width), 2 * normal(width, classes), 0.5 * normal(width, 4)
+        self.scale = torch.tensor([size[1], size[0]] * 2, dtype=dtype)
+
+    def __call__(self, content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        found: dict[str, list[Tensor]] = {"layer_queries": [], "layer_logits": [], "layer_boxes": [], "attention": []}
+        dtype = self.place.dtype
+        x, boxes = content.to(dtype), box_convert(references.to(dtype) / self.scale, "xyxy", "cxcywh")
+        for _ in range(self.layers):
+            x = x + boxes @ self.place
+            attention = (x @ x.mT / x.shape[-1]).softmax(-1)
+            x = (attention @ x + self.memory.to(dtype)).tanh()
+            boxes = (torch.logit(boxes, eps=1e-4) + x @ self.shift).sigmoid()
+            found["attention"].append(attention)
+            found["layer_queries"].append(x)
+            found["layer_logits"].append(x @ self.classify)
+            found["layer_boxes"].append(box_convert(boxes, "cxcywh", "xyxy") * self.scale)
+        return {name: tuple(value) for name, value in found.items()}
+
+    def changed(self, change_one: Callable[[Tensor], Tensor]) -> Decoder:
+        """With another memory, as of other images."""
+        other = copy.copy(self)
+        other.memory = change_one(self.memory)
+        return other
 
 
 def make_batch(seed: int, images: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> dict[str, Any]:
@@ -142,14 +208,16 @@ def build(
     return method.to(dtype)
 
 
-def change(view: View, change_one: Callable[[Tensor], Tensor], only: tuple[str, ...] = FIELDS) -> View:
-    """The view with every tensor of some fields changed."""
+def change(view: View, change_one: Callable[[Tensor], Any], only: tuple[str, ...] = (*FIELDS, "decode")) -> View:
+    """The view with every tensor of some fields changed, and a decoder's memory with them."""
     return replace(view, **{name: each(getattr(view, name), change_one) for name in only})
 
 
 def each(field: Any, change_one: Callable[[Tensor], Tensor]) -> Any:
     if field is None:
         return None
+    if isinstance(field, Decoder):
+        return field.changed(change_one)
     return tuple(map(change_one, field)) if isinstance(field, tuple) else change_one(field)
 
 
@@ -159,14 +227,16 @@ def trainable(view: View) -> View:
 
 
 def tensors(view: View, field: str) -> list[Tensor]:
-    """A field's tensors: one a map, or the one; none of a function's."""
+    """A field's tensors: one a map or layer, or the one; of a decoder its memory, and none of another function."""
     value = getattr(view, field)
+    if isinstance(value, Decoder):
+        return [value.memory]
     return list(value) if isinstance(value, tuple) else [value] if isinstance(value, Tensor) else []
 
 
-def reads(name: str, tap: str) -> list[str]:
-    """Fields of a view that a method on a tap says it reads."""
-    return sorted(METHODS[name].needs | ({tap} & set(MAPS)))
+def reads(method: Method) -> list[str]:
+    """Fields of a view that a method says it reads."""
+    return sorted(method.needs | method.student_needs | ({method.tap} & set(MAPS)))
 
 
 # For the scalar references. A map is a list [b][c][y][x] of floats.

@@ -6,17 +6,20 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDTrainer", "bench", "bundle", "export", "train"]
+__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "bundle", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
     "KDTrainer": "trainer",
+    "KDRTDETRTrainer": "trainer",
     "train": "verbs.train",
     "export": "verbs.export",
     "bundle": "verbs.bundle",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "train", "export", "bundle"}
+_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:

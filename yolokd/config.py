@@ -1,8 +1,8 @@
 """key=value in, (our options, Ultralytics' arguments) out; a mistake in ours is one sentence with the nearest match.
 
-Ours are `teacher`, `method`, `kd`, `width`, `depth` and the dotted options of a method, such as `cwd.tau=2`,
-`pkd@backbone.gain=0.5`. They are folded into one plain dict, the trainer's `kd` argument, which Ultralytics carries
-through args.yaml, resume and its DDP workers.
+Ours are those in OURS and the dotted options of a method, such as `cwd.tau=2`, `pkd@backbone.gain=0.5`. They are
+folded into one plain dict, the trainer's `kd` argument, which Ultralytics carries through args.yaml, resume and its DDP
+workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from yolokd.balance import SHARE
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
-from yolokd.teacher import locate
+from yolokd.methods.base import ANY_HEADS
+from yolokd.teacher import locate_all
 
-OURS = ("teacher", "method", "kd", "width", "depth")  # beside the dotted ones
+OURS = (  # beside the dotted ones
+    "teacher", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+)  # fmt: skip
+INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -91,6 +96,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments.get("kd"), dict):
         return arguments
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
+    if "classes" in ours and not is_file_name(ours["classes"]):
+        del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     if theirs.get("distill_model"):
@@ -104,20 +111,72 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if theirs.get("resume"):
         if fixed := [k for k in ours if k != "teacher"]:
             raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
-        return {**theirs, **({"kd": {"teacher": locate(ours["teacher"])}} if ours.get("teacher") else {})}
+        return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
     if scaling := [k for k in ("width", "depth") if k in ours]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k}
-    return {
-        **theirs,
-        "kd": {
-            "teacher": locate(ours["teacher"]),
-            "gain": non_negative("kd", ours.get("kd", 1.0)),
-            "methods": methods(ours.get("method") or "default", dotted),
-        },
+    gain = non_negative("kd", ours.get("kd", 1.0))
+    kd = {
+        "teacher": locate_all(ours["teacher"]),
+        "gain": gain,
+        # a student alone starts as it is, unless told otherwise
+        "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
+        **chosen(ours.get("method") or "default", dotted),
     }
+    if ours.get("balance", "off") != "off":
+        kd["balance"] = balance(ours["balance"])
+    if "levels" in ours:
+        kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
+    if "teacher_imgsz" in ours:
+        kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
+    if "classes" in ours:
+        kd["classes"] = read_classes(str(ours["classes"]))
+    return {**theirs, "kd": kd}
+
+
+def balance(value: Any) -> float | None:
+    """Share of the task's gradient that a gain of 1 is kept at, None to measure only."""
+    if value in {"auto", "log"}:
+        return SHARE if value == "auto" else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    return float(value)
+
+
+def one_of(key: str, value: Any, known: tuple[str, ...]) -> str:
+    """The value, which must be one of the known."""
+    if value not in known:
+        raise UsageError(f"{key}={value} is not one of {', '.join(known)}.")
+    return str(value)
+
+
+def pixels(key: str, value: Any) -> int:
+    """A number of pixels, 32 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 32:
+        raise UsageError(f"{key}={value} is not a number of pixels: give a whole number of 32 or more.")
+    return value
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a value names a YAML file."""
+    return isinstance(value, (str, Path)) and str(value).endswith((".yaml", ".yml"))
+
+
+def read_classes(file: str) -> dict[str, str]:
+    """Name in the teacher -> name in the data, from a YAML file; several may name one."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UsageError(f"classes={file} does not exist: give a YAML file of lines `name in teacher: name in data`.")
+    names = _read_yaml("classes", file, path)
+    if (
+        not isinstance(names, dict)
+        or not names
+        or any(isinstance(v, (dict, list)) or v is None for v in names.values())
+    ):
+        raise UsageError(f"classes={file} is not a class map: write lines `name in teacher: name in data`.")
+    return {str(k): str(v) for k, v in names.items()}
 
 
 def non_negative(key: str, value: Any) -> float:
@@ -127,26 +186,53 @@ def non_negative(key: str, value: Any) -> float:
     return float(value)
 
 
-def methods(method: Any, dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Method key ("pkd", "pkd@backbone") -> its options, among them "gain", from method= and the dotted options.
+def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
+    """What method= and the dotted options ask for: {"methods": ...}, or {"recipe": ..., "optional": ...} of a recipe.
+
+    ``methods`` has method keys ("pkd", "pkd@backbone") with their options, among them "gain". ``recipe`` has such a
+    mapping for each pair of heads that it treats apart ("dense/dense", "dense/set", "set/dense", "set/set"; "any" for
+    the rest), and ``optional`` says whether a method that a pair cannot have may be left out.
 
     Args:
         method: a comma list of methods, a list of them, the path of a recipe, or the name of a shipped one.
         dotted: "cwd.tau" -> 2 and the like; the method must be among the chosen ones.
     """
-    recipe = read_recipe(str(method)) if is_recipe(method) else {}
-    keys = list(recipe) or _keys(method)
-    for key in keys:
-        check_method(key)
-    _check_once(keys)
-    chosen = {key: recipe.get(key, {}) for key in keys}
+    if not is_recipe(method):
+        keys = _keys(method)
+        for key in keys:
+            check_method(key)
+        _check_once(keys)
+        return {"methods": methods({key: {} for key in keys}, dotted)}
+    by_pair, optional = read_recipe(str(method))
+    known = {key for part in by_pair.values() for key in part}
     for name, value in dotted.items():
-        key, _, option = name.rpartition(".")
+        check_dotted(name, value, known)
+    recipe = {
+        pair: methods(part, {n: v for n, v in dotted.items() if n.rpartition(".")[0] in part})
+        for pair, part in by_pair.items()
+    }
+    return {"recipe": recipe, "optional": optional}
+
+
+def methods(wanted: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Method keys with their checked options, the dotted ones added."""
+    for key in wanted:
         check_method(key)
-        if key not in chosen:
-            raise UsageError(f"{name}={value} sets an option of {key}, which is not among method={','.join(chosen)}.")
-        chosen[key][option] = value
-    return {key: check_options(key, options) for key, options in chosen.items()}
+    _check_once(list(wanted))
+    options = {key: dict(own) for key, own in wanted.items()}
+    for name, value in dotted.items():
+        check_dotted(name, value, wanted)
+        key, _, option = name.rpartition(".")
+        options[key][option] = value
+    return {key: check_options(key, own) for key, own in options.items()}
+
+
+def check_dotted(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuse an option of a method that was not chosen."""
+    key = name.rpartition(".")[0]
+    check_method(key)
+    if key not in known:
+        raise UsageError(f"{name}={value} sets an option of {key}, which is not among method={','.join(known)}.")
 
 
 def _keys(method: Any) -> list[str]:
@@ -200,19 +286,34 @@ def shipped() -> dict[str, Any]:
 
 def is_recipe(method: Any) -> bool:
     """Whether method= names a recipe (a YAML file or a shipped one) rather than methods."""
-    return isinstance(method, (str, Path)) and (str(method).endswith((".yaml", ".yml")) or str(method) in shipped())
+    return is_file_name(method) or (isinstance(method, str) and method in shipped())
 
 
-def read_recipe(method: str) -> dict[str, dict[str, Any]]:
-    """Method key -> options from a recipe file: a mapping with the one key `methods`."""
+def read_recipe(method: str) -> tuple[dict[str, dict[str, dict[str, Any]]], bool]:
+    """Pair of heads -> method key -> options from a recipe file, and whether its methods are optional.
+
+    The file has a mapping `methods:`, or `pairs:` with such a mapping for pairs of heads, or both; `optional: true`
+    leaves out what a pair cannot have.
+    """
     file = shipped().get(method, Path(method).expanduser())
     if not file.is_file():
         raise UsageError(f"method={method} does not exist; shipped recipes are {', '.join(shipped())}.")
     recipe = _read_yaml("method", method, file)
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("methods"), dict) or not recipe["methods"]:
+    parts = {}
+    if isinstance(recipe, dict) and recipe.keys() & {"methods", "pairs"}:
+        check_keys(recipe, ["methods", "pairs", "optional"], f"key in the recipe {method}:")
+        pairs_of = recipe.get("pairs") or {}
+        if isinstance(pairs_of, dict):
+            check_keys(pairs_of, ANY_HEADS, f"pair of heads in the recipe {method}:")
+            parts = {**pairs_of, **({"any": recipe["methods"]} if "methods" in recipe else {})}
+    if not parts or any(not isinstance(part, dict) or not part for part in parts.values()):
         raise UsageError(f"method={method} is not a recipe: it needs a mapping `methods:` of method names to options.")
-    check_keys(recipe, ["methods"], f"key in the recipe {method}:")
-    return {str(key): _read_options(key, options) for key, options in recipe["methods"].items()}
+    if not isinstance(optional := recipe.get("optional", False), bool):
+        raise UsageError(f"optional: {optional} in the recipe {method} is not true or false.")
+    checked = {
+        pair: {str(key): _read_options(key, options) for key, options in part.items()} for pair, part in parts.items()
+    }
+    return checked, optional
 
 
 def _read_options(key: Any, options: Any) -> dict[str, Any]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import types
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from yolokd.detectors.yolo import YoloReader
+from yolokd.detectors.reader import Reader
 from yolokd.errors import UsageError
 from yolokd.views import View
+
+Shown = Callable[[tuple[int, ...]], dict[str, View]]  # strides -> views by branch
+
+
+def locate_all(teacher: Any) -> list[str]:
+    """Where the teachers are that teacher= names, one or several with commas between or as a list."""
+    given = teacher if isinstance(teacher, (list, tuple)) else str(teacher).split(",")
+    found = [locate(t.strip() if isinstance(t, str) else t) for t in given]
+    if doubled := next((t for i, t in enumerate(found) if t in found[:i]), None):
+        raise UsageError(f"teacher={doubled} is given twice: keep one.")
+    return found
 
 
 def locate(teacher: Any) -> str:
@@ -28,6 +43,11 @@ def locate(teacher: Any) -> str:
     if str(teacher) in GITHUB_ASSETS_NAMES:
         return str(teacher)
     raise UsageError(f"teacher={teacher} does not exist: give the path of the trained model's .pt file.")
+
+
+def digest(path: str) -> str | None:
+    """SHA-256 of a teacher's file; None when it is an official name without one."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
 
 
 def load(path: str) -> Any:
@@ -61,48 +81,112 @@ class Teacher:
     Args:
         reader: reads the model; the teacher takes the model over and changes it for good (fused, branches dropped).
         fields: fields of the views that the methods read.
-        strides: levels to show.
         branches: head branches that a student will be compared with.
         device: where to run.
+        scale: sides of the images that it sees, as a multiple of the student's.
     """
 
     def __init__(
         self,
-        reader: YoloReader,
+        reader: Reader,
         fields: frozenset[str],
-        strides: tuple[int, ...],
         branches: tuple[str, ...],
         device: torch.device,
+        scale: float = 1.0,
     ) -> None:
-        self.reader, self.fields, self.strides = reader, fields, strides
-        model, head = reader.model, reader.head
-        model.requires_grad_(False).eval()
-        if len(reader.branches) > 1:
-            if len(branches) > 1:
-                head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused all the same
-            else:
-                head.end2end = branches == ("one2one",)  # which branch fuse() keeps
-        model.fuse(verbose=False)
-        head.training = True  # this flag alone, not its children's: raw outputs, no decoding, no top-k
-        if fields <= {"backbone", "neck"}:
-            model.model[-1] = _without_head(head)
-            reader.head = model.model[-1]
+        self.reader, self.fields, self.scale = reader, fields, scale
+        reader.freeze(fields, branches)
         # Convolutions run faster on channels-last maps, on CPU and CUDA alike.
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = reader.model.to(device, memory_format=torch.channels_last)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # AutoBatch deep-copies the training model
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for backward
-    def __call__(self, images: Tensor) -> dict[str, View]:
-        """Views by branch for images (B, C, H, W) in [0, 1]."""
+    def __call__(self, images: Tensor) -> Shown:
+        """What it makes of images (B, C, H, W) in [0, 1]: a function from strides to views by branch."""
+        seen_images = scaled(images, self.scale, max(self.reader.strides))
         with self.reader.record(self.fields) as seen:
-            self.model(images.contiguous(memory_format=torch.channels_last))
-        return self.reader.views(seen, self.fields, self.strides)
+            self.model(seen_images.contiguous(memory_format=torch.channels_last))
+
+        @torch.no_grad()
+        def views(strides: tuple[int, ...]) -> dict[str, View]:
+            found = self.reader.views(seen, self.fields, strides)
+            return {branch: settle(view, images, seen_images, self.reader.spec.dense) for branch, view in found.items()}
+
+        return views
 
 
-def _without_head(head: Any) -> Any:
-    """What takes the place of a head whose output nobody reads: the same inputs, no work."""
-    stub: Any = nn.Identity()
-    stub.i, stub.f, stub.type, stub.np = head.i, head.f, head.type, 0
-    return stub
+def scaled(images: Tensor, scale: float, stride: int) -> Tensor:
+    """Images with sides scaled and rounded to a multiple of the stride; untouched at scale 1."""
+    if scale == 1:
+        return images
+    size = [max(round(side * scale / stride), 1) * stride for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def settle(view: View, images: Tensor, seen: Tensor, dense: bool) -> View:
+    """A teacher's view of scaled images as one of the student's: boxes in its pixels, predictions at its anchor points.
+
+    An anchor point takes what the teacher says at the nearest one of the same level. No field learns from the student.
+    """
+    changed: dict[str, Any] = {}
+    if view.decode is not None:
+        changed["decode"] = torch.no_grad()(view.decode)
+    if images.shape[-2:] == seen.shape[-2:]:
+        return replace(view, **changed) if changed else view
+    height, width = (a / b for a, b in zip(images.shape[-2:], seen.shape[-2:], strict=True))
+    ratio = images.new_tensor([width, height, width, height])
+    for field in ("boxes", "references"):
+        if getattr(view, field) is not None:
+            changed[field] = getattr(view, field) * ratio
+    if view.layer_boxes is not None:
+        changed["layer_boxes"] = tuple(b * ratio for b in view.layer_boxes)
+    if view.decode is not None:
+        decode = changed["decode"]
+
+        def decode_scaled(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
+            found = decode(content, references / ratio)
+            return {**found, "layer_boxes": tuple(b * ratio for b in found["layer_boxes"])}
+
+        changed["decode"] = decode_scaled
+    if dense and not (view.logits is None and view.boxes is None):
+        places = nearest(images, seen, view.strides)
+        for field in ("logits", "boxes"):
+            value = changed.get(field, getattr(view, field))
+            changed[field] = None if value is None else value[:, places]
+    return replace(view, **changed)
+
+
+def nearest(images: Tensor, seen: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """For every anchor point of images (B, C, H, W) the nearest of the same level on their scaled form seen, (N,)."""
+    places, start = [], 0
+    for stride in strides:
+        rows, columns, there_rows, there_columns = (
+            math.ceil(side / stride) for side in (*images.shape[-2:], *seen.shape[-2:])
+        )
+        grid = torch.arange(there_rows * there_columns, device=images.device, dtype=torch.float32)
+        grid = grid.reshape(1, 1, there_rows, there_columns)
+        chosen = F.interpolate(grid, size=(rows, columns), mode="nearest-exact")
+        places.append(chosen.flatten().long() + start)
+        start += there_rows * there_columns
+    return torch.cat(places)
+
+
+def fit_channels(model: Any, channels: int) -> bool:
+    """Let a teacher see images of so many channels, as Ultralytics fits a student's: one gray channel takes the sum of
+    the filters, further channels are ignored. Whether there was anything to do.
+    """
+    if int(model.yaml.get("channels", 3)) == channels:
+        return False
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    weight = first.weight.detach()
+    new = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+    if channels == 1:
+        new.copy_(weight.sum(1, keepdim=True))
+    else:
+        both = min(channels, weight.shape[1])
+        new[:, :both] = weight[:, :both]
+    first.weight = nn.Parameter(new, requires_grad=False)
+    first.in_channels, model.yaml["channels"] = channels, channels
+    return True

@@ -11,20 +11,48 @@ from pathlib import Path
 
 import pytest
 import torch
-from views_for_tests import HEAD, OTHER_SIZES, build, change, make_pair, reads, tensors, trainable, without_objects
+from views_for_tests import (
+    DENSE,
+    HEAD,
+    OTHER_SIZES,
+    build,
+    change,
+    make_pair,
+    reads,
+    tensors,
+    trainable,
+    without_objects,
+)
 
 from yolokd import methods
 from yolokd.methods import METHODS
-from yolokd.views import FIELDS, MAPS
+from yolokd.methods.base import ANY_HEADS
+from yolokd.verbs.methods import LEVELS
+from yolokd.views import FIELDS, FUNCTIONS, MAPS
 
-CASES = [(name, tap) for name, cls in METHODS.items() for tap in cls.taps or (HEAD,)]
-every_case = pytest.mark.parametrize(("name", "tap"), CASES, ids=[f"{n}-{t}" for n, t in CASES])
+# A method that reads maps alone does not see the heads: one pair of them stands for all
+CASES = [
+    (name, tap, heads)
+    for name, cls in METHODS.items()
+    for tap in cls.taps or (HEAD,)
+    for heads in (cls.heads if cls.needs else cls.heads[:1])
+]
+
+
+def cases(chosen):
+    chosen = list(chosen)
+    return pytest.mark.parametrize(("name", "tap", "heads"), chosen, ids=["-".join(case) for case in chosen])
+
+
+every_case = cases(CASES)
 BARE = {"at"}  # methods on maps that have no weights of their own
-BY_PIXELS = {"fgfi", "roi", "gid"}  # methods for which an object's size in pixels, or between cells, matters
+BY_PIXELS = {"fgfi", "roi", "gid", "match"}  # methods for which an object's size in pixels, or between cells, matters
 ON_POINTS = {"gid"}  # methods on maps that also pair anchor points
 ACROSS_CELLS = {"mgd"}  # methods whose 3x3 convs see other neighbours on a finer grid
 BY_NUMBER = {"ld", "rm"}  # methods that take so many points of an object, which a finer grid has more of
 LEARNS = {"bckd_box": "boxes", "ld": "bins", "crosskd": "towers"}  # what a head method trains, if not logits
+LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # and what in a student with a decoder
+SHARED = {"base", "ops", "sets"}  # what is no method's own
 MODULES = [Path(methods.__path__[0]) / f"{m.name}.py" for m in pkgutil.iter_modules(methods.__path__)]
 
 
@@ -36,7 +64,7 @@ def pair32(seed=0, **kwargs):
     return make_pair(seed, dtype=torch.float32, **kwargs)
 
 
-def converted(pair, change_one, only=FIELDS):
+def converted(pair, change_one, only=(*FIELDS, "decode")):
     return replace(pair, student=change(pair.student, change_one, only), teacher=change(pair.teacher, change_one, only))
 
 
@@ -49,31 +77,33 @@ def reordered(batch, images):
 
 
 @every_case
-def test_finite_positive_scalar_in_float32(name, tap):
-    got = value(name, tap, pair32())
+def test_finite_positive_scalar_in_float32(name, tap, heads):
+    got = value(name, tap, pair32(heads=heads))
     assert got.shape == () and got.dtype == torch.float32 and got.isfinite() and got > 0
 
 
 @every_case
-def test_float64_is_not_narrowed(name, tap):
-    pair = make_pair()
+def test_float64_is_not_narrowed(name, tap, heads):
+    pair = make_pair(heads=heads)
     assert build(name, pair, tap)(pair.student, pair.teacher, pair.batch).dtype == torch.float64
 
 
 @every_case
-def test_gradient_to_student_and_own_parameters_only(name, tap):
-    pair = pair32()
+def test_gradient_to_student_and_own_parameters_only(name, tap, heads):
+    pair = pair32(heads=heads)
     student, teacher = trainable(pair.student), trainable(pair.teacher)
     method = stirred(build(name, pair, tap, dtype=torch.float32))
     method(student, teacher, pair.batch).backward()
-    assert all(x.grad is None for field in FIELDS for x in tensors(teacher, field))
+    assert all(x.grad is None for field in (*FIELDS, "decode") for x in tensors(teacher, field))
     main = tap if tap in MAPS else LEARNS.get(name, "logits")
+    main = LAYERED.get(name, main) if heads.startswith("set") else main
     assert all(x.grad is not None and x.grad.abs().max() > 0 for x in tensors(student, main))
-    undeclared = [field for field in FIELDS if field not in reads(name, tap)]
+    undeclared = [field for field in (*FIELDS, "decode") if field not in reads(method)]
     assert all(x.grad is None for field in undeclared for x in tensors(student, field))
     for parameter_name, parameter in method.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-5, parameter_name
-    assert bool(list(method.parameters())) == (not set(MAPS).isdisjoint(reads(name, tap)) and name not in BARE)
+    learns = not set(MAPS).isdisjoint(reads(method)) and name not in BARE
+    assert bool(list(method.parameters())) == (learns or "decode" in reads(method))
 
 
 def stirred(method):
@@ -86,14 +116,14 @@ def stirred(method):
 
 
 @every_case
-def test_a_step_lowers_the_loss(name, tap):
+def test_a_step_lowers_the_loss(name, tap, heads):
     """The gradient points the right way, for the student and the adapters together."""
-    pair = make_pair()
+    pair = make_pair(heads=heads)
     student, method = trainable(pair.student), build(name, pair, tap).eval()
     first = method(student, pair.teacher, pair.batch)
     first.backward()
     with torch.no_grad():
-        leaves = [x for field in reads(name, tap) for x in tensors(student, field)] + list(method.parameters())
+        leaves = [x for field in reads(method) for x in tensors(student, field)] + list(method.parameters())
         for x in leaves:
             if x.grad is not None:
                 x -= 1e-3 * x.grad
@@ -101,19 +131,19 @@ def test_a_step_lowers_the_loss(name, tap):
 
 
 @every_case
-def test_one_image(name, tap):
-    assert value(name, tap, pair32(batch=1)).isfinite()
+def test_one_image(name, tap, heads):
+    assert value(name, tap, pair32(heads=heads, batch=1)).isfinite()
 
 
 @every_case
-def test_images_without_objects(name, tap):
-    pair = pair32()
+def test_images_without_objects(name, tap, heads):
+    pair = pair32(heads=heads)
     assert_finite(name, tap, replace(pair, batch=without_objects(pair.batch)))
 
 
 @every_case
-def test_order_of_images_does_not_matter(name, tap):
-    pair = make_pair(batch=3)
+def test_order_of_images_does_not_matter(name, tap, heads):
+    pair = make_pair(heads=heads, batch=3)
     shuffled = replace(converted(pair, lambda x: x[[2, 0, 1]]), batch=reordered(pair.batch, [2, 0, 1]))
     method = build(name, pair, tap).eval()  # a method that draws numbers does not in eval mode
     expected = method(pair.student, pair.teacher, pair.batch).item()
@@ -123,18 +153,18 @@ def test_order_of_images_does_not_matter(name, tap):
 
 
 @every_case
-def test_a_batch_twice_is_worth_the_same(name, tap):
-    pair = make_pair(batch=2)
+def test_a_batch_twice_is_worth_the_same(name, tap, heads):
+    pair = make_pair(heads=heads, batch=2)
     twice = replace(converted(pair, lambda x: torch.cat((x, x))), batch=reordered(pair.batch, [0, 1, 0, 1]))
     method = build(name, pair, tap).eval()  # a method that draws numbers does not in eval mode
     expected = method(pair.student, pair.teacher, pair.batch).item()
     assert method(twice.student, twice.teacher, twice.batch).item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "tap"), [case for case in CASES if case[0] not in BY_NUMBER | BY_PIXELS])
-def test_maps_of_twice_the_size_are_worth_the_same(name, tap):
+@cases(case for case in CASES if case[0] not in BY_NUMBER | BY_PIXELS and case[2] == DENSE)
+def test_maps_of_twice_the_size_are_worth_the_same(name, tap, heads):
     """Every cell and anchor point four times, as on an image of twice the side."""
-    pair = make_pair()
+    pair = make_pair(heads=heads)
     pair = replace(pair, batch=on_cell_borders(pair.batch))
     larger = converted(pair, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), MAPS)
     larger = converted(larger, four_times, tuple(f for f in FIELDS if f not in MAPS))
@@ -162,12 +192,12 @@ def four_times(x):
 
 
 @every_case
-def test_inputs_are_left_alone(name, tap):
-    pair = pair32()
+def test_inputs_are_left_alone(name, tap, heads):
+    pair = pair32(heads=heads)
     before, batch = converted(pair, torch.clone), {key: x.clone() for key, x in pair.batch.items()}
     student = trainable(pair.student)
     build(name, pair, tap, dtype=torch.float32)(student, pair.teacher, pair.batch).backward()
-    for field in FIELDS:
+    for field in (*FIELDS, "decode"):
         for now, then in ((student, before.student), (pair.teacher, before.teacher)):
             assert all(map(torch.equal, tensors(now, field), tensors(then, field)))
     assert all(torch.equal(pair.batch[key], batch[key]) for key in batch)
@@ -175,9 +205,9 @@ def test_inputs_are_left_alone(name, tap):
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_half_precision_inputs(name, tap, dtype):
+def test_half_precision_inputs(name, tap, heads, dtype):
     """Large values too: the squares of 1000 overflow float16."""
-    pair = pair32()
+    pair = pair32(heads=heads)
     half = converted(pair, lambda x: x.to(dtype))
     exact = converted(half, lambda x: x.float())
     assert value(name, tap, half).dtype == torch.float32
@@ -188,7 +218,7 @@ def test_half_precision_inputs(name, tap, dtype):
     got.backward()
     assert got.isfinite() and all(p.grad.isfinite().all() for p in method.parameters())
     # fp16 carries no gradient above 65504: the maps' gradients must stay below as they would with float32 maps
-    for field in reads(name, tap):
+    for field in reads(method):
         assert all(x.grad is None or x.grad.isfinite().all() for x in tensors(student, field))
 
 
@@ -204,18 +234,19 @@ class Poison:
 
 @every_case
 @pytest.mark.parametrize("stand_in", [Poison, lambda: None], ids=["poison", "none"])
-def test_reads_what_it_declares_and_nothing_else(name, tap, stand_in):
-    pair = pair32()
-    undeclared = {field: stand_in() for field in (*FIELDS, "finish") if field not in reads(name, tap)}
+def test_reads_what_it_declares_and_nothing_else(name, tap, heads, stand_in):
+    pair = pair32(heads=heads)
+    declared = reads(build(name, pair, tap))
+    undeclared = {field: stand_in() for field in (*FIELDS, *FUNCTIONS) if field not in declared}
     bare = replace(pair, student=replace(pair.student, **undeclared), teacher=replace(pair.teacher, **undeclared))
     assert torch.equal(value(name, tap, bare), value(name, tap, pair))
 
 
 @every_case
-def test_misses_what_it_declares(name, tap):
+def test_misses_what_it_declares(name, tap, heads):
     """Every declared field is needed, on one side at least, and its lack is named."""
-    pair = pair32()
-    for field in reads(name, tap):
+    pair = pair32(heads=heads)
+    for field in reads(build(name, pair, tap)):
         bare = replace(
             pair, student=replace(pair.student, **{field: None}), teacher=replace(pair.teacher, **{field: None})
         )
@@ -224,8 +255,8 @@ def test_misses_what_it_declares(name, tap):
 
 
 @every_case
-def test_state_round_trip(name, tap):
-    pair = pair32()
+def test_state_round_trip(name, tap, heads):
+    pair = pair32(heads=heads)
     one, other = (build(name, pair, tap, seed=seed, dtype=torch.float32).eval() for seed in (1, 2))
     expected = one(pair.student, pair.teacher, pair.batch)
     if list(one.parameters()):
@@ -236,21 +267,21 @@ def test_state_round_trip(name, tap):
 
 @every_case
 @pytest.mark.parametrize("widths", [((2, 3), (4, 2)), ((3, 3), (3, 3)), ((5, 1), (1, 6))])
-def test_any_widths(name, tap, widths):
-    assert value(name, tap, pair32(widths=widths)).isfinite()
+def test_any_widths(name, tap, heads, widths):
+    assert value(name, tap, pair32(heads=heads, widths=widths)).isfinite()
 
 
-@pytest.mark.parametrize(("name", "tap"), [case for case in CASES if case[1] in MAPS and case[0] not in ON_POINTS])
+@cases(case for case in CASES if case[1] in MAPS and case[0] not in ON_POINTS)
 @pytest.mark.parametrize("sizes", OTHER_SIZES)
-def test_any_map_sizes(name, tap, sizes):
+def test_any_map_sizes(name, tap, heads, sizes):
     """Maps alone: anchor points correspond only at equal sizes."""
-    assert value(name, tap, pair32(sizes=sizes)).isfinite()
+    assert value(name, tap, pair32(heads=heads, sizes=sizes)).isfinite()
 
 
 @every_case
 @pytest.mark.parametrize("sides", ["student", "teacher", "both"])
-def test_empty_maps_are_finite(name, tap, sides):
-    pair = pair32()
+def test_empty_maps_are_finite(name, tap, heads, sides):
+    pair = pair32(heads=heads)
     for side in ("student", "teacher") if sides == "both" else (sides,):
         pair = replace(pair, **{side: change(getattr(pair, side), torch.zeros_like)})
     assert_finite(name, tap, pair)
@@ -258,10 +289,10 @@ def test_empty_maps_are_finite(name, tap, sides):
 
 @every_case
 @pytest.mark.parametrize("scores", [(50, 50), (-50, -50), (50, -50), (-50, 50), (500, -500), (-500, -500)])
-def test_extreme_logits_are_finite(name, tap, scores):
-    pair = pair32()
-    student = change(pair.student, lambda z: torch.full_like(z, scores[0]), ("logits",))
-    teacher = change(pair.teacher, lambda z: torch.full_like(z, scores[1]), ("logits",))
+def test_extreme_logits_are_finite(name, tap, heads, scores):
+    pair = pair32(heads=heads)
+    student = change(pair.student, lambda z: torch.full_like(z, scores[0]), ("logits", "layer_logits"))
+    teacher = change(pair.teacher, lambda z: torch.full_like(z, scores[1]), ("logits", "layer_logits"))
     assert_finite(name, tap, replace(pair, student=student, teacher=teacher))
 
 
@@ -271,7 +302,7 @@ def assert_finite(name, tap, pair):
     assert got.isfinite() and got >= 0
     if got.requires_grad:
         got.backward()
-    for x in [x for field in FIELDS for x in tensors(student, field)] + list(method.parameters()):
+    for x in [x for field in (*FIELDS, "decode") for x in tensors(student, field)] + list(method.parameters()):
         assert x.grad is None or x.grad.isfinite().all()
 
 
@@ -292,12 +323,14 @@ def test_refuses_pairs_without_matching_maps(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_declarations(name):
     cls = METHODS[name]
-    assert cls.level in {"backbone", "neck", "head", "roi"}
+    assert cls.level in LEVELS
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
     assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
-    assert set(cls.taps) <= set(MAPS) and cls.needs <= {*FIELDS, "finish"}
-    first = {"head": (), "roi": ("neck",) if cls.taps else ()}.get(cls.level, (cls.level,))
-    assert cls.taps[:1] == first
+    assert set(cls.taps) <= set(MAPS) and cls.needs <= {*FIELDS, *FUNCTIONS}
+    first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.level)
+    assert cls.taps[:1] == ((first,) if cls.taps else ())
+    assert cls.taps or cls.level not in {"backbone", "neck", "feature"}
+    assert cls.heads and set(cls.heads) <= set(ANY_HEADS)
     assert all(f.default is not MISSING for f in fields(cls.Options))
     assert cls.Options.__dataclass_params__.frozen
 
@@ -307,14 +340,14 @@ def test_terms_are_distinct():
 
 
 def test_every_file_is_in_the_dict():
-    files = {path.stem for path in MODULES} - {"base", "ops"}
+    files = {path.stem for path in MODULES} - SHARED
     assert files == {cls.__module__.rpartition(".")[2] for cls in METHODS.values()}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_imports(path):
     """No detector below methods/, and no method knows another."""
-    allowed = {"__future__", "collections", "dataclasses", "math", "torch", "torchvision", "typing"}
+    allowed = {"__future__", "collections", "dataclasses", "math", "numpy", "torch", "torchvision", "typing"}
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
@@ -322,7 +355,7 @@ def test_imports(path):
             module = node.module or ""
             names = [f"{module}.{a.name}" for a in node.names] if module == "yolokd.methods" else [module]
         for name in names:
-            own = name in {"yolokd.methods.ops", "yolokd.methods.base", "yolokd.views"}
+            own = name in {*(f"yolokd.methods.{shared}" for shared in SHARED), "yolokd.views"}
             assert own or name.split(".")[0] in allowed, name
 
 

@@ -14,8 +14,12 @@ from yolokd.methods.mgd import MGD
 
 
 def conv3x3(x: list, conv: torch.nn.Conv2d) -> list:
-    """sum over c and the 3 x 3 neighbours, which are 0 outside the map."""
-    weight, bias = conv.weight.tolist(), conv.bias.tolist()
+    """sum over c, or the one channel of a conv by channels, and the 3 x 3 neighbours, which are 0 outside the map."""
+    weight = conv.weight.tolist()
+    bias = conv.bias.tolist() if conv.bias is not None else [0.0] * len(weight)
+    if conv.groups > 1:
+        zero = [[0.0] * 3] * 3
+        weight = [[weight[o][0] if c == o else zero for c in range(len(weight))] for o in range(len(weight))]
     height, width = len(x[0][0]), len(x[0][0][0])
 
     def cell(image: list, o: int, y: int, column: int) -> float:
@@ -40,20 +44,27 @@ def each_cell(function, *maps: list) -> list:
     return [each_cell(function, *parts) for parts in zip(*maps, strict=True)]
 
 
+def run(x: list, layer: torch.nn.Module) -> list:
+    """One layer of a generator, or an adapter."""
+    if isinstance(layer, torch.nn.Conv2d):
+        return (conv3x3 if layer.kernel_size == (3, 3) else conv1x1)(x, layer)
+    return each_cell(lambda v: max(v, 0.0), x) if isinstance(layer, torch.nn.ReLU) else x
+
+
 def reference(method: MGD, masks: list | None):
     def loss(student, teacher) -> float:
         levels = []
         maps = zip(getattr(student, method.tap), getattr(teacher, method.tap), strict=True)
         for i, (s, t) in enumerate(maps):
-            seen, t = conv1x1(s, method.adapters[i]), resize(t, len(s[0][0]), len(s[0][0][0]))
+            seen, t = run(s, method.adapters[i]), resize(t, len(s[0][0]), len(s[0][0][0]))
             if masks is not None:  # one mask an image, for every channel
                 seen = [
                     [each_cell(lambda x, m: x * m, plane, m[0]) for plane in image]
                     for image, m in zip(seen, masks[i], strict=True)
                 ]
-            first, _, last = method.generators[i]
-            made = conv3x3(each_cell(lambda x: max(x, 0.0), conv3x3(seen, first)), last)
-            error = sum(entries(each_cell(lambda x, y: (x - y) ** 2, made, t)))
+            for layer in method.generators[i]:
+                seen = run(seen, layer)
+            error = sum(entries(each_cell(lambda x, y: (x - y) ** 2, seen, t)))
             scale = sum(x * x for x in entries(t)) if method.options.relative else len(entries(t))
             levels.append(error / scale)
         return sum(levels) / len(levels)
@@ -63,11 +74,14 @@ def reference(method: MGD, masks: list | None):
 
 @pytest.mark.parametrize("tap", MGD.taps)
 @pytest.mark.parametrize("relative", [True, False])
-@pytest.mark.parametrize(("ratio", "width"), [(0.65, 1.0), (0.3, 0.5), (0, 2)])
-def test_equals_reference(tap, relative, ratio, width):
+@pytest.mark.parametrize(
+    ("form", "ratio", "width"),
+    [("full", 0.65, 1.0), ("full", 0.3, 0.5), ("full", 0, 2), ("separable", 0.65, 0.25), ("separable", 0.3, 1.5)],
+)
+def test_equals_reference(tap, relative, form, ratio, width):
     for seed, sizes in enumerate(OTHER_SIZES[1:]):
         pair = make_pair(seed, batch=seed + 1, sizes=sizes)
-        method = build("mgd", pair, tap, seed, relative=relative, ratio=ratio, width=width)
+        method = build("mgd", pair, tap, seed, relative=relative, form=form, ratio=ratio, width=width)
         masks = [m.tolist() for m in copy.deepcopy(method).masks(list(pair.student.neck))]
         check(method, pair, reference(method, masks), [tap], seed)
     check(method.eval(), pair, reference(method, None), [tap], seed)
@@ -134,15 +148,30 @@ def test_relative_means_the_same_at_any_scale_of_the_teacher():
         assert method(pair.student, teacher, pair.batch).item() == pytest.approx(1, rel=1e-12)
 
 
-def test_width_is_the_generators_inside():
+def test_generators_have_the_papers_form_or_a_lighter_one():
     pair = make_pair(widths=((2, 3), (8, 6)))
-    for width, inside in ((1.0, [8, 6]), (0.25, [2, 2]), (0.01, [1, 1])):
-        generators = build("mgd", pair, width=width).generators
-        assert [g[0].out_channels for g in generators] == inside and [g[2].out_channels for g in generators] == [8, 6]
+    for form, forms in (
+        ("full", lambda s, t, w: [(t, w, 3, 1), (w, t, 3, 1)]),
+        ("separable", lambda s, t, w: [(s, s, 3, s), (s, w, 1, 1), (w, w, 3, w), (w, t, 1, 1)]),
+    ):
+        for width, inside in ((1.0, [8, 6]), (0.25, [2, 2]), (0.01, [1, 1])):
+            method = build("mgd", pair, form=form, width=width)
+            for s, t, w, layers in zip((2, 3), (8, 6), inside, method.generators, strict=True):
+                convs = [m for m in layers if isinstance(m, torch.nn.Conv2d)]
+                assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.groups) for c in convs] == forms(s, t, w)
+            assert all(isinstance(a, torch.nn.Conv2d) == (form == "full") for a in method.adapters)
+
+
+def test_the_default_generator_is_light():
+    """At the widths of YOLO11n and YOLO11s, fewer multiplications a cell than one 1x1 adapter and a half."""
+    pair = make_pair(widths=((64, 128), (128, 256)))
+    for s, t, generate in zip((64, 128), (128, 256), build("mgd", pair).generators, strict=True):
+        assert sum(p.numel() for p in generate.parameters()) < 1.5 * s * t
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("ratio", 1), ("ratio", -0.1), ("ratio", math.nan), ("width", 0), ("relative", 1)]
+    ("option", "value"),
+    [("ratio", 1), ("ratio", -0.1), ("ratio", math.nan), ("width", 0), ("form", "half"), ("relative", 1)],
 )
 def test_refuses(option, value):
     with pytest.raises(ValueError, match=rf"^mgd\.{option}=.* is not allowed"):

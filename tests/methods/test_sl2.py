@@ -120,7 +120,7 @@ def test_projector_has_ultralytics_form():
     nets[1].args = SimpleNamespace(imgsz=32, dis=6.0)
     theirs = distill_model.DistillationModel(*nets).projector
     widths = [(layers[0].in_channels, layers[2].out_channels) for layers in theirs]
-    method = build("sl2", make_pair(widths=tuple(zip(*widths, strict=True)), sizes=(((1, 1),) * 3,) * 2))
+    method = build("sl2", make_pair(widths=tuple(zip(*widths, strict=True)), sizes=(((1, 1),) * 3,) * 2), width=1.0)
     method.adapters.load_state_dict(theirs.state_dict())
     assert [type(m) for m in method.adapters[0]] == [type(m) for m in theirs[0]]
 

@@ -12,6 +12,7 @@ from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
 from yolokd.methods.defeat import DeFeat
+from yolokd.methods.detrdistill import DETRLogit
 from yolokd.methods.fgd import FGD
 from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
@@ -19,6 +20,7 @@ from yolokd.methods.frs import FRS, FRSCls
 from yolokd.methods.gid import GID
 from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
+from yolokd.methods.match import Match
 from yolokd.methods.mgd import MGD
 from yolokd.methods.pkd import PKD
 from yolokd.methods.rank import PFI, RankMimicking
@@ -48,4 +50,6 @@ METHODS: dict[str, type[Method]] = {
     "roi": RoI,
     "gid": GID,
     "rpn": RPN,
+    "detr_logit": DETRLogit,
+    "match": Match,
 }

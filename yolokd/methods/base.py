@@ -8,6 +8,12 @@ from torch import Tensor, nn
 
 from yolokd.views import Spec, View
 
+# Pairs "student/teacher" of heads, each dense (anchor points, which correspond) or a set (queries, which do not)
+DENSE_HEADS = ("dense/dense",)
+DENSE_TEACHER = ("dense/dense", "set/dense")
+SET_HEADS = ("set/set",)
+ANY_HEADS = ("dense/dense", "dense/set", "set/dense", "set/set")
+
 
 class Method(nn.Module):
     """One paper's loss between a student's and a teacher's view.
@@ -17,11 +23,15 @@ class Method(nn.Module):
     of 1 means the same on any image size, batch size and number of levels. Gains, schedules, logging are not its own.
     """
 
-    level: ClassVar[str]  # backbone, neck, roi or head: where the review's taxonomy (arXiv:2508.03317) puts it
+    # where the review's taxonomy (arXiv:2508.03317) puts it: CNN detectors' backbone, neck, roi or head, Transformer
+    # detectors' query, feature or logit
+    level: ClassVar[str]
     term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 2 to 5 letters
     paper: ClassVar[str]  # authors, title, year, arXiv number
     taps: ClassVar[tuple[str, ...]] = ()  # maps of a view it can be put on, its default first; () for a head loss
     needs: frozenset[str] = frozenset()  # fields of the views it reads besides its tap, both sides; a pair may alter it
+    student_needs: frozenset[str] = frozenset()  # fields of the student's view that it reads and not of the teacher's
+    heads: ClassVar[tuple[str, ...]] = ANY_HEADS  # pairs "student/teacher" of kinds of heads it can compare
     classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
 

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 
@@ -67,6 +67,7 @@ class BCKDCls(Method):
     term = "bckdc"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (cls)"
     needs = frozenset({"logits"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = BCKDClsOptions
 
@@ -89,6 +90,7 @@ class BCKDBox(Method):
     term = "bckdb"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (box)"
     needs = frozenset({"logits", "boxes"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = BCKDBoxOptions
 

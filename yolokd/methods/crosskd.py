@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 EPS = 1e-8  # far below the variance of a living channel, far above float32's rounding of a constant one near 1
@@ -69,6 +69,7 @@ class CrossKD(Method):
     term = "xkd"
     paper = "Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, 2023, arXiv:2306.11369"
     needs = frozenset({"towers", "finish", "logits", "bins"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = CrossKDOptions
     options: CrossKDOptions

@@ -35,9 +35,10 @@ Where the authors' code departs from this, or we from it, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolokd.methods import ops
@@ -82,35 +83,42 @@ class FGD(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         boxes, index = ops.ground_truth(batch)
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
+        narrow: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
         losses = []
         for i, ((s, t), stride) in enumerate(zip(pairs, student.strides, strict=True)):
             objects, rest = (m.to(s.dtype) for m in regions(boxes, index, s, stride))
-            losses.append(self.one_level(i, s, t, objects, rest))
+            losses.append(self.one_level(i, ops.wide(narrow[i]), s, t, objects, rest))
         return ops.level_mean(losses)
 
-    def one_level(self, i: int, s: Tensor, t: Tensor, objects: Tensor, rest: Tensor) -> Tensor:
-        """Weighted sum of the four parts at level i; maps (B, C, H, W), masks (B, H, W) -> ()."""
+    def one_level(self, i: int, narrow: Tensor, s: Tensor, t: Tensor, objects: Tensor, rest: Tensor) -> Tensor:
+        """Weighted sum of the four parts at level i; maps (B, C_s, H, W), (B, C, H, W) twice, masks (B, H, W) -> ()."""
         o: FGDOptions = self.options
         square_t = t.flatten(2).square()
         unit = ops.energy_or_one(square_t.mean()).sqrt() if o.relative else t.new_ones(())
         space_s, channel_s = attentions(s, o.temperature * unit)
         space_t, channel_t = attentions(t, o.temperature * unit)
-        focused, square = focus((s - t).flatten(2).square(), channel_t)
-        error, energy = (space_t * x / unit.square() for x in (focused, focus(square_t, channel_t)[0]))
-        fg, bg = (ops.region_error(error, energy, mask.flatten(1), o.relative) for mask in (objects, rest))
         at = (space_s - space_t).abs().mean() + (channel_s - channel_t).abs().mean()
-        # the mean of (s - t + offset)^2 without another map, for the offset is the same in all cells
-        (mean_s, offset_s), (mean_t, offset_t) = self.s_relations[i](s, unit), self.t_relations[i](t, unit)
+        # fg, bg and the mean of (s - t)^2 / r^2 are one sum over (s - t)^2, whose weights are the teacher's
+        energy = channel_t[:, None].bmm(square_t)[:, 0] / (t.shape[1] * unit.square())
+        fg, bg = (share(space_t, mask.flatten(1), energy, o.relative) for mask in (objects, rest))
+        cells = o.alpha * fg + o.beta * bg
+        weight = torch.baddbmm(t.new_full((), o.lam / t.numel()), channel_t[:, :, None], (cells / t.shape[1])[:, None])
+        error = ops.SquaredError.apply(s, t, weight.reshape(s.shape) / unit.square())
+        # R adds to every cell the same offset: the mean of (s - t + offset)^2 needs no other map
+        adapter: Any = self.adapters[i]
+        mean_s, offset_s = self.s_relations[i](narrow, unit, adapter.weight.flatten(1), adapter.bias)
+        mean_t, offset_t = self.t_relations[i](t, unit)
         offset = offset_s - offset_t
-        rel = square.mean() / unit.square() + (2 * offset * (mean_s - mean_t) + offset.square()).mean()
-        loss: Tensor = o.alpha * fg + o.beta * bg + o.gamma * at + o.lam * rel.clamp(min=0)  # < 0 by rounding only
-        return loss
+        rest_of_rel = (2 * offset * (mean_s - mean_t) + offset.square()).mean()
+        loss: Tensor = error + o.gamma * at + o.lam * rest_of_rel
+        return loss.clamp(min=0)  # < 0 by rounding only
 
 
 class Relation(nn.Module):
     """Mean of x over the cells, and R(x) - x, the same in all of them; (B, C, H, W), () -> (B, C) twice.
 
-    R is the context block of arXiv:1904.11492.
+    R is the context block of arXiv:1904.11492. With weight (C, C_x) and bias (C,), x is what they make of the given
+    (B, C_x, H, W): all that is asked of it is linear, and costs less on fewer channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -123,12 +131,23 @@ class Relation(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, unit: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         x = x.flatten(2)
-        share = torch.softmax(self.key.weight.expand(len(x), 1, -1).bmm(x) / unit, 2)  # (B, 1, H W)
+        key = self.key.weight if weight is None else self.key.weight @ weight  # a bias shifts all cells: no softmax
+        share = torch.softmax(key.expand(len(x), 1, -1).bmm(x) / unit, 2)  # (B, 1, H W)
         shares = torch.cat((torch.full_like(share, 1 / x.shape[2]), share), 1)
-        mean, context = (x.bmm(shares.transpose(1, 2)) / unit).unbind(2)
+        pooled = shares.bmm(x.mT)  # (B, 2, C_x)
+        mean, context = ((pooled if weight is None else F.linear(pooled, weight, bias)) / unit).unbind(1)
         return mean, self.transform(context)
+
+
+def share(space: Tensor, mask: Tensor, energy: Tensor, relative: bool) -> Tensor:
+    """What e(s - t) of every cell counts in fg or bg; attention, O or N, and e(t) / S(t), all (B, H W) -> (B, H W)."""
+    weight = space * mask
+    total = ops.positive_or_one(mask.sum())
+    return weight / total / (ops.energy_or_one((weight * energy).sum() / total) if relative else 1)
 
 
 # Here a mean over a map's cells or channels is a sum and a division: the derivative of `mean` fills another map.
@@ -141,13 +160,6 @@ def attentions(x: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     space = torch.softmax(strength.sum(1) / (channels * temperature), 1)
     channel = torch.softmax(strength.sum(2) / (cells * temperature), 1)
     return cells * space, channels * channel
-
-
-def focus(square: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over channels, with their attention as weights and without; (B, C, H W), (B, C) -> (B, H W) twice."""
-    weights = torch.stack((channel, torch.ones_like(channel)), 1)
-    focused, plain = (weights.bmm(square) / square.shape[1]).unbind(1)
-    return focused, plain
 
 
 def regions(boxes: Tensor, index: Tensor, like: Tensor, stride: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, DENSE_TEACHER, Method
 from yolokd.views import Spec, View
 
 
@@ -63,6 +63,7 @@ class FRS(Method):
     paper = "Du et al., Distilling Object Detectors with Feature Richness, 2021, arXiv:2111.00674 (features)"
     taps = ("neck", "backbone")
     needs = frozenset({"logits"})
+    heads = DENSE_TEACHER
     Options: ClassVar[type] = FRSOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: FRSOptions) -> None:
@@ -87,6 +88,7 @@ class FRSCls(Method):
     term = "frsc"
     paper = "Du et al., Distilling Object Detectors with Feature Richness, 2021, arXiv:2111.00674 (classification)"
     needs = frozenset({"logits"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = FRSClsOptions
 

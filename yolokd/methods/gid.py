@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 
@@ -83,6 +83,7 @@ class GID(Method):
     paper = "Dai et al., General Instance Distillation for Object Detection, 2021, arXiv:2103.02340"
     taps = ("neck", "backbone")
     needs = frozenset({"logits", "boxes"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = GIDOptions
 

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 
@@ -78,6 +78,7 @@ class LD(Method):
     term = "ld"
     paper = "Zheng et al., Localization Distillation for Object Detection, 2022, arXiv:2204.05957 and arXiv:2102.12252"
     needs = frozenset({"logits", "bins"})
+    heads = DENSE_HEADS
     Options: ClassVar[type] = LDOptions
     options: LDOptions
 

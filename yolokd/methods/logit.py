@@ -26,7 +26,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 
@@ -47,6 +47,7 @@ class Logit(Method):
     term = "logit"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531"
     needs = frozenset({"logits"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = LogitOptions
 

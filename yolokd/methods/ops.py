@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from yolokd.views import Spec, View
 
@@ -128,6 +128,25 @@ def weighted_square(x: Tensor, w: Tensor) -> Tensor:
     return (w * x.square()).sum() / (x.shape[1] * w.sum() + 1e-9)
 
 
+class SquaredError(torch.autograd.Function):
+    """sum w (s - t)^2 for any w that broadcasts, with a gradient for s alone.
+
+    On a CPU such sums are bound by the maps that are written and read: this keeps one where autograd keeps three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, w: Tensor) -> Tensor:
+        difference = s - t
+        weighted = difference * w
+        ctx.save_for_backward(weighted)
+        return difference.mul_(weighted).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weighted,) = ctx.saved_tensors
+        return weighted * (2 * gradient), None, None
+
+
 def level_maps(score: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
     """One score a cell, (B, N) -> L maps (B, 1, H, W); anchor points lie level by level, row by row."""
     sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
@@ -230,15 +249,27 @@ def top_boxes(
     """
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     boxes = torch.minimum(boxes.detach().clamp(min=0), limit)
+    places, there = top_places(boxes, score, count, iou, least)
+    index, rank = there.nonzero(as_tuple=True)
+    return boxes[index, places[index, rank]], index
+
+
+def top_places(boxes: Tensor, score: Tensor, count: int, iou: float, least: float) -> tuple[Tensor, Tensor]:
+    """Places of each image's best boxes after NMS, (B, N, 4), (B, N) -> (B, M), and whether there is one, (B, M).
+
+    At most count of an image, with a score above the least, best first; none with a side below one pixel.
+    """
+    boxes = boxes.detach()
     large = ((boxes[..., 2:] - boxes[..., :2]) >= 1).all(-1)
     score, order = torch.where(large, score.detach(), -1.0).topk(min(CANDIDATES, score.shape[1]))
-    kept = []
-    for image_boxes, image_score, places in zip(boxes, score, order, strict=True):
-        good = image_score > least
-        candidates = image_boxes[places[good]]
-        kept.append(candidates[nms(candidates, image_score[good], iou)[:count]])
-    index = torch.cat([boxes.new_full((len(part),), image, dtype=torch.long) for image, part in enumerate(kept)])
-    return torch.cat(kept), index
+    image, rank = (score > least).nonzero(as_tuple=True)
+    candidates = boxes[image, order[image, rank]]
+    if len(candidates):
+        candidates = candidates - candidates.amin()  # batched_nms sets images apart as if no coordinate was negative
+    kept = batched_nms(candidates, score[image, rank], image, iou)
+    best = torch.full_like(score, -1.0).index_put((image[kept], rank[kept]), score[image[kept], rank[kept]])
+    best, chosen = best.topk(min(count, best.shape[1]))
+    return order.gather(1, chosen), best >= 0
 
 
 def pooled(x: Tensor, boxes: Tensor, index: Tensor, size: tuple[int, int], cells: int) -> Tensor:

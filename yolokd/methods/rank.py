@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 PAPER = (
@@ -83,6 +83,7 @@ class RankMimicking(Method):
     term = "rm"
     paper = f"{PAPER} (ranks)"
     needs = frozenset({"logits", "boxes"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = RankMimickingOptions
     options: RankMimickingOptions
@@ -124,6 +125,7 @@ class PFI(Method):
     paper = f"{PAPER} (features)"
     taps = ("neck",)
     needs = frozenset({"logits"})
+    heads = DENSE_HEADS
     classwise = True
     Options: ClassVar[type] = PFIOptions
 

@@ -28,7 +28,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from yolokd.methods import ops
-from yolokd.methods.base import Method
+from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
 
@@ -53,6 +53,7 @@ class RPN(Method):
     term = "rpn"
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (proposals)"
     needs = frozenset({"logits"})
+    heads = DENSE_HEADS
     Options: ClassVar[type] = RPNOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: RPNOptions) -> None:

@@ -11,7 +11,8 @@ from yolokd.gains import Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
 
-LEVELS = ("backbone", "neck", "roi", "head")  # of the review arXiv:2508.03317, "roi" for its RPN/RoI
+# of the review arXiv:2508.03317, "roi" for its RPN/RoI; the last three are those of Transformer detectors
+LEVELS = ("backbone", "neck", "roi", "head", "query", "feature", "logit")
 
 
 def describe(name: str | None = None) -> str:

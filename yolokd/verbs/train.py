@@ -12,11 +12,11 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
-from yolokd import config, teacher
-from yolokd.detectors.yolo import YoloReader
-from yolokd.distiller import build_terms
+from yolokd import config
+from yolokd.detectors import read
 from yolokd.errors import UsageError
-from yolokd.trainer import KDTrainer, check_channels
+from yolokd.pairing import plans
+from yolokd.trainer import trainer_for
 
 
 def train(**arguments: Any) -> YOLO:
@@ -45,7 +45,7 @@ def train(**arguments: Any) -> YOLO:
     model = scaled(str(arguments["model"]), **scaling) if scaling else arguments["model"]
     student = _open_student(model)
     preflight(student, folded)
-    student.train(trainer=KDTrainer, **{k: v for k, v in folded.items() if k != "model"})
+    student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
     return student
 
 
@@ -60,7 +60,7 @@ def _resume(arguments: dict[str, Any]) -> YOLO:
     kd = (student.ckpt.get("train_args") or {}).get("kd")
     if student.ckpt.get("optimizer") is None or not isinstance(kd, dict):
         raise UsageError(f"resume={checkpoint} is not an interrupted run of yolokd: give such a run's weights/last.pt.")
-    student.train(trainer=KDTrainer, resume=True, **arguments)
+    student.train(trainer=trainer_for(student.model), resume=True, **arguments)
     return student
 
 
@@ -93,12 +93,11 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
 
 def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
-    kd = arguments["kd"]
     data = _read_data(arguments.get("data"))
-    readers = YoloReader(student.model), YoloReader(teacher.load(kd["teacher"]))
-    check_channels(data, kd["teacher"], readers[1].model)
-    names = {0: "item"} if arguments.get("single_cls") else data["names"]
-    build_terms(*readers, kd["methods"], kd["gain"], names)
+    single = bool(arguments.get("single_cls"))
+    if single:
+        data = {**data, "names": {0: "item"}}
+    plans(read(student.model), arguments["kd"], data, arguments.get("imgsz") or 640, single)
 
 
 def _read_data(data: Any) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""What reading any Ultralytics detector has in common: its levels, its backbone stages, and hooks for one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from yolokd.views import Spec, View
+
+T = TypeVar("T")
+Seen = dict[Any, Any]  # what the hooks of one recorded pass left
+
+
+class Reader:
+    """Reads one Ultralytics detection model. A subclass knows one kind of head and adds its predictions.
+
+    Args:
+        model: a DetectionModel of Ultralytics.
+
+    Attributes:
+        spec: strides, channels, classes and what else a method may ask about the model.
+        branches: names of the head's branches, such as ("one2many", "one2one").
+    """
+
+    spec: Spec
+    branches: tuple[str, ...]
+    strides: tuple[int, ...]
+    fields: frozenset[str] = frozenset({"backbone", "neck"})  # of a view, that this kind of head can show at all
+
+    head: Any
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.head = model, model.model[-1]
+        self.stages: tuple[int, ...] = ()
+
+    def loss_factor(self, images: int) -> int:
+        """What Ultralytics multiplies this model's loss by for so many images, and so must a term's value be."""
+        raise NotImplementedError
+
+    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+        """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
+        raise NotImplementedError
+
+    def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
+        """Make the model a teacher for good: no gradient, fused, and without work that these fields do not need."""
+        self.model.requires_grad_(False).eval()
+        self._freeze_head(fields, branches)
+        self.head.training = True  # this flag alone, not its children's: raw outputs, no decoding, no top-k
+        if fields <= {"backbone", "neck"}:
+            self.head = self.model.model[-1] = _without_head(self.head)
+
+    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
+        self.model.fuse(verbose=False)
+
+    def spec_at(self, strides: tuple[int, ...]) -> Spec:
+        """The spec with only the levels at the given strides."""
+        channels = {f: self._at(widths, strides) for f, widths in self.spec.channels.items()}
+        return replace(self.spec, strides=strides, channels=channels)
+
+    def _at(self, levels: tuple[T, ...], strides: tuple[int, ...]) -> tuple[T, ...]:
+        """Those of the maps, or widths, that are at the given strides; towers come as L box maps, then L class maps.
+
+        A stride may be asked for twice: its map is then shown twice.
+        """
+        groups = [levels[i : i + len(self.strides)] for i in range(0, len(levels), len(self.strides))]
+        return tuple(group[self.strides.index(s)] for group in groups for s in strides)
+
+    @contextmanager
+    def record(self, fields: frozenset[str]) -> Iterator[Seen]:
+        """Within the block, forward passes leave what the fields need in the yielded dict; no hook outlives it."""
+        seen: Seen = {}
+        hooks = self._hooks(seen, fields)
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
+        hooks = [
+            self.head.register_forward_pre_hook(lambda module, args: seen.__setitem__("neck", list(args[0]))),
+            self.head.register_forward_hook(keep_output(seen, "out")),
+        ]
+        if "backbone" in fields:
+            hooks += [self.model.model[i].register_forward_hook(keep_output(seen, i)) for i in self.stages]
+        return hooks
+
+    def _map_fields(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, Any]:
+        maps = {"neck": lambda: tuple(seen["neck"]), "backbone": lambda: tuple(seen[i] for i in self.stages)}
+        return {f: self._at(maps[f](), strides) for f in fields & maps.keys()}
+
+    def _channels(self, maps: tuple[Tensor, ...]) -> tuple[int, ...]:
+        return tuple(m.shape[1] for m in maps)
+
+    def probe(self, size: int, note: Callable[[Any, Any, Any], None] | None = None) -> None:
+        """One black image of size x size through the model, without touching batch norm statistics or decoding boxes.
+
+        Args:
+            note: a forward hook for every backbone layer, if given.
+        """
+        first = next(self.model.parameters())
+        flags = [(module, module.training) for module in self.model.modules()]  # may differ: frozen layers are in eval
+        backbone = self.model.model[: len(self.model.yaml["backbone"])]
+        hooks = [layer.register_forward_hook(note) for layer in backbone] if note else []
+        self.model.eval()
+        self.head.training = True  # the flag alone: its children stay in eval mode
+        image = torch.zeros(1, channels(self.model), size, size, device=first.device, dtype=first.dtype)
+        try:
+            with torch.no_grad():
+                self.model(image)
+        finally:
+            for module, training in flags:
+                module.training = training
+            for hook in hooks:
+                hook.remove()
+
+    def _backbone_stages(self, size: int) -> tuple[int, ...]:
+        """Index of the deepest backbone layer at each of the head's strides; () when the backbone lacks one of them."""
+        found: dict[int, int] = {}
+
+        def note(layer: Any, _: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and out.ndim == 4:
+                found[size // out.shape[-1]] = layer.i  # later layers overwrite: the deepest stays
+
+        self.probe(size, note)
+        return tuple(found[s] for s in self.strides) if found.keys() >= set(self.strides) else ()
+
+
+class _NoHead(nn.Identity):
+    """What takes the place of a head whose output nobody reads: the same inputs, no work."""
+
+    def forward(self, x: Any, *_: Any) -> Any:
+        """The neck maps as they come, whatever else Ultralytics hands to a head."""
+        return x
+
+
+def _without_head(head: Any) -> Any:
+    stub: Any = _NoHead()
+    stub.i, stub.f, stub.type, stub.np = head.i, head.f, head.type, 0
+    return stub
+
+
+def keep_output(seen: Seen, key: Any) -> Callable[[Any, Any, Any], None]:
+    """A forward hook that leaves the module's output under the key; it returns None: the output stays as it is."""
+    return lambda module, args, out: seen.__setitem__(key, out)
+
+
+def keep_input(seen: Seen, key: Any) -> Callable[[Any, Any], None]:
+    """A forward pre-hook that leaves the module's first input under the key."""
+    return lambda module, args: seen.__setitem__(key, args[0])
+
+
+def channels(model: Any) -> int:
+    """Image channels that a model sees."""
+    return int(model.yaml.get("channels", 3))
+
+
+def name(model: Any) -> str:
+    """What to call a model in a message: its checkpoint's or its YAML's name."""
+    return Path(getattr(model, "pt_path", None) or model.yaml.get("yaml_file", "model")).stem

@@ -1,0 +1,134 @@
+"""RT-DETR: what a forward pass of an RTDETRDecoder shows. Denoising queries, which carry ground truth, are left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from yolokd.detectors.reader import Reader, Seen, keep_output, name
+from yolokd.views import Decode, Spec, View
+
+LAYERS = frozenset({"layer_queries", "layer_logits", "layer_boxes", "attention"})  # one tensor a decoder layer
+ENTRY = frozenset({"content", "references", "decode"})  # known when the decoder starts
+
+
+class RTDETRReader(Reader):
+    """Reads one Ultralytics detection model whose last layer is an RTDETRDecoder."""
+
+    branches = ("decoder",)
+    fields = frozenset({"backbone", "neck", "logits", "boxes"}) | LAYERS | ENTRY
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        # model.stride is [32] for every RT-DETR: the levels are seen from the sizes of their maps
+        size = 128
+        with self.record(frozenset({"neck"})) as seen:
+            self.probe(size)
+        self.strides = tuple(size // m.shape[-1] for m in seen["neck"])
+        self.stages = self._backbone_stages(size)
+        with self.record(frozenset({"neck", "backbone"})) as seen:
+            self.probe(size)
+        widths = {"neck": self._channels(tuple(seen["neck"]))}
+        widths["backbone"] = self._channels(tuple(seen[i] for i in self.stages))
+        head = self.head
+        self.spec = Spec(
+            self.strides,
+            widths,
+            head.nc,
+            name=name(model),
+            dense=False,
+            shows=self.fields if self.stages else self.fields - {"backbone"},
+            layers=head.num_decoder_layers,
+            width=head.hidden_dim,
+        )
+
+    def loss_factor(self, images: int) -> int:
+        """1: RT-DETR's loss is a mean over the objects of the batch."""
+        return 1
+
+    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
+        super()._freeze_head(fields, branches)
+        self.head.decoder.training = bool(fields & (LAYERS | {"decode"}))  # the flag alone: every layer's predictions
+
+    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
+        hooks = super()._hooks(seen, fields)
+        if fields & ENTRY:
+            hooks.append(
+                self.head.decoder.register_forward_pre_hook(lambda module, args: seen.__setitem__("entry", args))
+            )
+        return hooks + (_layer_hooks(self.head.decoder, seen) if fields & {"layer_queries", "attention"} else [])
+
+    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+        """The one view of a recorded pass."""
+        found = self._map_fields(seen, fields, strides)
+        if fields - found.keys():
+            # pixels of the image, from the level that divides it
+            height, width = (self.strides[0] * n for n in seen["neck"][0].shape[-2:])
+            size = seen["neck"][0].new_tensor([width, height, width, height], dtype=torch.float32)
+            found.update(self._predictions(seen, fields, size))
+        return {"decoder": View(strides, **{f: found[f] for f in fields if f in found})}
+
+    def _predictions(self, seen: Seen, fields: frozenset[str], size: Tensor) -> dict[str, Any]:
+        boxes, logits, _, _, denoising = seen["out"]
+        own = slice(denoising["dn_num_split"][0] if denoising else 0, None)  # denoising queries come first
+        found: dict[str, Any] = _layers(boxes[:, :, own], logits[:, :, own], size)
+        found["logits"], found["boxes"] = found["layer_logits"][-1], found["layer_boxes"][-1]
+        if fields & ENTRY:
+            content, references, memory, shapes = seen["entry"][:4]
+            found["content"] = content[:, own]
+            found["references"] = _corners(references[:, own].detach().float().sigmoid(), size)
+            found["decode"] = self._decode(memory, shapes, size)
+        if fields & {"layer_queries", "attention"}:
+            found["layer_queries"] = tuple(q[:, own] for q in _in_order(seen, "queries"))
+            found["attention"] = tuple(a[1][:, own, own] for a in _in_order(seen, "attention"))
+        return found
+
+    def _decode(self, memory: Tensor, shapes: list[list[int]], size: Tensor) -> Decode:
+        """This decoder on the images of a recorded pass, as a function of queries."""
+        head = self.head
+
+        def decode(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
+            entry = box_convert(references / size, "xyxy", "cxcywh").logit(1e-5)
+            heads = head.dec_bbox_head, head.dec_score_head, head.query_pos_head
+            seen: Seen = {}
+            hooks = _layer_hooks(head.decoder, seen)
+            try:
+                # in the queries' type: outside autocast a map in half precision does not fit the decoder's weights
+                boxes, logits = head.decoder(content, entry.to(content.dtype), memory.to(content.dtype), shapes, *heads)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            found = _layers(boxes, logits, size)
+            found["layer_queries"] = _in_order(seen, "queries")
+            found["attention"] = tuple(a[1] for a in _in_order(seen, "attention"))
+            return found
+
+        return decode
+
+
+def _layer_hooks(decoder: Any, seen: Seen) -> list[Any]:
+    hooks = []
+    for i, layer in enumerate(decoder.layers):
+        hooks.append(layer.register_forward_hook(keep_output(seen, ("queries", i))))
+        hooks.append(layer.self_attn.register_forward_hook(keep_output(seen, ("attention", i))))
+    return hooks
+
+
+def _in_order(seen: Seen, what: str) -> tuple[Any, ...]:
+    """What the layers left, first to last; a teacher that predicts from one layer stops there."""
+    return tuple(seen[key] for key in sorted(k for k in seen if isinstance(k, tuple) and k[0] == what))
+
+
+def _layers(boxes: Tensor, logits: Tensor, size: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """Predictions a layer from (D, B, N, 4) cxcywh as fractions of the image and (D, B, N, K)."""
+    wide = boxes if boxes.dtype == torch.float64 else boxes.float()
+    return {"layer_logits": tuple(logits), "layer_boxes": tuple(_corners(wide, size))}
+
+
+def _corners(boxes: Tensor, size: Tensor) -> Tensor:
+    """(..., 4) cxcywh as fractions of the image -> xyxy in pixels."""
+    corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
+    return corners * size
