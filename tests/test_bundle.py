@@ -305,6 +305,10 @@ def test_figures_of_a_graph_known_by_hand(tmp_path: Path) -> None:
     assert figures["parameters"] == 216
     assert figures["gflops"] == round(2 * 216 * 200 / 1e9, 4)
     assert (figures["peak_activation_bytes"], figures["peak_node"]) == (3 * 8 * 200 * 4, "mul")  # a, b and c
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    figures = graph.figures(tmp_path / "dynamic.onnx")
+    assert (figures["parameters"], figures["gflops"], figures["peak_activation_bytes"]) == (216, None, None)
 
 
 def test_inspect_shows_the_slowest_nodes(unpacked: Path, capsys) -> None:

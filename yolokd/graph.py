@@ -21,45 +21,47 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def figures(file: str | Path) -> dict[str, Any]:
-    """Static figures of a file of fixed shape, from onnx's shape inference.
+    """Static figures of a file, from onnx's shape inference.
 
     Returns:
         ``parameters``: weights and biases of convolutions and matrix products. ``gflops``: their work for one image,
         two operations a multiplication. ``bytes``: size of the file. ``peak_activation_bytes``: most memory that
         activations need at one time when nodes run in the file's order and each is freed after its last use; and
-        ``peak_node``, where. A runtime that fuses nodes needs less.
+        ``peak_node``, where. A runtime that fuses nodes needs less. What hangs on a shape that is not fixed (a dynamic
+        input, or NMS in the graph for the peak) is None.
 
     Raises:
-        EdgeError: the file is no ONNX model, or a shape in it is not fixed.
+        EdgeError: the file is no ONNX model.
     """
     path = Path(file)
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     except Exception as error:  # protobuf, onnx and the file system each raise their own
         raise EdgeError(f"{path} is not an ONNX model that can be read ({type(error).__name__}).") from error
-    shapes, sizes = _tensors(model.graph, path)
-    peak, node = _peak(model.graph, sizes)
+    shapes, sizes = _tensors(model.graph)
+    work = [_operations(n, shapes) for n in model.graph.node if n.op_type in WEIGHTED]
+    known = [operations for operations in work if operations is not None]
+    names = [name for node in model.graph.node for name in node.output if name]
+    peak, node = _peak(model.graph, sizes) if all(name in shapes for name in names) else (None, None)
     return {
         "parameters": _parameters(model.graph),
-        "gflops": round(sum(_operations(n, shapes) for n in model.graph.node) / 1e9, 4),
+        "gflops": round(sum(known) / 1e9, 4) if len(known) == len(work) else None,
         "bytes": path.stat().st_size,
         "peak_activation_bytes": peak,
         "peak_node": node,
     }
 
 
-def _tensors(graph: onnx.GraphProto, path: Path) -> tuple[Shapes, dict[str, int]]:
-    """Shapes of all tensors, and sizes in bytes of those that are computed."""
+def _tensors(graph: onnx.GraphProto) -> tuple[Shapes, dict[str, int]]:
+    """Shapes of all tensors of fixed shape, and sizes in bytes of those that are computed."""
     shapes: Shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     sizes = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-        if None in dims:
-            raise EdgeError(f"{path}: the shape of {value.name} is not fixed, so its size is unknown.")
-        shapes[value.name] = tuple(int(d or 0) for d in dims)
-        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-        sizes[value.name] = int(np.prod(shapes[value.name], dtype=np.int64)) * item
+        if all(d.HasField("dim_value") for d in tensor.shape.dim):
+            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
+            item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+            sizes[value.name] = int(np.prod(shapes[value.name], dtype=np.int64)) * item
     return shapes, sizes
 
 
@@ -75,10 +77,10 @@ def _parameters(graph: onnx.GraphProto) -> int:
     return sum(stored.get(name, 0) for name in read)
 
 
-def _operations(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Floating-point operations of a weighted node: two a multiplication."""
-    if node.op_type not in WEIGHTED or not all(name in shapes for name in (*node.input[:2], node.output[0])):
-        return 0
+def _operations(node: onnx.NodeProto, shapes: Shapes) -> int | None:
+    """Floating-point operations of a weighted node, two a multiplication; None if a shape is not fixed."""
+    if not all(name in shapes for name in (*node.input[:2], node.output[0])):
+        return None
     out = int(np.prod(shapes[node.output[0]], dtype=np.int64))
     if node.op_type in ("Gemm", "MatMul"):
         transposed = node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute)

@@ -355,7 +355,9 @@ def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> N
     shutil.copy(TESTS / "options.py", root / "jetson/conftest.py")
     text = (BOARD / "README.md").read_text(encoding="utf-8")
     (root / "README.md").write_text(text.format(name=name, files=table(models)), encoding="utf-8")
-    licence = metadata.distribution("yolokd").read_text("licenses/LICENSE")
+    # all of that name: a build leaves one without licence beside a checkout
+    texts = [d.read_text("licenses/LICENSE") for d in metadata.distributions(name="yolokd")]
+    licence = next((text for text in texts if text), None)
     if not licence:
         raise UsageError("the installation of yolokd lacks its LICENSE file: install it again.")
     (root / "LICENSE").write_text(licence, encoding="utf-8")

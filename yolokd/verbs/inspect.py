@@ -13,7 +13,7 @@ def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any
     """Print and return the static figures of an ONNX file and its slowest nodes on this machine's CPU.
 
     Args:
-        model: the ONNX file, of fixed shape.
+        model: the ONNX file, of fixed input shape.
         threads: onnxruntime's threads while the nodes are timed.
         top: how many nodes to show.
     """
@@ -25,10 +25,12 @@ def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any
         raise EdgeError(f"There is no model file {path}.")
     figures = graph.figures(path)
     rows = graph.slowest(path, top, threads=threads)
+    gflops, peak = figures["gflops"], figures["peak_activation_bytes"]
+    work = "" if gflops is None else f"{gflops:.2f} GFLOPs an image, "
+    memory = "unknown" if peak is None else f"{peak / 1e6:.2f} MB at most, at {figures['peak_node']}"
     print(
-        f"{path}: {figures['parameters']:,} parameters, {figures['gflops']:.2f} GFLOPs an image, "
-        f"{figures['bytes'] / 1e6:.2f} MB; activations need {figures['peak_activation_bytes'] / 1e6:.2f} MB at most, "
-        f"at {figures['peak_node']}"
+        f"{path}: {figures['parameters']:,} parameters, {work}{figures['bytes'] / 1e6:.2f} MB; "
+        f"memory of activations {memory}"
     )
     width = max(len(row["name"]) for row in rows)
     print(f"{'slowest nodes':<{width}}  {'operator':<20}{'ms':>8}{'share':>8}")
