@@ -47,7 +47,7 @@ class D3ETROptions:
     adaptive: float = 1.0  # gain of the student's own queries, matched
     fixed: float = 1.0  # gain of the teacher's queries in the student's decoder
     attention: float = 1.0  # gain of self-attention within both
-    queries: int = 100  # the teacher's surest queries of a layer take part in adaptive matching
+    queries: int = 30  # the teacher's surest queries of a layer take part in adaptive matching
     cls: float = 1.0  # gain of class scores
     l1: float = 5.0  # gain of the boxes' L1 distance
     giou: float = 2.0  # gain of the boxes' 1 - GIoU

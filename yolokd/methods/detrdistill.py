@@ -18,8 +18,9 @@ Where the authors' code departs from this, or we from it, and why:
   teacher's score and divide by the soft count of objects; weight="one" is theirs.
 - It gives queries of the student without a partner the class count as their target score, which equal numbers of
   queries hide. We leave them alone.
-- All of the teacher's queries take part there. Here the `queries` surest of a layer do: what they leave out scores
-  next to nothing, and the assignment's time grows with the cube. Never more than the student has.
+- All of the teacher's queries take part there. Here the `queries` surest of a layer do, never more than the student
+  has: what they leave out is background, for which all want the same places, and the assignment's time grows with the
+  square of it. More of them for images with more objects.
 - Less the entropy of p, which has no gradient: 0 is the optimum.
 
 Features (`detr_feat`). With F the teacher's map at one level, b_m the box of the teacher's query m at its layer d, q_m
@@ -74,7 +75,7 @@ PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework
 class DETRLogitOptions:
     """Options of Hungarian-matched predictions; the gains are the authors'."""
 
-    queries: int = 100  # the teacher's surest queries of a layer take part
+    queries: int = 30  # the teacher's surest queries of a layer take part
     cls: float = 1.0  # gain of class scores
     l1: float = 5.0  # gain of the boxes' L1 distance
     giou: float = 2.0  # gain of the boxes' 1 - GIoU

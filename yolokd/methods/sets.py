@@ -188,21 +188,27 @@ def cheapest(cost: Array) -> Array:
 def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, start: int) -> None:
     """Assign one more row along the shortest path to a free column, and adapt the prices."""
     shortest, came = np.full(len(v), np.inf), np.full(len(v), -1)
-    done = np.zeros(len(v), dtype=bool)
+    price = v.copy()  # and -inf where a path has been followed already
+    followed: list[int] = []
+    lengths: list[float] = []
     row, length = start, 0.0
     while True:
-        reached = length + cost[row] - u[row] - v
-        better = ~done & (reached < shortest)
+        reached = cost[row] - price
+        reached += length - u[row]
+        better = reached < shortest
         shortest[better], came[better] = reached[better], row
-        column = int(np.where(done, np.inf, shortest).argmin())
+        column = int(shortest.argmin())
         length = shortest[column]
         if row_of[column] < 0:
             break
-        done[column] = True
+        followed.append(column)
+        lengths.append(length)
+        shortest[column], price[column] = np.inf, -np.inf
         row = row_of[column]
+    saved = length - np.array(lengths)
     u[start] += length
-    u[row_of[done]] += length - shortest[done]
-    v[done] -= length - shortest[done]
+    u[row_of[followed]] += saved
+    v[followed] -= saved
     while True:  # back along the path, each column goes to the row that it was reached from
         row = came[column]
         row_of[column] = row
