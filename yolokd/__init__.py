@@ -6,17 +6,17 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "export", "train"]
+_TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
+__all__ = ["METHODS", *_TRAINERS, "bench", "export", "train"]
 
 _HOME = {
     "METHODS": "methods",
-    "KDTrainer": "trainer",
-    "KDRTDETRTrainer": "trainer",
+    **dict.fromkeys(_TRAINERS, "trainer"),
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export"}
 
 
 def __getattr__(name: str) -> Any:

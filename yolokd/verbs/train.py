@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
 from yolokd import config
-from yolokd.detectors import read
+from yolokd.detectors import TASKS, read
 from yolokd.errors import UsageError
 from yolokd.pairing import plans
 from yolokd.trainer import trainer_for
@@ -44,6 +45,8 @@ def train(**arguments: Any) -> YOLO:
     _check_arguments(folded)
     model = scaled(str(arguments["model"]), **scaling) if scaling else arguments["model"]
     student = _open_student(model)
+    if (task := arguments.get("task") or student.task) != student.task:
+        raise UsageError(f"task={task}: model={model} is for the task {student.task}, leave task= out.")
     preflight(student, folded)
     student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
     return student
@@ -70,20 +73,18 @@ def _open_student(model: Any, key: str = "model") -> YOLO:
     except Exception as error:  # a missing, damaged or foreign file ends in a dozen exception types
         raise UsageError(
             f"{key}={model} is not a model that Ultralytics can open ({config.one_line(error)}); "
-            "give a YOLO detection model, such as yolo11n.yaml or a trained .pt file."
+            "give a YOLO, such as yolo11n.yaml or a trained .pt file."
         ) from error
     if not isinstance(student.model, nn.Module):
         raise UsageError(f"{key}={model} cannot be trained: give a model's YAML or a trained .pt file.")
-    if student.task != "detect":
-        raise UsageError(f"{key}={model} is for the task {student.task}: yolokd distils detection models so far.")
+    if student.task not in TASKS:
+        raise UsageError(f"{key}={model} is for the task {student.task}: yolokd distils models for {', '.join(TASKS)}.")
     return student
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
     """What can be seen in the arguments alone and would stop a run only after it made its folder."""
     config.check_values(arguments)
-    if (task := arguments.get("task") or "detect") != "detect":
-        raise UsageError(f"task={task}: yolokd distils detection models so far, leave task= out.")
     if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
         _open_student(pretrained, "pretrained")
     folder = arguments.get("save_dir")
@@ -97,7 +98,12 @@ def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
     single = bool(arguments.get("single_cls"))
     if single:
         data = {**data, "names": {0: "item"}}
-    plans(read(student.model), arguments["kd"], data, arguments.get("imgsz") or 640, single)
+    reader = read(student.model)
+    if student.task == "pose":  # the trainer will build the student for the data's number of keypoints
+        if "kpt_shape" not in data:
+            raise UsageError(f"data={arguments['data']} has no kpt_shape, such as [17, 3]: a pose model needs it.")
+        reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
+    plans(reader, arguments["kd"], data, arguments.get("imgsz") or 640, single)
 
 
 def _read_data(data: Any) -> dict[str, Any]:
