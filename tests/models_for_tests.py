@@ -8,10 +8,12 @@ import functools
 import torch
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG
 
 NAMES = {i: f"class {i}" for i in range(5)}
+CLASSES = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}  # by the family's ending
+LAST = ("cv2", "cv3", "one2one_cv2", "one2one_cv3", "cv4", "one2one_cv4", "cv4_kpts", "one2one_cv4_kpts")
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> DetectionModel:
@@ -23,7 +25,7 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Det
 def _built(family: str, seed: int) -> DetectionModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DetectionModel(f"{family}.yaml", nc=len(NAMES), verbose=False)
+        model = CLASSES.get(family.partition("-")[2], DetectionModel)(f"{family}.yaml", nc=len(NAMES), verbose=False)
         # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         momentum = [m.momentum for m in norms]
@@ -35,10 +37,12 @@ def _built(family: str, seed: int) -> DetectionModel:
             model.train()(torch.rand(4, 3, 128, 128))
         for norm, m in zip(norms, momentum, strict=True):
             norm.momentum = m
-        for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+        for name in LAST:
             for tower in getattr(model.model[-1], name, None) or ():
-                tower[-1].weight.data.normal_(0, 0.15)
-                tower[-1].bias.data.normal_(0, 0.5)
+                last = tower[-1] if isinstance(tower, nn.Sequential) else tower
+                if isinstance(last, nn.Conv2d):  # a YOLO26 pose tower's are elsewhere
+                    last.weight.data.normal_(0, 0.15)
+                    last.bias.data.normal_(0, 0.5)
     model.names, model.args = NAMES, get_cfg(DEFAULT_CFG)
     return model.eval()
 

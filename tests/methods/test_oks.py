@@ -12,14 +12,14 @@ from views_for_tests import bce, build, change, check, make_pair, sigmoid, soft_
 from yolokd.methods import METHODS
 
 
-def reference(spread: float):
+def reference(spread: float, visibility: float = 0.1):
     def loss(student, teacher) -> float:
         total = 0.0
         for z, boxes, s, t in zip(teacher.logits, teacher.boxes, student.keypoints, teacher.keypoints, strict=True):
             for n, scores in enumerate(z):
                 left, top, right, bottom = boxes[n]
                 area = max(max(right - left, 0) * max(bottom - top, 0), 1)
-                total += max(map(sigmoid, scores)) * (place(s[n], t[n], area, spread) + seen(s[n], t[n]))
+                total += max(map(sigmoid, scores)) * (place(s[n], t[n], area, spread) + visibility * seen(s[n], t[n]))
         return total / soft_count(teacher.logits)
 
     return loss
@@ -86,6 +86,12 @@ def test_other_numbers_of_keypoints_are_refused():
     pair = make_pair()
     with pytest.raises(ValueError, match="student small has 3 and teacher large has 17"):
         METHODS["oks"](pair.student_spec, replace(pair.teacher_spec, keypoints=17), "", METHODS["oks"].Options())
+
+
+@pytest.mark.parametrize("visibility", [0, 2])
+def test_visibility_weighs(visibility):
+    pair = make_pair()
+    check(build("oks", pair, visibility=visibility), pair, reference(0.07, visibility), ["keypoints"])
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, "1", True])

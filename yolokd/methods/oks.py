@@ -11,7 +11,7 @@ p places in pixels, A_n the area of the teacher's box in square pixels (at least
     place = sum_j sigma(v_t) (1 - exp(-e_nj)) / sum_j sigma(v_t)
     seen  = mean_j KL(sigma(v_t) || sigma(v_s))
     w_n   = max_k sigma(z_t)
-    loss  = sum_n w_n (place + seen) / max(1, sum_n w_n)
+    loss  = sum_n w_n (place + visibility seen) / max(1, sum_n w_n)
 
 Where we depart, and why:
 - Ground truth is replaced by the teacher: its places, its visibility as a soft weight, its box for the object's size.
@@ -40,9 +40,11 @@ class OKSOptions:
     """Options of keypoint similarity."""
 
     spread: float = 0.07  # distance, as a share of the object's size, up to which a keypoint counts as nearly right
+    visibility: float = 0.1  # weight of visibility beside places
 
     def __post_init__(self) -> None:
         ops.check_number("oks.spread", self.spread)
+        ops.check_number("oks.visibility", self.visibility, inclusive=True)
 
 
 class OKS(Method):
@@ -62,7 +64,7 @@ class OKS(Method):
                 f"oks compares keypoints one to one, but student {student.name} has {student.keypoints} "
                 f"and teacher {teacher.name} has {teacher.keypoints}."
             )
-        self.spread = options.spread
+        self.spread, self.visibility = options.spread, options.visibility
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_t = ops.shown(teacher.logits, "logits")
@@ -75,5 +77,5 @@ class OKS(Method):
         wrong = -torch.expm1(-(s[..., :2] - t[..., :2]).square().sum(-1) / size[..., None])
         loss = (weight * wrong).sum(-1) / ops.positive_or_one(weight.sum(-1))
         if seen_s.shape[-1] and seen_t.shape[-1]:
-            loss = loss + ops.divergence(seen_s, seen_t).mean((-1, -2))
+            loss = loss + self.visibility * ops.divergence(seen_s, seen_t).mean((-1, -2))
         return (ops.confidence(z_t) * loss).sum() / ops.soft_count(z_t)
