@@ -263,7 +263,7 @@ def bars(folder: Path, task: str, count: int = 8) -> Path:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     for i in range(count):
-        kind, centre, turn = i % 2, random.uniform(24, 40, 2), random.uniform(0, 180)
+        kind, centre, turn = i % 2, random.uniform(24, 40, 2).tolist(), random.uniform(0, 180)
         corners = cv2.boxPoints((centre, (30, 10 + 12 * kind), turn))
         image = cv2.fillPoly(np.full((64, 64, 3), 60, np.uint8), [corners.astype(int)], (90, 160 + 60 * kind, 220))
         cv2.imwrite(str(folder / "images" / f"{i}.png"), image)
