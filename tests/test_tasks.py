@@ -57,9 +57,9 @@ def fields_of(family: str) -> frozenset[str]:
     return frozenset({"logits", *OWN[task_of(family)]} | ({"boxes"} if task_of(family) != "obb" else set()))
 
 
-def ultralytics_predictions(model, x: Tensor) -> dict[str, Tensor]:
+def ultralytics_predictions(model, task: str, x: Tensor) -> dict[str, Tensor]:
     """The fields as Ultralytics decodes them in eval mode, before any top-k; scores in place of logits."""
-    head, task = model.model[-1], task_of(model.yaml["yaml_file"].removesuffix(".yaml"))
+    head = model.model[-1]
     head.postprocess = lambda decoded: decoded
     with torch.no_grad():
         out = model(x)[0]
@@ -89,7 +89,7 @@ def test_predictions_are_those_ultralytics_decodes(family, branch, fused):
     model.model[-1].end2end = branch == "one2one"
     if fused:
         model.fuse(verbose=False)
-    expected = ultralytics_predictions(model, x)
+    expected = ultralytics_predictions(model, task_of(family), x)
     teacher = Teacher(read(model), fields_of(family), (branch,), CPU)
     view = teacher(x)(teacher.reader.strides)[branch]
     assert expected.keys() == fields_of(family)
@@ -107,7 +107,7 @@ def test_a_teacher_keeps_both_branches_of_a_dual_head(task):
     found = teacher(x)(teacher.reader.strides)
     for branch in ("one2many", "one2one"):
         model.model[-1].end2end = branch == "one2one"
-        for field, value in ultralytics_predictions(model, x).items():
+        for field, value in ultralytics_predictions(model, task, x).items():
             given = with_probabilities(field, getattr(found[branch], field))
             torch.testing.assert_close(given, value, rtol=1e-9, atol=1e-6)
 

@@ -244,7 +244,7 @@ def tensors(view: View, field: str) -> list[Tensor]:
 
 def reads(method: Method) -> list[str]:
     """Fields of a view that a method says it reads."""
-    return sorted(method.needs | ({method.tap} & set(MAPS)))
+    return sorted(method.needs | method.student_needs | ({method.tap} & set(MAPS)))
 
 
 # For the scalar references. A map is a list [b][c][y][x] of floats.

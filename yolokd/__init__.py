@@ -7,7 +7,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-__all__ = ["METHODS", *_TRAINERS, "bench", "export", "train"]
+__all__ = ["METHODS", *_TRAINERS, "bench", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
@@ -15,8 +15,10 @@ _HOME = {
     "train": "verbs.train",
     "export": "verbs.export",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "study"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,15 +12,22 @@ yolokd: train a small YOLO under a large one, export it, measure it.
   yolokd train   model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [kd=1.0] [cwd.tau=2] [...]
   yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
   yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard] [threads=2] [provider=cpu|cuda|trt|auto]
+  yolokd compare base.json new.json [--max-regress 5%] [--metric total.p50,total.p99] [--min-map-delta -0.5]
+                 [--json FILE] [--md FILE] [--junit FILE]  is the new one slower? a gate for CI
+  yolokd pareto  reports/*.json [x=latency|energy|size] [metric=total.p50] [out=pareto.png] [json=FILE] [md=FILE]
+  yolokd plot    report.json [out=DIR]                     distribution, stages, latency over time
+  yolokd compare methods=builtin,default,pkd+logit model=... teacher=... data=... [arms=arms.yaml] [seeds=3]
+                 [out=runs/compare] [jobs=1] [...]         trains every arm with every seed, paired statistics
   yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
   yolokd version | help
 
 Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
-Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
+Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive or a study's run failed, 4 provider not active,
+5 exported file differs from the checkpoint.
 """
-CODES = (2, 4, 5)
+CODES = (1, 2, 3, 4, 5)
 STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
 
 
@@ -80,6 +87,63 @@ def _bench(rest: list[str]) -> None:
     bench(models, **arguments)
 
 
+def _compare(rest: list[str]) -> None:
+    """Two things of one name: with methods= or arms= a study of trainings, else a gate over latency reports."""
+    if any(a.removeprefix("--").startswith(("methods=", "arms=")) for a in rest):
+        from yolokd import compat
+        from yolokd.config import pairs
+        from yolokd.verbs.study import study
+
+        compat.check()
+        study(**pairs(rest))
+        return
+    from yolokd.errors import UsageError
+    from yolokd.verbs.compare import compare, gate
+
+    files, options = _files(rest)
+    if not 1 <= len(files) <= 2:
+        raise UsageError(
+            f"compare takes two reports, base.json new.json, or one of models measured interleaved, and was given "
+            f"{len(files)}; to compare trainings give methods=."
+        )
+    gate(*files, **_checked(options, compare, skip={"base", "new"}))
+
+
+def _pareto(rest: list[str]) -> None:
+    from yolokd.verbs.pareto import pareto
+
+    files, options = _files(rest)
+    pareto(files, **_checked(options, pareto, skip={"files"}))
+
+
+def _plot(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.plot import plot
+
+    files, options = _files(rest)
+    if len(files) != 1:
+        raise UsageError(f"plot draws one report and was given {len(files)}: yolokd plot report.json.")
+    plot(*files, **_checked(options, plot, skip={"report"}))
+
+
+def _files(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Bare words, and options as key=value: also `--max-regress 5%`, as CI scripts are used to."""
+    from yolokd.errors import UsageError
+
+    files, options, words = [], [], iter(rest)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("--") and not equals:
+            value = next(words, "")
+            if not value:
+                raise UsageError(f"{word} is given without a value.")
+        elif not equals:
+            files.append(word)
+            continue
+        options.append(f"{key.removeprefix('--').replace('-', '_')}={value}")
+    return files, options
+
+
 def _demo(rest: list[str]) -> None:
     from yolokd.demo.run import demo, write_data
     from yolokd.errors import UsageError
@@ -130,6 +194,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "export": _export,
     "bench": _bench,
+    "compare": _compare,
+    "pareto": _pareto,
+    "plot": _plot,
     "demo": _demo,
     "methods": _methods,
     "steptime": _steptime,

@@ -21,13 +21,17 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from yolokd.balance import SHARE
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
 
-OURS = ("teacher", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes")  # beside the dotted ones
+OURS = (  # beside the dotted ones
+    "teacher", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+)  # fmt: skip
+INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -113,11 +117,16 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k}
+    gain = non_negative("kd", ours.get("kd", 1.0))
     kd = {
         "teacher": locate_all(ours["teacher"]),
-        "gain": non_negative("kd", ours.get("kd", 1.0)),
+        "gain": gain,
+        # a student alone starts as it is, unless told otherwise
+        "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **chosen(ours.get("method") or "default", dotted),
     }
+    if ours.get("balance", "off") != "off":
+        kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:
@@ -125,6 +134,15 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "classes" in ours:
         kd["classes"] = read_classes(str(ours["classes"]))
     return {**theirs, "kd": kd}
+
+
+def balance(value: Any) -> float | None:
+    """Share of the task's gradient that a gain of 1 is kept at, None to measure only."""
+    if value in {"auto", "log"}:
+        return SHARE if value == "auto" else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    return float(value)
 
 
 def one_of(key: str, value: Any, known: tuple[str, ...]) -> str:
@@ -180,9 +198,13 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         dotted: "cwd.tau" -> 2 and the like; the method must be among the chosen ones.
     """
     if not is_recipe(method):
-        return {"methods": methods({key: {} for key in _keys(method)}, dotted)}
+        keys = _keys(method)
+        for key in keys:
+            check_method(key)
+        _check_once(keys)
+        return {"methods": methods({key: {} for key in keys}, dotted)}
     by_pair, optional = read_recipe(str(method))
-    known = {key for part in by_pair.values() for key in part}
+    known = method_keys({"recipe": by_pair})
     for name, value in dotted.items():
         check_dotted(name, value, known)
     recipe = {
@@ -190,6 +212,12 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         for pair, part in by_pair.items()
     }
     return {"recipe": recipe, "optional": optional}
+
+
+def method_keys(chosen: dict[str, Any]) -> list[str]:
+    """Every method key that `chosen` found, for whatever pair of heads."""
+    parts = chosen["recipe"].values() if "recipe" in chosen else [chosen["methods"]]
+    return list(dict.fromkeys(key for part in parts for key in part))
 
 
 def methods(wanted: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -278,7 +306,7 @@ def read_recipe(method: str) -> tuple[dict[str, dict[str, dict[str, Any]]], bool
         raise UsageError(f"method={method} does not exist; shipped recipes are {', '.join(shipped())}.")
     recipe = _read_yaml("method", method, file)
     parts = {}
-    if isinstance(recipe, dict):
+    if isinstance(recipe, dict) and recipe.keys() & {"methods", "pairs"}:
         check_keys(recipe, ["methods", "pairs", "optional"], f"key in the recipe {method}:")
         pairs_of = recipe.get("pairs") or {}
         if isinstance(pairs_of, dict):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolokd.balance import COLUMN, Balance, tensors
 from yolokd.detectors.reader import Reader, Seen
 from yolokd.pairing import Pairing
 
@@ -19,18 +20,21 @@ class Distiller(nn.Module):
     Args:
         student: reads the student.
         pairings: one a teacher; a term that several have is their mean.
+        balance: measures what the terms pull at the student and sets their factors; None leaves them as they are.
     """
 
     pairings: Any  # an nn.ModuleList of Pairing
     reader: Reader
 
-    def __init__(self, student: Reader, pairings: list[Pairing]) -> None:
+    balance: Balance | None
+
+    def __init__(self, student: Reader, pairings: list[Pairing], balance: Balance | None = None) -> None:
         super().__init__()
         self.module = student.model
         self.pairings = nn.ModuleList(pairings)
         self.schedules = {name: gain for pairing in pairings for name, gain in pairing.gains.items()}
         self.gains = {name: schedule.gain for name, schedule in self.schedules.items()}  # this epoch's
-        self.reader = student
+        self.reader, self.balance = student, balance
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
 
     def __getattr__(self, name: str) -> Any:
@@ -58,15 +62,35 @@ class Distiller(nn.Module):
             return self.module(x, *args, **kwargs)
         if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
             loss, items = self.module(x, *args, **kwargs)
-            return loss, {**items, **{name: loss.new_zeros(()) for name in self.gains}}
+            return loss, {**items, **{name: loss.new_zeros(()) for name in self.columns}}
         shown = [pairing.teacher(x["img"]) for pairing in self.pairings]
         with self.reader.record(self.fields) as seen:
             loss, items = self.module(x, *args, **kwargs)
         with torch.autocast(x["img"].device.type, enabled=False):
             terms = self.terms(seen, shown, x)
-        factor = self.reader.loss_factor(len(x["img"]))
+            factor = self.reader.loss_factor(len(x["img"]))
+            if self.balance is not None:
+                terms = self.balance(loss.sum() / factor, terms, self.gains, seen["neck"], self._inputs(seen))
+                items = {**items, COLUMN: self.balance.ratio.clone()}
         added = [term.reshape(1) * factor for term in terms.values()]
         return torch.cat([loss.reshape(-1), *added]), {**items, **{n: t.detach() for n, t in terms.items()}}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the loss items that are not the student's own, in their order."""
+        return [*([] if self.balance is None else [COLUMN]), *self.gains]
+
+    def _inputs(self, seen: Seen) -> dict[str, list[Tensor]]:
+        """What each term starts from: its maps, or the head's raw outputs."""
+        found: dict[str, list[Tensor]] = {}
+        for pairing in self.pairings:
+            for name, method in pairing.methods.items():
+                if method.taps:
+                    views = self.reader.views(seen, frozenset({method.tap}), pairing.places[name][0])
+                    found[name] = [x for view in views.values() for x in tensors(getattr(view, method.tap))]
+                else:
+                    found[name] = tensors(seen["out"])
+        return found
 
     def terms(self, seen: Seen, shown: list[Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Weighted scalars by term name, the mean over the teachers that have it."""

@@ -233,8 +233,9 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
 
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
     """Refuse a method that needs what one side cannot show."""
-    for role, spec in (("student", student), ("teacher", teacher)):
-        if missing := sorted(needs(method) - spec.shows):
+    of_both = needs(method) - method.student_needs
+    for role, spec, wanted in (("student", student, needs(method)), ("teacher", teacher, of_both)):
+        if missing := sorted(wanted - spec.shows):
             raise UsageError(
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
@@ -283,8 +284,8 @@ def term_name(cls: type[Method], tap: str) -> str:
 
 
 def needs(method: Method) -> frozenset[str]:
-    """Fields of a view that a method reads."""
-    return method.needs | ({method.tap} if method.taps else set())
+    """Fields of a view that a method reads, on one side at least."""
+    return method.needs | method.student_needs | ({method.tap} if method.taps else set())
 
 
 def is_head_term(method: Any) -> bool:

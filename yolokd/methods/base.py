@@ -30,6 +30,7 @@ class Method(nn.Module):
     paper: ClassVar[str]  # authors, title, year, arXiv number
     taps: ClassVar[tuple[str, ...]] = ()  # maps of a view it can be put on, its default first; () for a head loss
     needs: frozenset[str] = frozenset()  # fields of the views it reads besides its tap, both sides; a pair may alter it
+    student_needs: frozenset[str] = frozenset()  # fields of the student's view that it reads and not of the teacher's
     heads: ClassVar[tuple[str, ...]] = ANY_HEADS  # pairs "student/teacher" of kinds of heads it can compare
     classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default

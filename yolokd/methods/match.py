@@ -96,7 +96,7 @@ class Match(Method):
         ops.check_classes("match", student, teacher)
         self.dense, self.dense_teacher = student.dense, teacher.dense
         if not student.dense and student.shows >= LAYERS:
-            self.needs = self.needs | LAYERS  # of the student's view alone: the teacher's last layer is its answer
+            self.student_needs = LAYERS  # of the teacher only its answer, which is that of its last layer
         self.gains = sets.PairGains(options.cls, options.l1, options.giou)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
@@ -120,7 +120,7 @@ class Match(Method):
 
     def on_set(self, student: View, t: sets.Targets, size: tuple[int, int]) -> Tensor:
         """The loss of a student whose predictions are a set."""
-        if "layer_logits" in self.needs:
+        if self.student_needs:
             z_s, b_s = (ops.shown(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
         else:
             z_s, b_s = ((ops.shown(getattr(student, name), name),) for name in ("logits", "boxes"))
