@@ -19,7 +19,7 @@ from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
 from yolokd.teacher import Shown, Teacher
-from yolokd.views import MAPS, Spec, View
+from yolokd.views import MAPS, TASK, Spec, View
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]  # strides of the levels compared, student's and teacher's
 Views = Callable[[tuple[int, ...]], dict[str, View]]
@@ -131,12 +131,16 @@ def plan(
     terms: dict[str, Term] = {}
     used: dict[str, dict[str, Any]] = {}
     refused = []
+    other_task = []
     for key, options in chosen.items():
         gain = Gain(**{k: v for k, v in options.items() if k in GAIN})
         gain = replace(gain, gain=kd["gain"] * gain.gain)
         if gain.gain == 0:
             used[key] = options
             continue  # a term of weight 0 still adds zero gradients, which round differently: leave it out
+        if optional and (lost := METHODS[key.partition("@")[0]].needs & set(TASK) - student.spec.shows):
+            other_task.append(f"method {key} needs {', '.join(sorted(lost))}, which {student.spec.name} does not show.")
+            continue  # no news, as it would be if the teacher alone lacked them
         try:
             method, place = _build(key, options, student, teacher, len(names), classes, scale, kd.get("levels"))
         except UsageError as error:
@@ -146,8 +150,8 @@ def plan(
             continue
         used[key] = options
         terms[term_name(type(method), method.tap)] = Term(method, gain, place)
-    if refused and not used:
-        raise UsageError(f"nothing of the recipe applies: {refused[0]}")
+    if not used and (left := [*refused, *other_task]):
+        raise UsageError(f"nothing of the recipe applies: {left[0]}")
     return Plan(teacher, terms, used, refused, classes, scale)
 
 

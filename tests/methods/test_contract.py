@@ -46,11 +46,15 @@ def cases(chosen):
 
 every_case = cases(CASES)
 BARE = {"at"}  # methods on maps that have no weights of their own
-BY_PIXELS = {"fgfi", "roi", "gid", "match"}  # methods for which an object's size in pixels, or between cells, matters
+# methods for which an object's size in pixels, or between cells, matters
+BY_PIXELS = {"fgfi", "roi", "gid", "match", "masks"}
 ON_POINTS = {"gid"}  # methods on maps that also pair anchor points
 ACROSS_CELLS = {"mgd"}  # methods whose 3x3 convs see other neighbours on a finer grid
 BY_NUMBER = {"ld", "rm"}  # methods that take so many points of an object, which a finer grid has more of
-LEARNS = {"bckd_box": "boxes", "ld": "bins", "crosskd": "towers"}  # what a head method trains, if not logits
+LEARNS = {  # what a head method trains, if not logits
+    "bckd_box": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated", "oks": "keypoints",
+    "masks": "coefficients",
+}  # fmt: skip
 LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # what one trains in a student with a decoder
 LAYERED |= {"detr_query": "decode", "kd_detr": "decode", "d3etr": "decode"}
 DRAWS_QUERIES = {"kd_detr"}
@@ -168,8 +172,9 @@ def test_maps_of_twice_the_size_are_worth_the_same(name, tap, heads):
     """Every cell and anchor point four times, as on an image of twice the side."""
     pair = make_pair(heads=heads)
     pair = replace(pair, batch=on_cell_borders(pair.batch))
-    larger = converted(pair, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), MAPS)
-    larger = converted(larger, four_times, tuple(f for f in FIELDS if f not in MAPS))
+    grids = (*MAPS, "prototypes")
+    larger = converted(pair, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), grids)
+    larger = converted(larger, four_times, tuple(f for f in FIELDS if f not in grids))
     larger = replace(larger, batch={**pair.batch, "img": pair.batch["img"].repeat(1, 1, 2, 2)})
     method = build(name, pair, tap).eval()  # a method that draws numbers does not in eval mode
     expected = method(pair.student, pair.teacher, pair.batch).item()

@@ -22,9 +22,12 @@ from yolokd.methods.gid import GID
 from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
+from yolokd.methods.masks import Masks
 from yolokd.methods.match import Match
 from yolokd.methods.mgd import MGD
+from yolokd.methods.oks import OKS
 from yolokd.methods.pkd import PKD
+from yolokd.methods.probiou import ProbIoU
 from yolokd.methods.rank import PFI, RankMimicking
 from yolokd.methods.roi import RoI
 from yolokd.methods.rpn import RPN
@@ -52,6 +55,9 @@ METHODS: dict[str, type[Method]] = {
     "roi": RoI,
     "gid": GID,
     "rpn": RPN,
+    "probiou": ProbIoU,
+    "oks": OKS,
+    "masks": Masks,
     "detr_query": DETRQuery,
     "kd_detr": KDDETR,
     "detr_feat": DETRFeat,
