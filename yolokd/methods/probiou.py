@@ -68,7 +68,8 @@ class ProbIoU(Method):
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - ProbIoU of rotated boxes at equal places, (..., 5) twice -> (...), in [0, 1)."""
     square = -torch.expm1(-bhattacharyya(a, b))
-    return (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    found: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    return found
 
 
 def bhattacharyya(a: Tensor, b: Tensor) -> Tensor:
