@@ -2540,7 +2540,7 @@ def run_trial(
         t_min = WARM_UP_GPU_S if any(gpu) else WARM_UP_CPU_S
         warm = warm_up(detectors, frames, plan["seed"] + 1, t_min, limits.warm_up_cap_s)
         go()
-        load, ticks, start = _load(), _cpu_times(), time.perf_counter_ns()
+        average, ticks, start = _load(), _cpu_times(), time.perf_counter_ns()
         runs, seconds = measure(detectors, frames, limits, plan["seed"] + plan["repeat"])
         end, later = time.perf_counter_ns(), _cpu_times()
     finally:
@@ -2551,7 +2551,7 @@ def run_trial(
         "stream": plan["stream"],
         "window": [start, end],
         "warmup": warm,
-        "load": {"before": load, "after": _load()},
+        "load": {"before": average, "after": _load()},
         "steal": (later[0] - ticks[0]) / passed if ticks and later and passed else None,
         "images": _images(frames),
     }
