@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import pkgutil
 import re
 import tokenize
@@ -294,6 +295,7 @@ def test_declarations(name):
     cls = METHODS[name]
     assert cls.level in {"backbone", "neck", "head", "roi"}
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
+    assert cls.reported and 0 < cls.unit < math.inf
     assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
     assert set(cls.taps) <= set(MAPS) and cls.needs <= {*FIELDS, "finish"}
     first = {"head": (), "roi": ("neck",) if cls.taps else ()}.get(cls.level, (cls.level,))
