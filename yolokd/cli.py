@@ -23,6 +23,7 @@ yolokd: train a small YOLO under a large one, export it, measure it.
                  [out=runs/compare] [jobs=1] [...]         trains every arm with every seed, paired statistics
   yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
+  yolokd methods --cost [model=yolo11n.yaml] [teacher=yolo11s.yaml] [imgsz=640] [...]   what each adds to a step
   yolokd version | help
 
 Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
@@ -191,9 +192,25 @@ def _steptime(rest: list[str]) -> None:
 
 
 def _methods(rest: list[str]) -> None:
+    if "--cost" in rest:
+        _cost([a for a in rest if a != "--cost"])
+        return
     from yolokd.verbs.methods import describe
 
     print("\n\n".join(describe(name) for name in rest) or describe())
+
+
+def _cost(rest: list[str]) -> None:
+    from yolokd import compat
+
+    compat.check()
+    from yolokd.config import pairs
+    from yolokd.verbs.cost import cost
+
+    cost(
+        **_checked([a for a in rest if "." not in a.partition("=")[0]], cost, skip={"dotted"}),
+        **pairs([a for a in rest if "." in a.partition("=")[0]]),
+    )
 
 
 def _version(rest: list[str]) -> None:

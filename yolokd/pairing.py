@@ -72,7 +72,7 @@ class Pairing(nn.Module):
     def forward(
         self, student: Views, teacher: Shown, batch: dict[str, Any], active: list[str], schedule: dict[str, float]
     ) -> dict[str, Tensor]:
-        """Unweighted scalars by term name: a map term once, a head term for each branch of the student.
+        """Scalars by term name, each in its method's unit: a map term once, a head term for each branch of the student.
 
         Args:
             student: what the student showed of the batch, by strides.
@@ -82,7 +82,9 @@ class Pairing(nn.Module):
             schedule: weight of the student's branches in a head term.
         """
         pairs = {place: (student(place[0]), teacher(place[1])) for place in {self.places[n] for n in active}}
-        return {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        found = {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        units: dict[str, Any] = dict(self.methods.items())
+        return {name: units[name].unit * value for name, value in found.items()}
 
     def _term(
         self,

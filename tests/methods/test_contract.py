@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import pkgutil
 import re
 import tokenize
@@ -334,6 +335,7 @@ def test_declarations(name):
     cls = METHODS[name]
     assert cls.level in LEVELS
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
+    assert cls.reported and 0 < cls.unit < math.inf
     assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
     assert set(cls.taps) <= set(MAPS) and cls.needs | cls.student_needs | cls.teacher_needs <= {*FIELDS, *FUNCTIONS}
     first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.level)

@@ -66,6 +66,7 @@ class D3ETR(Method):
     level = "logit"
     term = "d3etr"
     paper = "Chen et al., D3ETR: Decoder Distillation for Detection Transformer, 2022, arXiv:2211.09768"
+    reported = "figures not at hand"
     needs = frozenset({"layer_logits", "layer_boxes", "attention"})
     student_needs = frozenset({"decode"})
     teacher_needs = frozenset({"content", "references"})

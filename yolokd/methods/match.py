@@ -85,6 +85,7 @@ class Match(Method):
     level = "logit"
     term = "match"
     paper = "ours, on Carion et al., 2020, arXiv:2005.12872 and Feng et al., TOOD, 2021, arXiv:2108.07755"
+    reported = "none published for detection"
     needs = frozenset({"logits", "boxes"})
     heads = ANY_HEADS
     classwise = True

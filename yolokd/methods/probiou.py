@@ -51,6 +51,7 @@ class ProbIoU(Method):
     level = "head"
     term = "piou"
     paper = "Llerena et al., Gaussian Bounding Boxes and Probabilistic Intersection-over-Union, 2021, arXiv:2106.06072"
+    reported = "none published for detection"
     needs = frozenset({"logits", "rotated"})
     heads = DENSE_HEADS
     Options: ClassVar[type] = ProbIoUOptions
