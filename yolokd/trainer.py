@@ -17,7 +17,10 @@ from ultralytics.cfg import cfg2dict
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.modules.head import RTDETRDecoder
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -188,6 +191,12 @@ class KDMixin(BaseTrainer):
             "n_images": len(self.test_loader.dataset),
             "map50": float(self.metrics["metrics/mAP50(B)"]),
             "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
+            **{  # of what a task has besides boxes
+                f"{what}_{figure}": float(self.metrics[key])
+                for letter, what in (("M", "mask"), ("P", "keypoint"))
+                for figure, name in (("map50", "mAP50"), ("map50_95", "mAP50-95"))
+                if (key := f"metrics/{name}({letter})") in self.metrics
+            },
             "conf": float(self.validator.args.conf),
             "iou": float(self.args.iou),
             "end2end": bool(getattr(self.validator, "end2end", False)),  # which head of a dual one was validated
@@ -203,9 +212,26 @@ class KDRTDETRTrainer(KDMixin, RTDETRTrainer):
     """Ultralytics' RT-DETR trainer with knowledge distillation."""
 
 
+class KDSegmentationTrainer(KDMixin, SegmentationTrainer):
+    """Ultralytics' trainer of instance segmentation with knowledge distillation."""
+
+
+class KDPoseTrainer(KDMixin, PoseTrainer):
+    """Ultralytics' pose trainer with knowledge distillation."""
+
+
+class KDOBBTrainer(KDMixin, OBBTrainer):
+    """Ultralytics' trainer for rotated boxes with knowledge distillation."""
+
+
+TRAINERS: dict[type, type[KDMixin]] = {
+    RTDETRDecoder: KDRTDETRTrainer, Segment: KDSegmentationTrainer, Pose: KDPoseTrainer, OBB: KDOBBTrainer,
+}  # fmt: skip
+
+
 def trainer_for(model: Any) -> type[KDMixin]:
     """The trainer for a student, by its head."""
-    return KDRTDETRTrainer if isinstance(model.model[-1], RTDETRDecoder) else KDTrainer
+    return next((t for kind, t in TRAINERS.items() if isinstance(model.model[-1], kind)), KDTrainer)
 
 
 def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str) -> dict[str, Any]:
