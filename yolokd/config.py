@@ -26,8 +26,12 @@ from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
+from yolokd.unlabeled import list_folder
 
-OURS = ("teacher", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes")  # beside the dotted ones
+OURS = (  # beside the dotted ones
+    "teacher", "teachers", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes", "unlabeled",
+    "unlabeled_ratio",
+)  # fmt: skip
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -118,12 +122,28 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         "gain": non_negative("kd", ours.get("kd", 1.0)),
         **chosen(ours.get("method") or "default", dotted),
     }
+    if "teachers" in ours:
+        kd["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
+        if len(kd["teacher"]) == 1:
+            raise UsageError(
+                f"teachers={kd['teachers']} is for several and teacher={ours['teacher']} is one: "
+                "give more, such as teacher=a.pt,b.pt, or leave teachers= out."
+            )
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:
         kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
         kd["classes"] = read_classes(str(ours["classes"]))
+    if "unlabeled_ratio" in ours and not ours.get("unlabeled"):
+        raise UsageError(
+            f"unlabeled_ratio={ours['unlabeled_ratio']} says how many unlabelled images a labelled one comes with: "
+            "give their folder, unlabeled=images/."
+        )
+    if ours.get("unlabeled"):
+        list_folder(ours["unlabeled"])
+        kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
+        kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
     return {**theirs, "kd": kd}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolokd import selection
 from yolokd import teacher as teachers
 from yolokd.classes import ClassMap, match
 from yolokd.detectors import read
@@ -53,11 +54,12 @@ class Pairing(nn.Module):
         student: reads the student.
         plan: what `plan` made of the teacher, whose model is taken over and changed.
         device: where the student is.
+        judged: whether the teacher's detections will be compared with those of others.
     """
 
     teacher: Teacher
 
-    def __init__(self, student: Reader, plan: Plan, device: torch.device) -> None:
+    def __init__(self, student: Reader, plan: Plan, device: torch.device, judged: bool = False) -> None:
         super().__init__()
         terms = plan.terms
         self.methods = nn.ModuleDict({name: term.method for name, term in terms.items()}).to(device)
@@ -67,7 +69,14 @@ class Pairing(nn.Module):
         self.fields = frozenset().union(*(needs(t.method) for t in terms.values())) or frozenset({"neck"})
         branches = student.branches if any(is_head_term(t.method) for t in terms.values()) else student.branches[:1]
         wanted = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
-        object.__setattr__(self, "teacher", Teacher(plan.teacher, self.fields, wanted, device, plan.scale))
+        shown = self.fields | selection.NEEDS if judged else self.fields
+        object.__setattr__(self, "teacher", Teacher(plan.teacher, shown, wanted, device, plan.scale))
+
+    def loss(self, teacher: Shown, batch: dict[str, Any]) -> Tensor:
+        """Loss of what the teacher showed of each image against its ground truth, (B,)."""
+        reader = self.teacher.reader
+        view = next(iter(teacher(reader.strides).values()))
+        return selection.losses(view, reader.spec.dense, self.classes, batch)
 
     def forward(
         self, student: Views, teacher: Shown, batch: dict[str, Any], active: list[str], schedule: dict[str, float]
@@ -168,7 +177,19 @@ def plans(student: Reader, kd: dict[str, Any], data: dict[str, Any], imgsz: Any,
         given = kd.get("classes")
         if single_cls:
             given = {str(name): str(data["names"][0]) for name in model.names.values()}
-        made.append(plan(student, read(model), kd, data["names"], match(data["names"], model.names, given), scale))
+        reader = read(model)
+        if kd.get("teachers") == "best" and (missing := selection.NEEDS - reader.spec.shows):
+            raise UsageError(
+                f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "
+                "use teachers=average."
+            )
+        made.append(plan(student, reader, kd, data["names"], match(data["names"], model.names, given), scale))
+    terms = [term for one in made for term in one.terms.values()]
+    if kd.get("unlabeled_ratio") and all(term.method.truth for term in terms):
+        raise UsageError(
+            f"unlabeled={kd['unlabeled']} has no ground truth, which every method asked for needs: "
+            "add one that does without, such as method=pkd."
+        )
     return made
 
 

@@ -62,6 +62,7 @@ class DeFeat(Method):
     term = "deft"
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (neck part)"
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = DeFeatOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: DeFeatOptions) -> None:

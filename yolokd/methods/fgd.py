@@ -71,6 +71,7 @@ class FGD(Method):
     term = "fgd"
     paper = "Yang et al., Focal and Global Knowledge Distillation for Detectors, 2022, arXiv:2111.11837"
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = FGDOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: FGDOptions) -> None:

@@ -75,6 +75,7 @@ class FGFI(Method):
     term = "fgfi"
     paper = "Wang et al., Distilling Object Detectors with Fine-grained Feature Imitation, 2019, arXiv:1906.03609"
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = FGFIOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: FGFIOptions) -> None:

@@ -79,6 +79,7 @@ class LD(Method):
     paper = "Zheng et al., Localization Distillation for Object Detection, 2022, arXiv:2204.05957 and arXiv:2102.12252"
     needs = frozenset({"logits", "bins"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = LDOptions
     options: LDOptions
 

@@ -54,6 +54,7 @@ class RPN(Method):
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (proposals)"
     needs = frozenset({"logits"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = RPNOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: RPNOptions) -> None:
