@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
 NAMES = {i: f"class {i}" for i in range(5)}
@@ -23,7 +23,8 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Det
 def _built(family: str, seed: int) -> DetectionModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DetectionModel(f"{family}.yaml", nc=len(NAMES), verbose=False)
+        kind = RTDETRDetectionModel if "rtdetr" in family else DetectionModel
+        model = kind(layout(family), nc=len(NAMES), verbose=False)
         # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         momentum = [m.momentum for m in norms]
@@ -35,12 +36,29 @@ def _built(family: str, seed: int) -> DetectionModel:
             model.train()(torch.rand(4, 3, 128, 128))
         for norm, m in zip(norms, momentum, strict=True):
             norm.momentum = m
+        for last in getattr(model.model[-1], "dec_bbox_head", ()):
+            last.layers[-1].weight.data.normal_(0, 0.1)
         for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
             for tower in getattr(model.model[-1], name, None) or ():
                 tower[-1].weight.data.normal_(0, 0.15)
                 tower[-1].bias.data.normal_(0, 0.5)
-    model.names, model.args = NAMES, get_cfg(DEFAULT_CFG)
+    model.names, model.args, model.nc = NAMES, get_cfg(DEFAULT_CFG), len(NAMES)
     return model.eval()
+
+
+def layout(family: str) -> str | dict:
+    """A family's YAML; small forms of those that have none: YOLOv3, and RT-DETR with a decoder of so many layers.
+
+    "rtdetr-2-20-32" has 2 decoder layers and 20 queries of width 32 on a YOLOv8n.
+    """
+    if family == "yolov3n":
+        return {**yaml_model_load("yolov3.yaml"), "width_multiple": 0.125, "depth_multiple": 0.33}
+    if family.startswith("rtdetr-") and family.count("-") == 3:
+        layers, queries, width = map(int, family.split("-")[1:])
+        found = yaml_model_load("yolov8-rtdetr.yaml")
+        found["head"][-1][-1] = ["nc", width, queries, 2, 4, layers]
+        return {**found, "scale": "n", "yaml_file": f"{family}.yaml"}
+    return f"{family}.yaml"
 
 
 def images(batch: int = 2, height: int = 64, width: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64):

@@ -48,7 +48,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
         "epochs": 7,
         "data": "x.yaml",
         "kd": {
-            "teacher": str(teacher.resolve()),
+            "teacher": [str(teacher.resolve())],
             "gain": 3.0,
             "methods": {"cwd": {"tau": 2, "gain": 1.0}, "logit": {"gain": 0.5}},
         },
@@ -78,7 +78,7 @@ def test_an_argument_like_nothing_known_is_refused_with_a_place_to_look(teacher)
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "abc", True, None, [1]])
 def test_gain_must_be_a_number_of_zero_or_more(teacher, value):
     assert f"kd={value} " in refused(config.fold, {"teacher": teacher, "kd": value})
-    assert f"pkd.gain={value} " in refused(config.methods, "pkd", {"pkd.gain": value})
+    assert f"pkd.gain={value} " in refused(config.chosen, "pkd", {"pkd.gain": value})
 
 
 @pytest.mark.parametrize(("key", "value"), [("compile", True), ("quantize", 8), ("distill_model", "big.pt")])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from models_for_tests import build, images
 from torch import nn
-from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.nn.tasks import ClassificationModel
 
+from yolokd.detectors import read
 from yolokd.detectors.yolo import YoloReader, decode
 from yolokd.errors import UsageError
 from yolokd.views import DENSE, MAPS
@@ -259,5 +260,5 @@ def test_boxes_in_half_precision_are_decoded_in_float32():
 
 def test_another_head_is_refused_by_name():
     """Without this the first batch would end in an AttributeError."""
-    with pytest.raises(UsageError, match="yolov8-rtdetr.*RTDETRDecoder"):
-        YoloReader(RTDETRDetectionModel("yolov8-rtdetr.yaml", nc=5, verbose=False))
+    with pytest.raises(UsageError, match="yolo11n-cls ends in Classify"):
+        read(ClassificationModel("yolo11n-cls.yaml", nc=5, verbose=False))

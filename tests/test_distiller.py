@@ -14,7 +14,7 @@ from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd import config
-from yolokd.detectors.yolo import YoloReader
+from yolokd.detectors import YoloReader, read
 from yolokd.distiller import Distiller
 from yolokd.methods import METHODS
 from yolokd.pairing import Pairing, plan, term_name
@@ -158,8 +158,8 @@ def test_the_teacher_is_no_part_of_the_module():
     theirs = {id(x) for x in [*teacher.parameters(), *teacher.buffers(), *teacher.modules()]}
     ours = [*distiller.parameters(), *distiller.buffers(), *distiller.modules(), *distiller.state_dict().values()]
     assert not theirs & {id(x) for x in ours}
-    assert {n.partition(".")[0] for n in distiller.state_dict()} == {"module", "methods"}
-    assert copy.deepcopy(distiller).teacher is distiller.pairings[0].teacher
+    assert {n.partition(".")[0] for n in distiller.state_dict()} == {"module", "pairings"}
+    assert copy.deepcopy(distiller).pairings[0].teacher is distiller.pairings[0].teacher
 
 
 def test_a_tensor_goes_through_the_student_and_in_training_through_the_teacher_too():
@@ -196,11 +196,29 @@ def test_levels_are_paired_by_stride(student, teacher):
     distiller = make(student, teacher, method="pkd,bckd_box")
     seen = spied(distiller)
     _, items = distiller(batch(SIZE))
-    assert distiller.strides == (8, 16, 32)
+    assert set(distiller.pairings[0].places.values()) == {((8, 16, 32), (8, 16, 32))}
     assert all(items[name].isfinite() and items[name] > 0 for name in distiller.gains)
     for views in (seen["student"], seen["teacher"]):
         assert {v.boxes.shape[1] for v in views.values()} == {8 * 8 + 4 * 4 + 2 * 2}
         assert [m.shape[-1] for m in views["one2many"].neck] == [8, 4, 2]
+
+
+def test_a_level_without_a_partner_takes_the_nearest_by_choice():
+    """levels=resize: the level at stride 4 learns from the teacher's at 8; predictions stay with common strides."""
+    readers = read(build("yolo26n-p2", 0, torch.float32)), read(build("yolo26n", 1, torch.float32))
+    kd = {"gain": 1.0, "levels": "resize", **config.chosen("pkd,logit,sl2", {})}
+    made = plan(*readers, kd, NAMES)
+    common = (8, 16, 32)
+    assert {name: term.place for name, term in made.terms.items()} == {
+        "pkd_loss": ((4, *common), (8, *common)),
+        "logit_loss": (common, common),
+        "sl2_loss": (common, common),  # weights cells by scores, so that it needs anchor points too
+    }
+    distiller = Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
+    loss, _ = distiller(batch(2))
+    loss.sum().backward()
+    adapters = distiller.pairings[0].methods["pkd_loss"].adapters
+    assert len(adapters) == 4 and all(a.weight.grad.abs().max() > 0 for a in adapters)
 
 
 def half(data: dict, rank: int) -> dict:

@@ -13,9 +13,9 @@ from models_for_tests import build, images
 from torch import nn
 from ultralytics import YOLO
 
-from yolokd.detectors.yolo import YoloReader
+from yolokd.detectors import RTDETRReader, YoloReader
 from yolokd.errors import UsageError
-from yolokd.teacher import Teacher, load, locate
+from yolokd.teacher import Teacher, fit_channels, load, locate, scaled
 from yolokd.views import DENSE, MAPS
 
 ALL = frozenset(DENSE)
@@ -232,3 +232,67 @@ def test_a_real_checkpoint_loads(teacher):
     assert not model.training
     assert next(model.parameters()).dtype == torch.float32
     assert model.names[9] == "ankle-boot"
+
+
+# Teachers that see other images than the student
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_a_teacher_of_another_image_size_speaks_of_the_students_places(scale):
+    """Boxes in the student's pixels, and at each of its anchor points what the teacher says at a nearest one."""
+    x, strides = images(2, 64, 128), (8, 16, 32)
+    teacher = Teacher(YoloReader(build("yolo11n")), frozenset(("logits", "boxes", "neck")), ("one2many",), CPU, scale)
+    seen = scaled(x, scale, 32)
+    assert seen.shape[-2:] == (64 * scale, 128 * scale)
+    whole = views(make(build("yolo11n"), ("one2many",)), seen)["one2many"]
+    found = teacher(x)(strides)["one2many"]
+    assert found.logits.shape == (2, 8 * 16 + 4 * 8 + 2 * 4, 5)
+    mine, theirs = (
+        torch.tensor([
+            ((c + 0.5) * s / k, (r + 0.5) * s / k, s)
+            for s in strides for r in range(int(64 * k) // s) for c in range(int(128 * k) // s)
+        ])
+        for k in (1, scale)
+    )  # fmt: skip
+    for n, (column, row, stride) in enumerate(mine.tolist()):
+        gap = ((theirs[:, :2] - torch.tensor([column, row])) ** 2).sum(1)
+        gap[theirs[:, 2] != stride] = torch.inf
+        nearest = (gap <= gap.min() + 1e-4).nonzero().flatten()
+        same = [m for m in nearest.tolist() if torch.allclose(found.logits[:, n], whole.logits[:, m], rtol=1e-5)]
+        assert same
+        torch.testing.assert_close(found.boxes[:, n], whole.boxes[:, same[0]] / scale, rtol=1e-5, atol=1e-4)
+    assert [m.shape[-1] for m in found.neck] == [16 * scale, 8 * scale, 4 * scale]
+
+
+def test_a_set_of_another_image_size_is_in_the_students_pixels():
+    fields = frozenset({"logits", "boxes", "layer_boxes", "content", "references", "decode"})
+    x = images(dtype=torch.float32)
+    double = Teacher(RTDETRReader(build("rtdetr-2-20-32", dtype=torch.float32)), fields, ("decoder",), CPU, 2.0)
+    plain = Teacher(RTDETRReader(build("rtdetr-2-20-32", dtype=torch.float32)), fields, ("decoder",), CPU)
+    found = double(x)((8, 16, 32))["decoder"]
+    expected = plain(scaled(x, 2.0, 32))((8, 16, 32))["decoder"]
+    for field in ("boxes", "references"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field) / 2, rtol=1e-4, atol=1e-3)
+    decoded = found.decode(found.content, found.references)["layer_boxes"]
+    for a, b in zip(decoded, found.layer_boxes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
+def test_a_gray_student_under_a_colour_teacher():
+    """Summed filters: the teacher must say of a gray image what it says of the same image in three equal channels."""
+    gray = images()[:, :1]
+    model = build("yolo11n")
+    expected = views(make(copy.deepcopy(model), ("one2many",)), gray.expand(-1, 3, -1, -1))["one2many"]
+    assert fit_channels(model, 1) and not fit_channels(model, 1)
+    found = views(make(model, ("one2many",)), gray)["one2many"]
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+
+
+def test_a_multispectral_student_under_a_colour_teacher():
+    """The first three channels are the teacher's; of what the others hold it knows nothing."""
+    model, x = build("rtdetr-2-20-32", dtype=torch.float32), torch.rand(1, 5, 64, 64)
+    expected = Teacher(RTDETRReader(copy.deepcopy(model)), frozenset({"neck"}), ("decoder",), CPU)(x[:, :3])((8,))
+    assert fit_channels(model, 5)
+    found = Teacher(RTDETRReader(model), frozenset({"neck"}), ("decoder",), CPU)(x)((8,))
+    torch.testing.assert_close(found["decoder"].neck[0], expected["decoder"].neck[0])

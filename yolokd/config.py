@@ -200,7 +200,11 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         dotted: "cwd.tau" -> 2 and the like; the method must be among the chosen ones.
     """
     if not is_recipe(method):
-        return {"methods": methods({key: {} for key in _keys(method)}, dotted)}
+        keys = _keys(method)
+        for key in keys:
+            check_method(key)
+        _check_once(keys)
+        return {"methods": methods({key: {} for key in keys}, dotted)}
     by_pair, optional = read_recipe(str(method))
     known = {key for part in by_pair.values() for key in part}
     for name, value in dotted.items():
@@ -298,7 +302,7 @@ def read_recipe(method: str) -> tuple[dict[str, dict[str, dict[str, Any]]], bool
         raise UsageError(f"method={method} does not exist; shipped recipes are {', '.join(shipped())}.")
     recipe = _read_yaml("method", method, file)
     parts = {}
-    if isinstance(recipe, dict):
+    if isinstance(recipe, dict) and recipe.keys() & {"methods", "pairs"}:
         check_keys(recipe, ["methods", "pairs", "optional"], f"key in the recipe {method}:")
         pairs_of = recipe.get("pairs") or {}
         if isinstance(pairs_of, dict):

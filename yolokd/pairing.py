@@ -249,9 +249,10 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
 
 
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
-    """Refuse a method that needs what one side cannot show."""
-    for role, spec in (("student", student), ("teacher", teacher)):
-        if missing := sorted(needs(method) - spec.shows):
+    """Refuse a method that needs what one side cannot show; what it needs beyond its class, it needs of the student."""
+    of_teacher = needs(method) - (method.needs - type(method).needs)
+    for role, spec, wanted in (("student", student, needs(method)), ("teacher", teacher, of_teacher)):
+        if missing := sorted(wanted - spec.shows):
             raise UsageError(
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."

@@ -59,6 +59,6 @@ class Spec:
     dense: bool = (
         True  # N are anchor points; False: a set without order (RT-DETR's queries, a foreign detector's boxes)
     )
-    shows: frozenset[str] = frozenset((*DENSE, "finish"))  # fields of the view that it can fill
+    shows: frozenset[str] = frozenset((*DENSE, "finish"))  # fields of the view that its kind of head fills
     layers: int = 0  # D; 0 without a decoder
     width: int = 0  # W; 0 without a decoder

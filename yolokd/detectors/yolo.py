@@ -41,8 +41,8 @@ class YoloReader(Reader):
             self.probe(size)
         widths = {field: self._channels(self._maps(seen, field, self.branches[0])) for field in MAPS}
         bins = head.reg_max if head.reg_max > 1 else 0
-        hidden = {f for f, given in {"backbone": self.stages, "bins": bins}.items() if not given}
-        self.spec = Spec(self.strides, widths, head.nc, bins, name(model), shows=self.fields - hidden)
+        shows = self.fields if self.stages else self.fields - {"backbone"}
+        self.spec = Spec(self.strides, widths, head.nc, bins, name(model), shows=shows)
 
     def loss_factor(self, images: int) -> int:
         """The number of images: a Detect head's loss is their sum."""
