@@ -227,7 +227,7 @@ def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str
     """Plain values that say how a student was made: teacher files and their hashes, methods, gain and data set."""
     from yolokd import __version__
 
-    files = [{"file": Path(t).name, "sha256": teacher.digest(t)} for t in kd["teacher"]]
+    files = [{"file": teacher.title(t), "sha256": teacher.digest(t)} for t in kd["teacher"]]
     origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": kd["gain"]}
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}
 
