@@ -21,6 +21,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
@@ -30,7 +31,7 @@ from yolokd.unlabeled import list_folder
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes", "unlabeled",
-    "unlabeled_ratio",
+    "unlabeled_ratio", "teacher.contract", "teacher.names",
 )  # fmt: skip
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
@@ -116,7 +117,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
-    dotted = {k: v for k, v in ours.items() if "." in k}
+    dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
     kd = {
         "teacher": locate_all(ours["teacher"]),
         "gain": non_negative("kd", ours.get("kd", 1.0)),
@@ -129,6 +130,13 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
                 f"teachers={kd['teachers']} is for several and teacher={ours['teacher']} is one: "
                 "give more, such as teacher=a.pt,b.pt, or leave teachers= out."
             )
+    for key in ("teacher.contract", "teacher.names"):
+        if key in ours and not any(t.endswith(".onnx") for t in kd["teacher"]):
+            raise UsageError(f"{key}={ours[key]} is about an ONNX teacher: leave it out for {kd['teacher'][0]}.")
+    if "teacher.contract" in ours:
+        kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
+    if "teacher.names" in ours:
+        kd["teacher_names"] = read_names(ours["teacher.names"])
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:
@@ -179,6 +187,19 @@ def read_classes(file: str) -> dict[str, str]:
     ):
         raise UsageError(f"classes={file} is not a class map: write lines `name in teacher: name in data`.")
     return {str(k): str(v) for k, v in names.items()}
+
+
+def read_names(file: Any) -> dict[int, str]:
+    """Class index -> name from a YAML file: a list, a mapping, or a data set's with such an entry `names`."""
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UsageError(f"teacher.names={file} does not exist: give a YAML file with a list of class names.")
+    found = _read_yaml("teacher.names", file, path)
+    found = found.get("names", found) if isinstance(found, dict) else found
+    names = dict(enumerate(found)) if isinstance(found, list) else found
+    if not isinstance(names, dict) or not names or any(not isinstance(k, int) for k in names):
+        raise UsageError(f"teacher.names={file} has no class names: write a list, or lines `index: name`.")
+    return {k: str(v) for k, v in names.items()}
 
 
 def non_negative(key: str, value: Any) -> float:

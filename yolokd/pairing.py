@@ -172,7 +172,7 @@ def plans(student: Reader, kd: dict[str, Any], data: dict[str, Any], imgsz: Any,
     scale = (kd.get("teacher_imgsz") or side) / side
     made = []
     for path in kd["teacher"]:
-        model = teachers.load(path)
+        model = teachers.load(path, kd.get("teacher_contract"), kd.get("teacher_names"))
         teachers.fit_channels(model, data.get("channels", 3))
         given = kd.get("classes")
         if single_cls:
@@ -217,6 +217,7 @@ def _build(
     cls = METHODS[name]
     tap = tap or next(iter(cls.taps), "")
     check_heads(key, cls, student.spec, teacher.spec)
+    check_tap(key, cls, tap, student.spec, teacher.spec)
     place = levels_for(key, cls, tap, student, teacher, levels == "resize")
     specs = replace(student.spec_at(place[0]), classes=classes), teacher.spec_at(place[1])
     if scale != 1:  # bins count the teacher's own cells
@@ -246,6 +247,18 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
         f"method {key} compares {wanted}, and {student.name} shows {what[kind(student)]}, "
         f"{teacher.name} {what[kind(teacher)]}: use method=match for their predictions."
     )
+
+
+def check_tap(key: str, method: type[Method], tap: str, student: Spec, teacher: Spec) -> None:
+    """Refuse a method on maps that one side does not show, before any level is paired."""
+    for role, spec in (("student", student), ("teacher", teacher)):
+        if tap and tap not in spec.shows:
+            taps = [t for t in method.taps if t in student.shows and t in teacher.shows]
+            remedy = f"method={key.partition('@')[0]}@{taps[0]}" if taps else "method=match, which compares detections"
+            raise UsageError(
+                f"method {key} needs maps of the {tap}, which the {role} {spec.name} does not show "
+                f"(it shows {', '.join(sorted(spec.shows))}): use {remedy}."
+            )
 
 
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
