@@ -8,10 +8,19 @@ import functools
 import torch
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
+from ultralytics.nn.tasks import (
+    DetectionModel,
+    OBBModel,
+    PoseModel,
+    RTDETRDetectionModel,
+    SegmentationModel,
+    yaml_model_load,
+)
 from ultralytics.utils import DEFAULT_CFG
 
 NAMES = {i: f"class {i}" for i in range(5)}
+CLASSES = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}  # by the family's ending
+LAST = ("cv2", "cv3", "one2one_cv2", "one2one_cv3", "cv4", "one2one_cv4", "cv4_kpts", "one2one_cv4_kpts")
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> DetectionModel:
@@ -23,7 +32,7 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Det
 def _built(family: str, seed: int) -> DetectionModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        kind = RTDETRDetectionModel if "rtdetr" in family else DetectionModel
+        kind = RTDETRDetectionModel if "rtdetr" in family else CLASSES.get(family.partition("-")[2], DetectionModel)
         model = kind(layout(family), nc=len(NAMES), verbose=False)
         # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -38,10 +47,12 @@ def _built(family: str, seed: int) -> DetectionModel:
             norm.momentum = m
         for last in getattr(model.model[-1], "dec_bbox_head", ()):
             last.layers[-1].weight.data.normal_(0, 0.1)
-        for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+        for name in LAST:
             for tower in getattr(model.model[-1], name, None) or ():
-                tower[-1].weight.data.normal_(0, 0.15)
-                tower[-1].bias.data.normal_(0, 0.5)
+                last = tower[-1] if isinstance(tower, nn.Sequential) else tower
+                if isinstance(last, nn.Conv2d):  # a YOLO26 pose tower's are elsewhere
+                    last.weight.data.normal_(0, 0.15)
+                    last.bias.data.normal_(0, 0.5)
     model.names, model.args, model.nc = NAMES, get_cfg(DEFAULT_CFG), len(NAMES)
     return model.eval()
 

@@ -50,6 +50,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
         "kd": {
             "teacher": [str(teacher.resolve())],
             "gain": 3.0,
+            "init": "auto",
             "methods": {"cwd": {"tau": 2, "gain": 1.0}, "logit": {"gain": 0.5}},
         },
     }
@@ -58,7 +59,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
 
 def test_fold_takes_the_default_recipe(teacher):
     kd = config.fold({"teacher": teacher})["kd"]
-    assert kd == {"teacher": [str(teacher.resolve())], "gain": 1.0, **config.chosen("default", {})}
+    assert kd == {"teacher": [str(teacher.resolve())], "gain": 1.0, "init": "auto", **config.chosen("default", {})}
     assert {METHODS[k.partition("@")[0]].level for k in kd["recipe"]["dense/dense"]} == {"neck", "head"}
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import csv
 
 import pytest
 import torch
-from models_for_tests import batch, build, images
+import yaml
+from models_for_tests import NAMES, batch, build, images, layout
 from torchvision.ops import box_convert
+from ultralytics import RTDETR
 
+import yolokd
+from yolokd import config
 from yolokd.detectors import RTDETRReader, YoloReader, read
+from yolokd.distiller import Distiller
+from yolokd.pairing import Pairing, plan
 from yolokd.teacher import Teacher
 
 SMALL = "rtdetr-3-20-32"
@@ -147,3 +154,47 @@ def test_a_teacher_of_maps_skips_its_decoder():
     view = teacher(images(dtype=torch.float32))((16,))["decoder"]
     assert len(view.neck) == 1 and view.neck[0].shape == (2, 128, 4, 6)
     assert not hasattr(teacher.model.model[-1], "decoder")
+
+
+# Whole trainings, through the command's function
+
+
+@pytest.mark.slow
+def test_rtdetr_learns_from_yolo_and_teaches_it(scenes, teacher, tmp_path, monkeypatch):
+    """RT-DETR under YOLO, then RT-DETR and YOLO under that RT-DETR: terms fall, checkpoints are the plain students."""
+    monkeypatch.chdir(tmp_path)
+    small = tmp_path / "smalln.yaml"
+    small.write_text(yaml.safe_dump({k: v for k, v in layout(SMALL).items() if k not in {"scale", "yaml_file"}}))
+    budget = {
+        "data": scenes, "imgsz": 64, "batch": 8, "nbs": 8, "epochs": 2, "optimizer": "AdamW", "lr0": 1e-3,
+        "workers": 0, "plots": False, "amp": False, "device": "cpu", "project": tmp_path / "runs",
+    }  # fmt: skip
+    under_yolo = yolokd.train(model=small, teacher=teacher, name="a", **budget)
+    assert isinstance(under_yolo, RTDETR)
+    distilled = {"a": under_yolo.trainer}
+    assert list(under_yolo.trainer.distiller.gains) == ["pkd_loss", "match_loss"]
+    best = under_yolo.trainer.best
+    for name, model, method in [("b", small, None), ("c", "yolo11n.yaml", None), ("d", small, "kd_detr,detr_query")]:
+        more = {"method": method} if method else {}
+        distilled[name] = yolokd.train(model=model, teacher=best, name=name, **budget, **more).trainer
+    assert list(distilled["b"].distiller.gains) == ["pkd_loss", "dlogi_loss"]
+    assert list(distilled["c"].distiller.gains) == ["pkd_loss", "match_loss"]
+    for trainer in distilled.values():
+        with (trainer.save_dir / "results.csv").open() as file:
+            first, last = csv.DictReader(file)
+        for name in trainer.distiller.gains:
+            assert 0 < float(last[f"train/{name}"]) < 1.1 * float(first[f"train/{name}"]), name
+    plain = RTDETR(distilled["b"].best)
+    assert type(plain.model).__module__.startswith("ultralytics.")
+    plain.export(format="onnx", imgsz=64, simplify=False)
+
+
+@pytest.mark.slow
+def test_the_large_rtdetr_takes_a_step():
+    """rtdetr-l as student and as teacher, at a size that a CPU can bear."""
+    readers = read(build("rtdetr-l", 0, torch.float32)), read(build("rtdetr-l", 1, torch.float32))
+    made = plan(*readers, {"gain": 1.0, **config.chosen("default", {})}, NAMES)
+    distiller = Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
+    loss, items = distiller(batch(2, side=96))
+    loss.sum().backward()
+    assert loss.isfinite().all() and list(items)[3:] == ["pkd_loss", "dlogi_loss"]

@@ -149,8 +149,8 @@ def flipped(file: Path, teacher: Path) -> None:
     file.write_bytes(content)
 
 
-def segment(file: Path, teacher: Path) -> None:
-    YOLO("yolo11n-seg.yaml").save(file)
+def classify(file: Path, teacher: Path) -> None:
+    YOLO("yolo11n-cls.yaml").save(file)
 
 
 def torchscript(file: Path, teacher: Path) -> None:
@@ -181,7 +181,7 @@ def bomb_in_a_real_checkpoint(file: Path, teacher: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        text, empty, truncated, flipped, segment, torchscript, other_dictionary, other_network,
+        text, empty, truncated, flipped, classify, torchscript, other_dictionary, other_network,
         bomb, bare_bomb, bomb_in_a_real_checkpoint,
     ],
 )  # fmt: skip
@@ -195,8 +195,8 @@ def test_a_file_that_is_no_teacher_is_refused_and_runs_no_code(write, tmp_path, 
     assert "big.pt" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "marker").exists()
-    if write is segment:
-        assert "segment" in str(refusal.value)
+    if write is classify:
+        assert "task classify" in str(refusal.value)
 
 
 def test_the_bomb_would_go_off_elsewhere(tmp_path):

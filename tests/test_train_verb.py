@@ -49,7 +49,7 @@ def damaged(tmp_path_factory, teacher):
     (folder / "truncated.pt").write_bytes(teacher.read_bytes()[:300_000])
     torch.save({"weights": torch.zeros(3)}, folder / "other.pt")
     torch.save(torch.zeros(3), folder / "tensor.pt")
-    YOLO("yolo11n-seg.yaml").save(folder / "segment.pt")
+    YOLO("yolo11n-cls.yaml").save(folder / "classify.pt")
     return folder
 
 
@@ -95,10 +95,12 @@ def test_a_teacher_that_is_no_file(refused, value):
 
 
 def test_a_teacher_or_student_of_another_task(refused, damaged):
-    assert "task segment" in refused(f"teacher={damaged / 'segment.pt'}")
-    assert "task segment" in refused(f"model={damaged / 'segment.pt'}")
-    assert "task segment" in refused("model=yolo11n-seg.yaml")
-    assert "task=segment" in refused("task=segment")
+    assert "task classify" in refused(f"teacher={damaged / 'classify.pt'}")
+    assert "task classify" in refused(f"model={damaged / 'classify.pt'}")
+    assert "task semantic" in refused("model=yolo26n-sem.yaml")
+    assert "task=segment: model=yolo11n.yaml is for the task detect" in refused("task=segment")
+    assert "WorldDetect, which yolokd cannot read" in refused("model=yolov8n-worldv2.yaml")
+    assert "has no kpt_shape" in refused("model=yolo11n-pose.yaml")
 
 
 def test_no_class_in_common(refused, teacher, place):

@@ -448,7 +448,7 @@ def test_checkpoint_state_without_adapters_leaves_them_as_they_are():
 
     class Trainer(KDMixin, Base):
         def __init__(self):
-            self.distiller = SimpleNamespace(methods=nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)}))
+            self.distiller = SimpleNamespace(methods=nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)}), balance=None)
 
     trainer, other = Trainer(), nn.ModuleDict({"pkd_loss": nn.Linear(2, 2)})
     before = copy.deepcopy(trainer.distiller.methods.state_dict())
@@ -465,7 +465,7 @@ def test_checkpoint_state_without_adapters_leaves_them_as_they_are():
 def test_validation_has_no_entry_for_our_terms():
     """Neither its figures nor its names: with val=False the names alone become columns of constant 0."""
     trainer = KDTrainer.__new__(KDTrainer)
-    trainer.loss_names, trainer.distiller = ("box_loss", "pkd_loss"), SimpleNamespace(gains={"pkd_loss": 1.0})
+    trainer.loss_names, trainer.distiller = ("box_loss", "pkd_loss"), SimpleNamespace(columns=["pkd_loss"])
     figures = {"box_loss": torch.tensor(2.0), "pkd_loss": torch.tensor(1.0)}
     assert trainer.label_loss_items() == ["train/box_loss", "train/pkd_loss"]
     assert trainer.label_loss_items(figures) == {"train/box_loss": 2.0, "train/pkd_loss": 1.0}

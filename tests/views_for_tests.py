@@ -25,7 +25,9 @@ OTHER_SIZES = [  # H, W a level of (student, teacher)
     (((5, 4), (3, 2)), SIZES),
 ]
 BINS = 4
-SET_SHOWS = frozenset(set(FIELDS) - {"towers", "bins"} | {"decode"})
+JOINTS = 3  # keypoints of an object
+OF_TASKS = {"rotated", "keypoints", "coefficients", "prototypes"}  # what no detection head shows
+SET_SHOWS = frozenset(set(FIELDS) - {"towers", "bins", *OF_TASKS} | {"decode"})
 HEAD = "head"  # stands for the tap of a method that has none
 DENSE = "dense/dense"  # kinds of heads, student/teacher
 QUERIES, LAYERS, QUERY_WIDTHS = (5, 7), (2, 3), (4, 6)  # of decoders, (student, teacher)
@@ -58,7 +60,7 @@ def make_pair(
     images, specs, views = make_batch(seed, batch, sizes[0]), [], []
     for i, head in enumerate(heads.split("/")):
         view = make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype)
-        facts = {"bins": BINS, "name": ("small", "large")[i]}
+        facts = {"bins": BINS, "keypoints": JOINTS, "name": ("small", "large")[i]}
         if head == "set":
             size = (images["img"].shape[-2], images["img"].shape[-1])
             decoder = Decoder(2 * seed + i, batch, layers[i], query_widths[i], classes[i], size, dtype)
@@ -80,7 +82,8 @@ def make_set(view: View, decoder: Decoder, seed: int, queries: int) -> View:
     found = decoder(content, references)
     predictions = {"logits": found["layer_logits"][-1], "boxes": found["layer_boxes"][-1]}
     queries_in = {"content": content, "references": references, "decode": decoder}
-    return replace(view, towers=None, bins=None, finish=None, **predictions, **queries_in, **found)
+    absent = dict.fromkeys(("towers", "bins", "finish", *OF_TASKS))
+    return replace(view, **absent, **predictions, **queries_in, **found)
 
 
 class Decoder:
@@ -157,6 +160,7 @@ def make_view(
 
     points = sum(h * w for h, w in sizes)
     centres, sides = 12 * normal(batch, points, 2), 4 + 6 * normal(batch, points, 2).abs()
+    prototypes = widths[0] + 1
     finish = Finish([normal(out, c, 1, 1) for out in (4 * BINS, classes) for c in widths])
     return View(
         strides=STRIDES,
@@ -167,6 +171,10 @@ def make_view(
         boxes=torch.cat((centres - sides, centres + sides), -1),
         bins=normal(batch, points, 4, BINS),
         finish=finish,
+        rotated=torch.cat((centres, 2 * sides, normal(batch, points, 1)), -1),
+        keypoints=normal(batch, points, JOINTS, 3) * normal(3).new_tensor([12, 12, 1]),
+        coefficients=normal(batch, points, prototypes),
+        prototypes=normal(batch, prototypes, *(2 * side for side in sizes[0])),
     )
 
 
@@ -236,7 +244,17 @@ def tensors(view: View, field: str) -> list[Tensor]:
 
 def reads(method: Method) -> list[str]:
     """Fields of a view that a method says it reads."""
-    return sorted(method.needs | ({method.tap} & set(MAPS)))
+    return sorted(method.needs | method.student_needs | method.teacher_needs | ({method.tap} & set(MAPS)))
+
+
+def answer(view: View, content: Tensor, references: Tensor) -> dict[str, Any]:
+    """What a view of lists has its decoder make of queries, as lists."""
+    decoder = (
+        view.decode.changed(lambda x: torch.tensor(x, dtype=torch.float64))
+        if isinstance(view.decode.memory, list)
+        else view.decode
+    )
+    return {name: [x.tolist() for x in value] for name, value in decoder(content, references).items()}
 
 
 # For the scalar references. A map is a list [b][c][y][x] of floats.
@@ -347,7 +365,7 @@ def difference(reference: Callable, student: View, teacher: View, field: str, i:
     step, ends = 1e-5, []
     for sign in (1, -1):
         value = copy.deepcopy(getattr(student, field))
-        place = value[i] if isinstance(value, tuple) else value
+        place = value.memory if isinstance(value, Decoder) else value[i] if isinstance(value, tuple) else value
         for k in index[:-1]:
             place = place[k]
         place[index[-1]] += sign * step

@@ -6,17 +6,20 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "KDRTDETRTrainer", "KDTrainer", "bench", "export", "train"]
+_TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
+__all__ = ["METHODS", *_TRAINERS, "bench", "bundle", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
-    "KDTrainer": "trainer",
-    "KDRTDETRTrainer": "trainer",
+    **dict.fromkeys(_TRAINERS, "trainer"),
     "train": "verbs.train",
     "export": "verbs.export",
+    "bundle": "verbs.bundle",
     "bench": "verbs.bench",
+    "compare": "verbs.compare",
+    "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {"KDTrainer", "KDRTDETRTrainer", "train", "export"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,17 +11,28 @@ yolokd: train a small YOLO under a large one, export it, measure it.
 
   yolokd train   model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [kd=1.0] [cwd.tau=2] [...]
   yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
-  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard] [threads=2] [provider=cpu|cuda|trt|auto]
+  yolokd bundle  model=best.pt [out=name-edge.zip] [data=my.yaml] [fp16=True] [int8=True] [contract=raw] [imgsz=640]
+  yolokd inspect model=a.onnx                             parameters, FLOPs, memory and the ten slowest nodes
+  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [provider=cpu|cuda|trt|auto]
+                 [quick=True] [repeats=5] [threads=1,2] [streams=1,2] [imgsz=320,640] [power=True] [...]
+  yolokd compare base.json new.json [--max-regress 5%] [--metric total.p50,total.p99] [--min-map-delta -0.5]
+                 [--json FILE] [--md FILE] [--junit FILE]  is the new one slower? a gate for CI
+  yolokd pareto  reports/*.json [x=latency|energy|size] [metric=total.p50] [out=pareto.png] [json=FILE] [md=FILE]
+  yolokd plot    report.json [out=DIR]                     distribution, stages, latency over time
+  yolokd compare methods=builtin,default,pkd+logit model=... teacher=... data=... [arms=arms.yaml] [seeds=3]
+                 [out=runs/compare] [jobs=1] [...]         trains every arm with every seed, paired statistics
   yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
+  yolokd methods --cost [model=yolo11n.yaml] [teacher=yolo11s.yaml] [imgsz=640] [...]   what each adds to a step
   yolokd version | help
 
 Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
-Exit codes: 0 done, 2 bad input, 4 provider not active, 5 exported file differs from the checkpoint.
+Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive or a study's run failed, 4 provider not active,
+5 exported file differs from the checkpoint.
 """
-CODES = (2, 4, 5)
-STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
+CODES = (1, 2, 3, 4, 5)
+STAND_ON_ULTRALYTICS = {"train", "export", "bundle", "demo", "steptime"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +77,26 @@ def _export(rest: list[str]) -> None:
     export(**arguments)
 
 
+def _bundle(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.bundle import bundle
+
+    arguments = _checked(rest, bundle)
+    if "model" not in arguments:
+        raise UsageError("no model: give the checkpoint to bundle, model=best.pt.")
+    bundle(**arguments)
+
+
+def _inspect(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.inspect import inspect
+
+    arguments = _checked(rest, inspect)
+    if "model" not in arguments:
+        raise UsageError("no model: give the exported file to inspect, model=student.onnx.")
+    inspect(**arguments)
+
+
 def _bench(rest: list[str]) -> None:
     from yolokd.errors import UsageError
     from yolokd.verbs.bench import bench
@@ -78,6 +109,63 @@ def _bench(rest: list[str]) -> None:
     if "source" not in arguments:
         raise UsageError("no images: give an image or a folder of them, source=images/.")
     bench(models, **arguments)
+
+
+def _compare(rest: list[str]) -> None:
+    """Two things of one name: with methods= or arms= a study of trainings, else a gate over latency reports."""
+    if any(a.removeprefix("--").startswith(("methods=", "arms=")) for a in rest):
+        from yolokd import compat
+        from yolokd.config import pairs
+        from yolokd.verbs.study import study
+
+        compat.check()
+        study(**pairs(rest))
+        return
+    from yolokd.errors import UsageError
+    from yolokd.verbs.compare import compare, gate
+
+    files, options = _files(rest)
+    if not 1 <= len(files) <= 2:
+        raise UsageError(
+            f"compare takes two reports, base.json new.json, or one of models measured interleaved, and was given "
+            f"{len(files)}; to compare trainings give methods=."
+        )
+    gate(*files, **_checked(options, compare, skip={"base", "new"}))
+
+
+def _pareto(rest: list[str]) -> None:
+    from yolokd.verbs.pareto import pareto
+
+    files, options = _files(rest)
+    pareto(files, **_checked(options, pareto, skip={"files"}))
+
+
+def _plot(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.plot import plot
+
+    files, options = _files(rest)
+    if len(files) != 1:
+        raise UsageError(f"plot draws one report and was given {len(files)}: yolokd plot report.json.")
+    plot(*files, **_checked(options, plot, skip={"report"}))
+
+
+def _files(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Bare words, and options as key=value: also `--max-regress 5%`, as CI scripts are used to."""
+    from yolokd.errors import UsageError
+
+    files, options, words = [], [], iter(rest)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("--") and not equals:
+            value = next(words, "")
+            if not value:
+                raise UsageError(f"{word} is given without a value.")
+        elif not equals:
+            files.append(word)
+            continue
+        options.append(f"{key.removeprefix('--').replace('-', '_')}={value}")
+    return files, options
 
 
 def _demo(rest: list[str]) -> None:
@@ -104,9 +192,25 @@ def _steptime(rest: list[str]) -> None:
 
 
 def _methods(rest: list[str]) -> None:
+    if "--cost" in rest:
+        _cost([a for a in rest if a != "--cost"])
+        return
     from yolokd.verbs.methods import describe
 
     print("\n\n".join(describe(name) for name in rest) or describe())
+
+
+def _cost(rest: list[str]) -> None:
+    from yolokd import compat
+
+    compat.check()
+    from yolokd.config import pairs
+    from yolokd.verbs.cost import cost
+
+    cost(
+        **_checked([a for a in rest if "." not in a.partition("=")[0]], cost, skip={"dotted"}),
+        **pairs([a for a in rest if "." in a.partition("=")[0]]),
+    )
 
 
 def _version(rest: list[str]) -> None:
@@ -129,7 +233,12 @@ def _checked(rest: list[str], function: Callable[..., Any], skip: Collection[str
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "export": _export,
+    "bundle": _bundle,
+    "inspect": _inspect,
     "bench": _bench,
+    "compare": _compare,
+    "pareto": _pareto,
+    "plot": _plot,
     "demo": _demo,
     "methods": _methods,
     "steptime": _steptime,

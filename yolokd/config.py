@@ -21,6 +21,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from yolokd.balance import SHARE
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
@@ -30,9 +31,10 @@ from yolokd.teacher import locate_all
 from yolokd.unlabeled import list_folder
 
 OURS = (  # beside the dotted ones
-    "teacher", "teachers", "method", "kd", "width", "depth", "levels", "teacher_imgsz", "classes", "unlabeled",
-    "unlabeled_ratio", "teacher.contract", "teacher.names",
+    "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names",
 )  # fmt: skip
+INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
     "augmentations", "save_dir",
@@ -118,9 +120,12 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
     dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
+    gain = non_negative("kd", ours.get("kd", 1.0))
     kd = {
         "teacher": locate_all(ours["teacher"]),
-        "gain": non_negative("kd", ours.get("kd", 1.0)),
+        "gain": gain,
+        # a student alone starts as it is, unless told otherwise
+        "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **chosen(ours.get("method") or "default", dotted),
     }
     if "teachers" in ours:
@@ -137,6 +142,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
     if "teacher.names" in ours:
         kd["teacher_names"] = read_names(ours["teacher.names"])
+    if ours.get("balance", "off") != "off":
+        kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:
@@ -153,6 +160,15 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
         kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
     return {**theirs, "kd": kd}
+
+
+def balance(value: Any) -> float | None:
+    """Share of the task's gradient that a gain of 1 is kept at, None to measure only."""
+    if value in {"auto", "log"}:
+        return SHARE if value == "auto" else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    return float(value)
 
 
 def one_of(key: str, value: Any, known: tuple[str, ...]) -> str:
@@ -227,7 +243,7 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         _check_once(keys)
         return {"methods": methods({key: {} for key in keys}, dotted)}
     by_pair, optional = read_recipe(str(method))
-    known = {key for part in by_pair.values() for key in part}
+    known = method_keys({"recipe": by_pair})
     for name, value in dotted.items():
         check_dotted(name, value, known)
     recipe = {
@@ -235,6 +251,12 @@ def chosen(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
         for pair, part in by_pair.items()
     }
     return {"recipe": recipe, "optional": optional}
+
+
+def method_keys(chosen: dict[str, Any]) -> list[str]:
+    """Every method key that `chosen` found, for whatever pair of heads."""
+    parts = chosen["recipe"].values() if "recipe" in chosen else [chosen["methods"]]
+    return list(dict.fromkeys(key for part in parts for key in part))
 
 
 def methods(wanted: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:

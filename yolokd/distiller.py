@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolokd import selection
+from yolokd.balance import COLUMN, Balance, tensors
 from yolokd.detectors.reader import Reader, Seen
 from yolokd.pairing import Pairing, Views
 from yolokd.teacher import Shown
@@ -24,6 +25,7 @@ class Distiller(nn.Module):
     Args:
         student: reads the student.
         pairings: one a teacher; a term that several have is their mean.
+        balance: measures what the terms pull at the student and sets their factors; None leaves them as they are.
         best: whether each image is taught only by the teacher whose detections fit its ground truth best. A term is
             then the mean over the images of the teachers that have it.
     """
@@ -31,13 +33,17 @@ class Distiller(nn.Module):
     pairings: Any  # an nn.ModuleList of Pairing
     reader: Reader
 
-    def __init__(self, student: Reader, pairings: list[Pairing], best: bool = False) -> None:
+    balance: Balance | None
+
+    def __init__(
+        self, student: Reader, pairings: list[Pairing], balance: Balance | None = None, best: bool = False
+    ) -> None:
         super().__init__()
         self.module = student.model
         self.pairings = nn.ModuleList(pairings)
         self.schedules = {name: gain for pairing in pairings for name, gain in pairing.gains.items()}
         self.gains = {name: schedule.gain for name, schedule in self.schedules.items()}  # this epoch's
-        self.reader, self.best = student, best
+        self.reader, self.balance, self.best = student, balance, best
         self.images = {"labelled": 0, "unlabelled": 0}  # of this epoch
         self.taught = [0] * len(pairings)  # labelled images of this epoch, by teacher
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
@@ -75,19 +81,41 @@ class Distiller(nn.Module):
         self.images["labelled"] += len(x["img"])
         if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
             loss, items = self.module(x, *args, **kwargs)
-            return loss, {**items, **{name: loss.new_zeros(()) for name in self.gains}}
+            return loss, {**items, **{name: loss.new_zeros(()) for name in self.columns}}
         shown = self.shown(x["img"])
         with self.reader.record(self.fields) as seen:
             loss, items = self.module(x, *args, **kwargs)
+        factor = self.reader.loss_factor(len(x["img"]))
         with torch.autocast(x["img"].device.type, enabled=False):
             values = self.values(seen, shown, x)
+            terms = self.weighted(values)
+            if self.balance is not None:
+                terms = self.balance(loss.sum() / factor, terms, self.gains, seen["neck"], self._inputs(seen))
+                items = {**items, COLUMN: self.balance.ratio.clone()}
         if unlabeled is not None:
-            for name, found in self.of_unlabeled(without_objects(unlabeled, x)).items():
-                values[name] += found
-        terms = self.weighted(values)
-        factor = self.reader.loss_factor(len(x["img"]))
+            more = self.of_unlabeled(without_objects(unlabeled, x))
+            terms = self.weighted({name: found + more[name] for name, found in values.items()})
+            if self.balance is not None:  # measured on labelled images, which alone the task's loss sees
+                terms = dict(zip(terms, torch.stack([*terms.values()]) * self.balance.factors(), strict=True))
         added = [term.reshape(1) * factor for term in terms.values()]
         return torch.cat([loss.reshape(-1), *added]), {**items, **{n: t.detach() for n, t in terms.items()}}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the loss items that are not the student's own, in their order."""
+        return [*([] if self.balance is None else [COLUMN]), *self.gains]
+
+    def _inputs(self, seen: Seen) -> dict[str, list[Tensor]]:
+        """What each term starts from: its maps, or the head's raw outputs."""
+        found: dict[str, list[Tensor]] = {}
+        for pairing in self.pairings:
+            for name, method in pairing.methods.items():
+                if method.taps:
+                    views = self.reader.views(seen, frozenset({method.tap}), pairing.places[name][0])
+                    found[name] = [x for view in views.values() for x in tensors(getattr(view, method.tap))]
+                else:
+                    found[name] = tensors(seen["out"])
+        return found
 
     def of_unlabeled(self, batch: dict[str, Any]) -> Values:
         """As `values`, of images of which nothing is known: all teachers teach each."""

@@ -17,3 +17,17 @@ class ParityError(RuntimeError):
     """An exported file does not compute what the checkpoint computes."""
 
     code = 5
+
+
+class StudyError(RuntimeError):
+    """Some runs of a study failed, so that its tables are incomplete."""
+
+    code = 3
+
+
+class GateError(RuntimeError):
+    """A comparison of reports that does not pass: 1 regression, 3 inconclusive, 4 wrong provider, 5 parity."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

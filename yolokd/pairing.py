@@ -20,7 +20,7 @@ from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
 from yolokd.teacher import Shown, Teacher
-from yolokd.views import MAPS, Spec, View
+from yolokd.views import MAPS, TASK, Spec, View
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]  # strides of the levels compared, student's and teacher's
 Views = Callable[[tuple[int, ...]], dict[str, View]]
@@ -81,7 +81,7 @@ class Pairing(nn.Module):
     def forward(
         self, student: Views, teacher: Shown, batch: dict[str, Any], active: list[str], schedule: dict[str, float]
     ) -> dict[str, Tensor]:
-        """Unweighted scalars by term name: a map term once, a head term for each branch of the student.
+        """Scalars by term name, each in its method's unit: a map term once, a head term for each branch of the student.
 
         Args:
             student: what the student showed of the batch, by strides.
@@ -91,7 +91,9 @@ class Pairing(nn.Module):
             schedule: weight of the student's branches in a head term.
         """
         pairs = {place: (student(place[0]), teacher(place[1])) for place in {self.places[n] for n in active}}
-        return {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        found = {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        units: dict[str, Any] = dict(self.methods.items())
+        return {name: units[name].unit * value for name, value in found.items()}
 
     def _term(
         self,
@@ -140,12 +142,16 @@ def plan(
     terms: dict[str, Term] = {}
     used: dict[str, dict[str, Any]] = {}
     refused = []
+    other_task = []
     for key, options in chosen.items():
         gain = Gain(**{k: v for k, v in options.items() if k in GAIN})
         gain = replace(gain, gain=kd["gain"] * gain.gain)
         if gain.gain == 0:
             used[key] = options
             continue  # a term of weight 0 still adds zero gradients, which round differently: leave it out
+        if optional and (lost := METHODS[key.partition("@")[0]].needs & set(TASK) - student.spec.shows):
+            other_task.append(f"method {key} needs {', '.join(sorted(lost))}, which {student.spec.name} does not show.")
+            continue  # no news, as it would be if the teacher alone lacked them
         try:
             method, place = _build(key, options, student, teacher, len(names), classes, scale, kd.get("levels"))
         except UsageError as error:
@@ -155,8 +161,8 @@ def plan(
             continue
         used[key] = options
         terms[term_name(type(method), method.tap)] = Term(method, gain, place)
-    if refused and not used:
-        raise UsageError(f"nothing of the recipe applies: {refused[0]}")
+    if not used and (left := [*refused, *other_task]):
+        raise UsageError(f"nothing of the recipe applies: {left[0]}")
     return Plan(teacher, terms, used, refused, classes, scale)
 
 
@@ -262,10 +268,9 @@ def check_tap(key: str, method: type[Method], tap: str, student: Spec, teacher: 
 
 
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
-    """Refuse a method that needs what one side cannot show; what it needs beyond its class, it needs of the student."""
-    of_teacher = needs(method) - (method.needs - type(method).needs)
-    for role, spec, wanted in (("student", student, needs(method)), ("teacher", teacher, of_teacher)):
-        if missing := sorted(wanted - spec.shows):
+    """Refuse a method that needs what one side cannot show."""
+    for role, spec, other in (("student", student, method.teacher_needs), ("teacher", teacher, method.student_needs)):
+        if missing := sorted(needs(method) - other - spec.shows):
             raise UsageError(
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
@@ -314,8 +319,8 @@ def term_name(cls: type[Method], tap: str) -> str:
 
 
 def needs(method: Method) -> frozenset[str]:
-    """Fields of a view that a method reads."""
-    return method.needs | ({method.tap} if method.taps else set())
+    """Fields of a view that a method reads, on one side at least."""
+    return method.needs | method.student_needs | method.teacher_needs | ({method.tap} if method.taps else set())
 
 
 def is_head_term(method: Any) -> bool:

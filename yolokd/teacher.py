@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from yolokd.detectors import vit
+from yolokd.detectors import TASKS, vit
 from yolokd.detectors.onnx import OnnxDetector
 from yolokd.detectors.reader import Reader
 from yolokd.errors import UsageError
 from yolokd.views import View
 
+AT_POINTS = ("logits", "boxes", "rotated", "keypoints", "coefficients")  # fields of a view (B, N, ...) of a dense head
 Shown = Callable[[tuple[int, ...]], dict[str, View]]  # strides -> views by branch
 
 
@@ -97,9 +98,9 @@ def load(path: str, contract: str | None = None, names: dict[int, str] | None = 
             f"teacher={path} is not a checkpoint that Ultralytics can load ({type(error).__name__}: {reason}); "
             "give a .pt file that `yolo val` opens."
         ) from error
-    if model.task != "detect":
+    if model.task not in TASKS:
         raise UsageError(
-            f"teacher={path} is a model for the task {model.task}: a detection student needs one for detect."
+            f"teacher={path} is a model for the task {model.task}: give one for {', '.join(TASKS[:-1])} or {TASKS[-1]}."
         )
     if not isinstance(model, DetectionModel):
         raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
@@ -174,6 +175,10 @@ def settle(view: View, images: Tensor, seen: Tensor, dense: bool) -> View:
             changed[field] = getattr(view, field) * ratio
     if view.layer_boxes is not None:
         changed["layer_boxes"] = tuple(b * ratio for b in view.layer_boxes)
+    if view.rotated is not None:
+        changed["rotated"] = stretched(view.rotated, width, height)
+    if view.keypoints is not None:
+        changed["keypoints"] = torch.cat((view.keypoints[..., :2] * ratio[:2], view.keypoints[..., 2:]), -1)
     if view.decode is not None:
         decode = changed["decode"]
 
@@ -182,12 +187,20 @@ def settle(view: View, images: Tensor, seen: Tensor, dense: bool) -> View:
             return {**found, "layer_boxes": tuple(b * ratio for b in found["layer_boxes"])}
 
         changed["decode"] = decode_scaled
-    if dense and not (view.logits is None and view.boxes is None):
+    at_points = {f: changed.get(f, getattr(view, f)) for f in AT_POINTS if getattr(view, f) is not None}
+    if dense and at_points:
         places = nearest(images, seen, view.strides)
-        for field in ("logits", "boxes"):
-            value = changed.get(field, getattr(view, field))
-            changed[field] = None if value is None else value[:, places]
+        changed.update({field: value[:, places] for field, value in at_points.items()})
     return replace(view, **changed)
+
+
+def stretched(rotated: Tensor, width: float, height: float) -> Tensor:
+    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is no rectangle then keeps its two sides."""
+    centre, sides, angle = rotated.split((2, 2, 1), -1)
+    along, across = ((width * a, height * b) for a, b in ((angle.cos(), angle.sin()), (-angle.sin(), angle.cos())))
+    lengths = torch.cat((torch.hypot(*along), torch.hypot(*across)), -1)
+    angle = torch.atan2(along[1], along[0])
+    return torch.cat((centre * centre.new_tensor([width, height]), sides * lengths, angle), -1)
 
 
 def nearest(images: Tensor, seen: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -6,24 +6,31 @@ Nothing of Ultralytics is patched. What the overrides rely on is listed in compa
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.modules.head import RTDETRDecoder
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd import config, teacher
+from yolokd import config, inherit, teacher
+from yolokd.balance import Balance
 from yolokd.detectors import read
+from yolokd.detectors.reader import Reader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
-from yolokd.pairing import Pairing, plans
+from yolokd.pairing import Pairing, Plan, plans
 from yolokd.unlabeled import Images, Steps, Unlabeled, list_folder
 
 
@@ -69,9 +76,12 @@ class KDMixin(BaseTrainer):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
+            kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
             best = kd.get("teachers") == "best"
             pairings = [Pairing(reader, one, self.device, best) for one in made]
-            self.model = self.distiller = Distiller(reader, pairings, best)
+            self.model = self.distiller = Distiller(reader, pairings, best=best)
+            if "balance" in kd:
+                self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
         if unwrap_model(self.model) is not student:
             raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
         self.recipe = {key: options for one in made for key, options in one.methods.items()}
@@ -80,6 +90,36 @@ class KDMixin(BaseTrainer):
             LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {said}")
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(f"Left out: {reason}")
+            if kd["start"] == "teacher":
+                LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
+
+    def _start(self, how: str, student: Reader, plan: Plan) -> str:
+        """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
+        if self.resume:
+            return str(self.args.kd.get("start", "own"))
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
+        if how == "own" or RANK not in {-1, 0} or not inherit.partners(how, student, plan.teacher):
+            return "own"
+        plan.teacher.model.to(self.device)
+        return inherit.start(how, student, plan.teacher, self._some_images(), plan.classes)
+
+    def _some_images(self) -> dict[str, Any]:
+        """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""
+        args, streams = self.args, (random.getstate(), np.random.get_state())
+        self.args = IterableSimpleNamespace(**{**vars(args), "cache": False, "rect": False, "multi_scale": 0.0})
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        try:
+            dataset = self.build_dataset(self.data["train"], "train", self.batch_size)
+            count = min(max(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, 16), len(dataset))
+            items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
+            batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
+            return batch
+        finally:
+            self.args = args
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
         """As upstream, once an epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
@@ -144,8 +184,14 @@ class KDMixin(BaseTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        methods = self.distiller.methods
+        methods, balance = self.distiller.methods, self.distiller.balance
         adapters = [p for p in methods.parameters() if p.requires_grad]
+        if balance is not None:
+
+            def add_balance(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+                return {**state, "kd_balance": {k: v.detach().cpu() for k, v in balance.state_dict().items()}}
+
+            optimizer.register_state_dict_post_hook(add_balance)
         if adapters:
             # the last of that name: MuSGD's first is the classification head's, at three times the rate
             like = [g for g in optimizer.param_groups if g.get("param_group") == "weight"][-1]
@@ -161,9 +207,10 @@ class KDMixin(BaseTrainer):
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Resume and NaN recovery: the adapters come back with the optimizer."""
         super()._load_checkpoint_state(ckpt)
-        state = (ckpt.get("optimizer") or {}).get("kd")
-        if state is not None:
-            self.distiller.methods.load_state_dict(state)
+        state = ckpt.get("optimizer") or {}
+        for key, module in (("kd", self.distiller.methods), ("kd_balance", self.distiller.balance)):
+            if module is not None and key in state:
+                module.load_state_dict(state[key])
 
     def get_validator(self) -> Any:
         """Upstream's validator, which checks its arguments against the stock schema: it must not see ours."""
@@ -179,7 +226,7 @@ class KDMixin(BaseTrainer):
         labelled = super().label_loss_items(loss_items, prefix)
         if prefix == "train":
             return labelled
-        ours = {f"{prefix}/{name}" for name in self.distiller.gains}
+        ours = {f"{prefix}/{name}" for name in self.distiller.columns}
         if isinstance(labelled, dict):
             return {k: v for k, v in labelled.items() if k not in ours}
         return [k for k in labelled if k not in ours]
@@ -203,6 +250,12 @@ class KDMixin(BaseTrainer):
             "n_images": len(self.test_loader.dataset),
             "map50": float(self.metrics["metrics/mAP50(B)"]),
             "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
+            **{  # of what a task has besides boxes
+                f"{what}_{figure}": float(self.metrics[key])
+                for letter, what in (("M", "mask"), ("P", "keypoint"))
+                for figure, name in (("map50", "mAP50"), ("map50_95", "mAP50-95"))
+                if (key := f"metrics/{name}({letter})") in self.metrics
+            },
             "conf": float(self.validator.args.conf),
             "iou": float(self.args.iou),
             "end2end": bool(getattr(self.validator, "end2end", False)),  # which head of a dual one was validated
@@ -218,9 +271,26 @@ class KDRTDETRTrainer(KDMixin, RTDETRTrainer):
     """Ultralytics' RT-DETR trainer with knowledge distillation."""
 
 
+class KDSegmentationTrainer(KDMixin, SegmentationTrainer):
+    """Ultralytics' trainer of instance segmentation with knowledge distillation."""
+
+
+class KDPoseTrainer(KDMixin, PoseTrainer):
+    """Ultralytics' pose trainer with knowledge distillation."""
+
+
+class KDOBBTrainer(KDMixin, OBBTrainer):
+    """Ultralytics' trainer for rotated boxes with knowledge distillation."""
+
+
+TRAINERS: dict[type, type[KDMixin]] = {
+    RTDETRDecoder: KDRTDETRTrainer, Segment: KDSegmentationTrainer, Pose: KDPoseTrainer, OBB: KDOBBTrainer,
+}  # fmt: skip
+
+
 def trainer_for(model: Any) -> type[KDMixin]:
     """The trainer for a student, by its head."""
-    return KDRTDETRTrainer if isinstance(model.model[-1], RTDETRDecoder) else KDTrainer
+    return next((t for kind, t in TRAINERS.items() if isinstance(model.model[-1], kind)), KDTrainer)
 
 
 def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str) -> dict[str, Any]:
@@ -229,6 +299,7 @@ def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str
 
     files = [{"file": teacher.title(t), "sha256": teacher.digest(t)} for t in kd["teacher"]]
     origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": kd["gain"]}
+    origin["start"] = kd.get("start", "own")
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}
 
 

@@ -18,7 +18,8 @@ Decode = Callable[[Tensor, Tensor], dict[str, tuple[Tensor, ...]]]
 class View:
     """One head branch of one detector for a batch of B images. A field nobody asked for is None.
 
-    L levels, fine to coarse; K classes; R box bins; D decoder layers, first to last; W width of a query.
+    L levels, fine to coarse; K classes; R box bins; J keypoints; P prototypes; D decoder layers, first
+    to last; W width of a query.
     N of a dense head (YOLO): the anchor points, sum of H * W over the levels. Student and teacher views handed to a
     method show the same levels, so that anchor point n is the same place in both.
     N of a decoder (RT-DETR): its matching queries, whose order means nothing; denoising queries are left out.
@@ -31,6 +32,10 @@ class View:
     logits: Tensor | None = None  # (B, N, K), before the sigmoid
     boxes: Tensor | None = None  # (B, N, 4), xyxy in input pixels, differentiable
     bins: Tensor | None = None  # (B, N, 4, R), box distribution logits for the edges left, top, right, bottom
+    rotated: Tensor | None = None  # (B, N, 5), centre and sides in input pixels, angle of the first side in radians
+    keypoints: Tensor | None = None  # (B, N, J, 2 or 3), x and y in input pixels and, if it has any, visibility logit
+    coefficients: Tensor | None = None  # (B, N, P): mask logits of a point are their combination of the prototypes
+    prototypes: Tensor | None = None  # (B, P, H, W), spanning the image
     finish: Finish | None = None  # this branch's last head convolutions, to be run on other tower maps
     content: Tensor | None = None  # (B, N, W), the queries as they enter the decoder
     references: Tensor | None = None  # (B, N, 4), xyxy in input pixels: their reference boxes on entry, no gradient
@@ -45,6 +50,7 @@ FUNCTIONS = ("finish", "decode")
 DENSE = ("backbone", "neck", "towers", "logits", "boxes", "bins")  # the fields with tensors that a dense head can show
 FIELDS = tuple(f.name for f in fields(View) if f.name not in {"strides", *FUNCTIONS})  # the fields that hold tensors
 MAPS = ("backbone", "neck", "towers")  # the fields that hold feature maps
+TASK = ("boxes", "rotated", "keypoints", "coefficients", "prototypes")  # the fields by which heads of tasks differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +68,4 @@ class Spec:
     shows: frozenset[str] = frozenset((*DENSE, "finish"))  # fields of the view that its kind of head fills
     layers: int = 0  # D; 0 without a decoder
     width: int = 0  # W; 0 without a decoder
+    keypoints: int = 0  # J; 0 for a head without them

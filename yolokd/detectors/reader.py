@@ -51,9 +51,13 @@ class Reader:
         """Make the model a teacher for good: no gradient, fused, and without work that these fields do not need."""
         self.model.requires_grad_(False).eval()
         self._freeze_head(fields, branches)
-        self.head.training = True  # this flag alone, not its children's: raw outputs, no decoding, no top-k
+        self._give_raw()
         if fields <= {"backbone", "neck"}:
             self.head = self.model.model[-1] = _without_head(self.head)
+
+    def _give_raw(self) -> None:
+        """Let a head in eval mode give raw outputs, without decoding and top-k."""
+        self.head.training = True  # the flag alone: its children stay in eval mode
 
     def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
         self.model.fuse(verbose=False)
@@ -109,7 +113,7 @@ class Reader:
         backbone = self.model.model[: len(self.model.yaml["backbone"])]
         hooks = [layer.register_forward_hook(note) for layer in backbone] if note else []
         self.model.eval()
-        self.head.training = True  # the flag alone: its children stay in eval mode
+        self._give_raw()
         image = torch.zeros(1, channels(self.model), size, size, device=first.device, dtype=first.dtype)
         try:
             with torch.no_grad():

@@ -29,6 +29,7 @@ class YoloReader(Reader):
     """
 
     fields = frozenset((*DENSE, "finish"))
+    raw: tuple[str, ...] = ("scores", "boxes")  # entries (B, channels, N) of the head's raw output that are read
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -73,14 +74,16 @@ class YoloReader(Reader):
     def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
         out = seen.get("out")
+        out = out[1] if isinstance(out, tuple) else out  # decoded and raw, of a head that gives no raw output alone
         raw = out if isinstance(out, dict) and "one2many" in out else {"one2many": out}
-        return {b: self._view(seen, b, raw[b], fields, strides) for b in self.branches if b in raw and raw[b] != {}}
+        dropped = {b for b, given in raw.items() if isinstance(given, dict) and "scores" not in given}  # by fuse()
+        return {b: self._view(seen, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}
 
     def _view(self, seen: Seen, branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]) -> View:
         found = self._map_fields(seen, fields, strides)
         if "towers" in fields:
             found["towers"] = self._at(self._maps(seen, "towers", branch), strides)
-        if fields & PREDICTIONS:
+        if fields & self.fields - {*MAPS, "finish"}:
             found.update(self._points(raw, seen["neck"], fields, strides))
         if "finish" in fields:
             found["finish"] = self._finish(branch, strides)
@@ -94,23 +97,23 @@ class YoloReader(Reader):
     def _points(
         self, raw: dict[str, Tensor], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        """logits (B, N, K), bins (B, N, 4, R) and boxes (B, N, 4) from the head's raw output (B, channels, N)."""
+        """The fields among the predictions from the head's raw output (B, channels, N)."""
         anchors, stride = make_anchors(neck, self.head.stride, 0.5)
-        scores, distances = raw["scores"].transpose(1, 2), raw["boxes"].transpose(1, 2)
+        rows = {key: raw[key].transpose(1, 2) for key in self.raw}
         if strides != self.strides:  # a level without a partner is left out
             keep = torch.isin(stride.flatten(), stride.new_tensor(strides))
-            anchors, stride, scores, distances = anchors[keep], stride[keep], scores[:, keep], distances[:, keep]
-        return self._predictions(scores, distances, anchors, stride, fields)
+            anchors, stride, rows = anchors[keep], stride[keep], {key: row[:, keep] for key, row in rows.items()}
+        return self._predictions(rows, anchors, stride, fields)
 
     def _predictions(
-        self, scores: Tensor, distances: Tensor, anchors: Tensor, stride: Tensor, fields: frozenset[str]
+        self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        """The fields among PREDICTIONS from raw scores (B, N, K) and box channels (B, N, 4 R, or 4 without bins)."""
-        found = {"logits": scores}
+        """The fields among PREDICTIONS from raw scores (B, N, K) and boxes (B, N, 4 R, or 4 without bins)."""
+        found = {"logits": rows["scores"]}
         if fields & {"boxes", "bins"} and self.spec.bins:
-            found["bins"] = distances.reshape(*distances.shape[:-1], 4, self.spec.bins)
+            found["bins"] = rows["boxes"].unflatten(-1, (4, self.spec.bins))
         if "boxes" in fields:
-            found["boxes"] = decode(found.get("bins", distances), anchors, stride)
+            found["boxes"] = decode(found.get("bins", rows["boxes"]), anchors, stride)
         return {f: found[f] for f in fields & found.keys()}
 
     def _finish(self, branch: str, strides: tuple[int, ...]) -> Finish:
@@ -122,19 +125,28 @@ class YoloReader(Reader):
             maps = [end(x) for end, x in zip(ends, towers, strict=True)]
             box, cls = maps[: len(levels)], maps[len(levels) :]
             anchors, stride = make_anchors(box, self.head.stride[levels], 0.5)
-            distances, scores = (torch.cat([m.flatten(2) for m in half], -1).transpose(1, 2) for half in (box, cls))
-            return self._predictions(scores, distances, anchors, stride, PREDICTIONS)
+            halves = {"boxes": box, "scores": cls}
+            rows = {key: torch.cat([m.flatten(2) for m in half], -1).transpose(1, 2) for key, half in halves.items()}
+            return self._predictions(rows, anchors, stride, PREDICTIONS)
 
         return finish
 
 
 def decode(sides: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
-    """Boxes (B, N, 4), xyxy in pixels, from sides (B, N, 4) in cells or their distribution logits (B, N, 4, R).
-
-    Always in float32 or wider: half precision holds a coordinate of 640 px to half a pixel only.
-    """
-    sides = sides.float() if sides.dtype in {torch.float16, torch.bfloat16} else sides
-    if sides.ndim == 4:
-        sides = sides.softmax(-1) @ torch.arange(sides.shape[-1], dtype=sides.dtype, device=sides.device)
+    """Boxes (B, N, 4), xyxy in pixels, from sides (B, N, 4) in cells or their distribution logits (B, N, 4, R)."""
+    sides = expected(sides)
     anchors, stride = anchors.to(sides.dtype), stride.to(sides.dtype)
     return torch.cat((anchors - sides[..., :2], anchors + sides[..., 2:]), -1) * stride
+
+
+def expected(sides: Tensor) -> Tensor:
+    """Sides (B, N, 4) in cells, given as such or by their distribution logits (B, N, 4, R)."""
+    sides = precise(sides)
+    if sides.ndim == 4:
+        sides = sides.softmax(-1) @ torch.arange(sides.shape[-1], dtype=sides.dtype, device=sides.device)
+    return sides
+
+
+def precise(x: Tensor) -> Tensor:
+    """x in float32 or wider: half precision holds a coordinate of 640 px to half a pixel only."""
+    return x.float() if x.dtype in {torch.float16, torch.bfloat16} else x

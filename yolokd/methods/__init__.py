@@ -11,18 +11,23 @@ from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
+from yolokd.methods.d3etr import D3ETR
 from yolokd.methods.defeat import DeFeat
-from yolokd.methods.detrdistill import DETRLogit
+from yolokd.methods.detrdistill import DETRFeat, DETRLogit, DETRQuery
 from yolokd.methods.fgd import FGD
 from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
 from yolokd.methods.frs import FRS, FRSCls
 from yolokd.methods.gid import GID
+from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
+from yolokd.methods.masks import Masks
 from yolokd.methods.match import Match
 from yolokd.methods.mgd import MGD
+from yolokd.methods.oks import OKS
 from yolokd.methods.pkd import PKD
+from yolokd.methods.probiou import ProbIoU
 from yolokd.methods.rank import PFI, RankMimicking
 from yolokd.methods.roi import RoI
 from yolokd.methods.rpn import RPN
@@ -50,6 +55,13 @@ METHODS: dict[str, type[Method]] = {
     "roi": RoI,
     "gid": GID,
     "rpn": RPN,
+    "probiou": ProbIoU,
+    "oks": OKS,
+    "masks": Masks,
+    "detr_query": DETRQuery,
+    "kd_detr": KDDETR,
+    "detr_feat": DETRFeat,
     "detr_logit": DETRLogit,
+    "d3etr": D3ETR,
     "match": Match,
 }

@@ -167,10 +167,14 @@ def ground_truth(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     images = batch["img"]
     height, width = images.shape[-2:]
     boxes = wide(batch["bboxes"].detach().to(images.device))
-    centre, half = boxes[:, :2], boxes[:, 2:] / 2
-    boxes = torch.cat((centre - half, centre + half), -1)
-    boxes = boxes * boxes.new_tensor([width, height, width, height])
-    return boxes, batch["batch_idx"].detach().to(images.device).reshape(-1).long()
+    size = boxes.new_tensor([width, height])
+    centre, half = boxes[:, :2] * size, boxes[:, 2:4] * size / 2
+    if boxes.shape[1] == 5:  # rotated, with an angle in radians: the upright box around
+        cos, sin = boxes[:, 4:].cos().abs(), boxes[:, 4:].sin().abs()
+        half = half * cos + half.flip(-1) * sin
+    return torch.cat((centre - half, centre + half), -1), batch["batch_idx"].detach().to(images.device).reshape(
+        -1
+    ).long()
 
 
 def spans(boxes: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:

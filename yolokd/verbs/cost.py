@@ -25,10 +25,14 @@ from ultralytics.utils import DEFAULT_CFG
 
 from yolokd import config
 from yolokd import teacher as teachers
-from yolokd.detectors.yolo import YoloReader
-from yolokd.distiller import Distiller, build_terms, needs
+from yolokd.balance import tensors
+from yolokd.classes import match
+from yolokd.detectors import read
+from yolokd.detectors.reader import Reader
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
+from yolokd.pairing import Pairing, Plan, kind, methods_for, needs, plan
+from yolokd.verbs.steptime import wait
 
 WARMUP = 2  # rounds that are not counted
 OBJECTS = 7  # an image; COCO's mean
@@ -83,24 +87,29 @@ def cost(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{key}={value} is not a whole number above 0.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    keys = config.methods(method or list(METHODS), dotted)
-    student = _open("model", model).train().to(place)
-    readers = YoloReader(student), YoloReader(_open_teacher(teacher).to(place))
-    terms, refused = {}, {}
+    network, other = _open("model", model).train().to(place), _open_teacher(teacher)
+    student, classes = read(network), match(network.names, other.names, None)
+    whole = Plan(read(other), {}, {}, [], classes, 1.0)
+    keys, _ = methods_for(
+        config.chosen(method or list(METHODS), dotted), f"{kind(student.spec)}/{kind(whole.teacher.spec)}"
+    )
+    refused, columns = [], {}
     for key, options in keys.items():
         try:
-            terms[key] = build_terms(*readers, {key: {**options, "gain": 1.0}}, 1.0, student.names)
+            one = plan(student, whole.teacher, {"gain": 1.0, "methods": {key: options}}, network.names, classes)
         except UsageError as error:
-            refused[key] = str(error)
-    columns = {key: column for key, term in terms.items() for column in term}
-    distiller = Distiller(*readers, {k: v for term in terms.values() for k, v in term.items()}, place)
-    blind = Distiller(readers[0], YoloReader(_open_teacher(teacher).to(place)), {}, place)
+            refused.append(str(error))
+            continue
+        whole.terms.update(one.terms)
+        columns.update(dict.fromkeys([key], *one.terms))
+    pairing = Pairing(student, whole, place)
+    blind = Pairing(student, Plan(read(_open_teacher(teacher)), {}, {}, [], None, 1.0), place)
     if threads:
         torch.set_num_threads(threads)
-    times, memory = _measure(distiller, blind, columns, imgsz, batch, rounds)
+    times, memory = _measure(student, pairing, blind, columns, imgsz, batch, rounds)
     alone = statistics.median(times["student"])
     rows = {row: Cost(ms := statistics.median(t), ms / alone, memory.get(row)) for row, t in times.items()}
-    _print(rows, refused, place, f"{readers[0].spec.name} under {readers[1].spec.name}, {batch} x {imgsz} px")
+    _print(rows, refused, place, f"{student.spec.name} under {whole.teacher.spec.name}, {batch} x {imgsz} px")
     return rows
 
 
@@ -124,12 +133,12 @@ def _open_teacher(teacher: Any) -> Any:
 
 
 def _measure(
-    distiller: Distiller, blind: Distiller, columns: dict[str, str], imgsz: int, batch: int, rounds: int
+    reader: Reader, pairing: Pairing, blind: Pairing, columns: dict[str, str], imgsz: int, batch: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of the counted rounds by row; megabytes by method, whose columns in the distiller are given."""
-    student: Any = distiller.module
+    """Milliseconds of the counted rounds by row; megabytes by method, whose names in the pairing are given."""
+    student: Any = reader.model
     device = next(student.parameters()).device
-    optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in distiller.methods.values()}}
+    optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in pairing.methods.values()}}
     times: dict[str, list[float]] = {row: [] for row in ("student", "teacher", "teacher without head", *columns)}
     memory: dict[str, float] = {}
     left: dict[str, Any] = {}  # what the round's passes of both detectors showed
@@ -137,7 +146,7 @@ def _measure(
         data = _random_batch(imgsz, batch, i, device, len(student.names))
 
         def step(data: dict[str, Tensor] = data) -> None:
-            with distiller.reader.record(distiller.fields) as left["student"], _amp(device):
+            with reader.record(pairing.fields) as left["student"], _amp(device):
                 loss, _ = student(data)
             loss.sum().backward()
             nn.utils.clip_grad_norm_(student.parameters(), 10.0)
@@ -145,8 +154,8 @@ def _measure(
             student.zero_grad()
 
         def look(data: dict[str, Tensor] = data) -> None:
-            teacher: Any = distiller.teacher
-            with torch.no_grad(), teacher.reader.record(distiller.fields) as left["teacher"], _amp(device):
+            teacher: Any = pairing.teacher
+            with torch.no_grad(), teacher.reader.record(pairing.fields) as left["teacher"], _amp(device):
                 teacher.model(data["img"].contiguous(memory_format=torch.channels_last))
 
         def look_at_maps(data: dict[str, Tensor] = data) -> None:
@@ -155,11 +164,11 @@ def _measure(
 
         ms = {row: _timed(run, device) for row, run in zip(times, (step, look, look_at_maps), strict=False)}
         for key, column in columns.items():
-            method = distiller.methods[column]
-            shown, held = _leaves(left["student"]), _tensors((left, list(distiller.teacher.model.parameters())))
+            method = pairing.methods[column]
+            shown, held = _leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
 
             def add(data: dict[str, Tensor] = data, column: str = column, shown: Any = shown) -> Tensor:
-                return _term(distiller, column, shown, left["teacher"], data)
+                return _term(reader, pairing, column, shown, left["teacher"], data)
 
             def learn(add: Any = add, optimizer: Any = optimizers[method]) -> None:
                 if (value := add()).requires_grad:
@@ -169,7 +178,7 @@ def _measure(
             if i == 0:
                 own = sum(p.numel() * p.element_size() for p in method.parameters())
                 memory[key] = (
-                    _bytes(add, learn, [*held, *_tensors(shown), *method.parameters()], device) + 4 * own
+                    _bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
                 ) / 1e6
             ms[key] = _timed(learn, device)
             method.zero_grad()
@@ -179,15 +188,17 @@ def _measure(
     return times, memory
 
 
-def _term(distiller: Distiller, column: str, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: Any, batch: dict[str, Any]) -> Tensor:
     """One term as a training computes it, from what was recorded of both passes."""
-    method: Any = distiller.methods[column]
+    method: Any = pairing.methods[column]
     fields = needs(method)
-    views = distiller.reader.views(student, fields, distiller.strides)
-    with torch.no_grad():
-        others = distiller.teacher.reader.views(teacher, fields, distiller.strides)
-    distiller.gains = {name: float(name == column) for name in distiller.gains}
-    return distiller.terms(views, others, batch)[column]
+
+    def others(strides: tuple[int, ...]) -> Any:
+        with torch.no_grad():
+            return pairing.teacher.reader.views(teacher, fields, strides)
+
+    terms: dict[str, Tensor] = pairing(lambda at: reader.views(student, fields, at), others, batch, [column], {})
+    return terms[column]
 
 
 def _bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
@@ -224,13 +235,6 @@ def _leaves(recorded: Any) -> Any:
     return leaf
 
 
-def _tensors(nest: Any) -> list[Tensor]:
-    """The tensors in a nest of dicts, lists and tuples."""
-    if isinstance(nest, (dict, list, tuple)):
-        return [x for part in (nest.values() if isinstance(nest, dict) else nest) for x in _tensors(part)]
-    return [nest] if isinstance(nest, Tensor) else []
-
-
 def _optimizer(module: nn.Module) -> Any:
     return torch.optim.AdamW([*module.parameters(), nn.Parameter(torch.zeros(1))], lr=1e-6)  # never an empty list
 
@@ -253,31 +257,20 @@ def _amp(device: torch.device) -> Any:
 
 def _timed(run: Callable[[], None], device: torch.device) -> float:
     """Milliseconds of one call."""
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    wait(device)
     return 1000 * (time.perf_counter() - start)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _print(rows: dict[str, Cost], refused: dict[str, str], device: torch.device, what: str) -> None:
+def _print(rows: dict[str, Cost], refused: list[str], device: torch.device, what: str) -> None:
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
     print(f"{what}, {hardware}\n{'':22} {'ms':>9} {'ratio':>7} {'MB':>8}")
     for name, row in rows.items():
         print(f"{name:22} {row.ms:9.1f} {row.ratio:7.3f} {'' if row.mb is None else format(row.mb, '8.1f')}".rstrip())
-    for reason in refused.values():
+    for reason in refused:
         print(reason)
     print(NOTES.format(MEMORY[device.type]))
-
-
-if __name__ == "__main__":
-    import sys
-
-    cost(**config.pairs(sys.argv[1:]))

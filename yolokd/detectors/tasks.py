@@ -1,0 +1,93 @@
+"""The heads for segment, pose and obb: a Detect head's predictions, with masks, keypoints or an angle beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.nn.modules.head import Pose26
+
+from yolokd.detectors.yolo import YoloReader, expected, precise
+from yolokd.views import MAPS
+
+
+class SegmentReader(YoloReader):
+    """Reads a model whose last layer is a Segment head."""
+
+    fields = YoloReader.fields | {"coefficients", "prototypes"}
+    raw = (*YoloReader.raw, "mask_coefficient")
+
+    def _points(
+        self, raw: dict[str, Any], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        found = super()._points(raw, neck, fields, strides)
+        if "prototypes" in fields:  # YOLO26 adds class maps in training
+            found["prototypes"] = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
+        return found
+
+    def _predictions(
+        self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
+    ) -> dict[str, Tensor]:
+        found = super()._predictions(rows, anchors, stride, fields)
+        return found | ({"coefficients": rows["mask_coefficient"]} if "coefficients" in fields else {})
+
+
+class PoseReader(YoloReader):
+    """Reads a model whose last layer is a Pose head."""
+
+    fields = YoloReader.fields | {"keypoints"}
+    raw = (*YoloReader.raw, "kpts")
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.spec = replace(self.spec, keypoints=self.head.kpt_shape[0])
+
+    def _give_raw(self) -> None:
+        """As every head; fuse() takes from a YOLO26's what it calls in training, so that it has to decode in vain."""
+        branches = [b for b in ("", "one2one_") if getattr(self.head, f"{b}cv2", None) is not None]
+        whole = all(getattr(self.head, f"{b}cv4_sigma", None) is not None for b in branches)
+        self.head.training = whole or not isinstance(self.head, Pose26)
+
+    def _predictions(
+        self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
+    ) -> dict[str, Tensor]:
+        found = super()._predictions(rows, anchors, stride, fields)
+        if "keypoints" in fields:
+            points = precise(rows["kpts"]).unflatten(-1, tuple(self.head.kpt_shape))
+            anchors, stride = anchors.to(points.dtype)[:, None], stride.to(points.dtype)[:, None]
+            shift = points[..., :2] if isinstance(self.head, Pose26) else 2 * points[..., :2] - 0.5
+            found["keypoints"] = torch.cat(((anchors + shift) * stride, points[..., 2:]), -1)
+        return found
+
+
+class OBBReader(YoloReader):
+    """Reads a model whose last layer is an OBB head. Its sides are along its angle: not those of an upright box."""
+
+    fields = frozenset({*MAPS, "logits", "rotated"})
+    raw = (*YoloReader.raw, "angle")
+
+    def _predictions(
+        self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
+    ) -> dict[str, Tensor]:
+        found = super()._predictions(rows, anchors, stride, fields)
+        if "rotated" in fields:
+            sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
+            found["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
+        return found
+
+
+def decode_rotated(sides: Tensor, angle: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
+    """Rotated boxes (B, N, 5): centre, width and height in pixels, angle of the width in radians.
+
+    From the sides as `decode` takes them, left and right along the angle, top and bottom across, and the angle
+    (B, N, 1) in radians.
+    """
+    sides = expected(sides)
+    angle, anchors, stride = (x.to(sides.dtype) for x in (angle, anchors, stride))
+    low, high = sides.split(2, -1)
+    along, across = ((high - low) / 2).split(1, -1)
+    cos, sin = angle.cos(), angle.sin()
+    shift = torch.cat((along * cos - across * sin, along * sin + across * cos), -1)
+    return torch.cat(((anchors + shift) * stride, (low + high) * stride, angle), -1)

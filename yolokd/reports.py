@@ -1,0 +1,119 @@
+"""Latency reports (schema yolokd.latency/1): read and checked, so that what follows can rely on their form."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from yolokd.errors import UsageError
+
+SCHEMA = "yolokd.latency/1"
+STAGES = ("pre", "infer", "post", "total")
+PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p999")
+# What must be there, with the type of it; everything else may be null or absent.
+FORM: dict[str, Any] = {
+    "model": {"file": str},
+    "runtime": {"providers_active": list},
+    "device": {},
+    "protocol": {},
+    "stability": {},
+    "results": {"stages": {stage: {} for stage in STAGES}},
+}
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a report, at least one.
+
+    Raises:
+        UsageError: no file, damaged, or of another schema: one sentence with the file's name.
+    """
+    file = Path(str(path)).expanduser()
+    if not file.is_file():
+        raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged or no JSON file ({str(error)[:100].rstrip('.')}).") from error
+    records = content if isinstance(content, list) else [content]
+    if not records:
+        raise UsageError(f"{path} holds no record: measure again with `yolokd bench`.")
+    for record in records:
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA:
+            raise UsageError(f"{path} is of schema {schema!r}, not {SCHEMA!r}: give a report of this version's bench.")
+        _check_form(path, record, FORM, "")
+        _check_figures(path, record)
+    return records
+
+
+def _check_form(path: str | Path, found: dict[str, Any], form: dict[str, Any], where: str) -> None:
+    for key, wanted in form.items():
+        value, name = found.get(key), f"{where}{key}"
+        kind = dict if isinstance(wanted, dict) else wanted
+        if not isinstance(value, kind):
+            raise UsageError(f"{path} is damaged: {name} is {json.dumps(value)[:40]}, not a {kind.__name__}.")
+        if isinstance(wanted, dict):
+            _check_form(path, value, wanted, f"{name}.")
+
+
+def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
+    """Every time that is there must be one; a run's as well as the pooled ones."""
+    results = record["results"]
+    runs = results.get("runs") or []
+    if not isinstance(runs, list) or not all(isinstance(r, dict) and isinstance(r.get("stages"), dict) for r in runs):
+        raise UsageError(f"{path} is damaged: results.runs is not a list of runs with their stages.")
+    for name, stages in [
+        ("results", results["stages"]),
+        *((f"results.runs[{k}]", r["stages"]) for k, r in enumerate(runs)),
+    ]:
+        for stage, figures in stages.items():
+            for key in PERCENTILES:
+                value = figures.get(key) if isinstance(figures, dict) else math.nan
+                if value is not None and not (number(value) and value > 0):
+                    raise UsageError(f"{path} is damaged: {name}.{stage}.{key} is {value!r}, no time in ms.")
+
+
+def number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def get(record: Any, dotted: str) -> Any:
+    """The value at a dotted path such as device.cpu_model, or None."""
+    for key in dotted.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def why_null(record: dict[str, Any], dotted: str) -> str:
+    """The record's own reason why a value is null; `*` in its keys stands for any stage."""
+    reasons = record.get("unavailable") or {}
+    starred = [k for k in reasons if _fits(k.split("."), dotted.split("."))]
+    return str(reasons[starred[0]]) if starred else "the report gives no reason"
+
+
+def _fits(pattern: list[str], path: list[str]) -> bool:
+    """Whether a pattern names the path or something above it."""
+    return len(pattern) <= len(path) and all(p in ("*", name) for p, name in zip(pattern, path, strict=False))
+
+
+def cell(record: dict[str, Any], model: bool = True) -> tuple[Any, ...]:
+    """What tells the records of one report apart: settings, and the model if there are several."""
+    settings = ("model.imgsz", "runtime.intra_threads", "protocol.streams")
+    keys = (*settings, *(("model.file", "model.precision") if model else ()))
+    return (*(str(get(record, k)) for k in keys), str(record["runtime"]["providers_active"][:1]))
+
+
+def label(record: dict[str, Any]) -> str:
+    """A record's short name: file, and the settings that sweeps vary."""
+    size, threads, streams = (get(record, k) for k in ("model.imgsz", "runtime.intra_threads", "protocol.streams"))
+    provider = str(next(iter(record["runtime"]["providers_active"]), "none")).replace("ExecutionProvider", "").lower()
+    more = [
+        provider,
+        "x".join(map(str, size)) if isinstance(size, list) else "",
+        f"threads {threads}" if threads else "",
+    ]
+    more.append(f"streams {streams}" if streams and streams != 1 else "")
+    return f"{record['model']['file']} ({', '.join(m for m in more if m)})"

@@ -1,0 +1,68 @@
+"""Statistics of few runs: Student's t and paired differences. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BETTER, WORSE, NO_EVIDENCE, ONE_RUN = "better", "worse", "no evidence of a difference", "one seed: no conclusion"
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Mean of paired differences with its confidence interval, in the unit of the values."""
+
+    differences: tuple[float, ...]
+    mean: float
+    sd: float | None  # of the differences; None for a single pair, as is the interval
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say; an interval that touches zero is no evidence."""
+        if self.low is None or self.high is None:
+            return ONE_RUN
+        return BETTER if self.low > 0 else WORSE if self.high < 0 else NO_EVIDENCE
+
+
+def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
+    """Mean difference of pairs and its t interval, which assumes that the differences are roughly normal."""
+    if not differences:
+        raise ValueError("paired() needs at least one difference")
+    mean = statistics.fmean(differences)
+    if len(differences) == 1:
+        return Paired(tuple(differences), mean, None, None, None)
+    sd = statistics.stdev(differences)
+    half = t_quantile(0.5 + confidence / 2, len(differences) - 1) * sd / math.sqrt(len(differences))
+    return Paired(tuple(differences), mean, sd, mean - half, mean + half)
+
+
+def t_quantile(p: float, df: int) -> float:
+    """The t below which Student's distribution with df (whole, at least 1) degrees of freedom has the share p."""
+    if not 0 < p < 1 or df < 1:
+        raise ValueError(f"t_quantile({p}, {df}): p must lie between 0 and 1, df be at least 1")
+    if p < 0.5:
+        return -t_quantile(1 - p, df)
+    low, high = 0.0, 1.0
+    while _within(high, df) < 2 * p - 1:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, df) < 2 * p - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, df: int) -> float:
+    """P(|T| <= t): the finite series for whole df (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for k in range(1 + odd, df, 2):  # numerators and denominators of the series' coefficients
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -1,0 +1,407 @@
+"""`yolokd compare methods=...`: which way of distilling pays on one's own data, with the seeds' noise in view.
+
+A study is arms x seeds. Every run is a fresh process in a folder of its own, `OUT/ARM/seedN`, whose run.json says what
+was asked for and whose result.json appears when it is done; that is the whole state, so the same command goes on after
+any interruption. Arms are interleaved by seed: a study that is stopped early has whole pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from yolokd import config, teacher
+from yolokd.errors import StudyError, UsageError
+from yolokd.methods import METHODS
+from yolokd.verbs import study_report
+from yolokd.verbs.methods import LEVELS
+from yolokd.verbs.study_run import RESULT, SPEC, write_json
+from yolokd.verbs.train import _check_arguments, _open_student, _read_data, preflight, scaled
+
+SCHEMA = "yolokd.study/1"
+ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are no method of ours; the teacher's own folder
+OF_THE_STUDY = {
+    "method": "list the arms in methods=",
+    "distill_model": "name the arm builtin in methods=",
+    "seed": "give seeds=",
+    "resume": "the same command goes on where it stopped",
+    **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the study's folder is out="),
+    **dict.fromkeys(("save", "val"), "a run needs its checkpoint and its validation"),
+    "mode": "a study trains",
+}
+ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
+RUNNER = "import sys; sys.path[:] = [p for p in sys.path if p]; from yolokd.verbs.study_run import main; main()"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training the student."""
+
+    name: str
+    arguments: dict[str, Any]  # of the training, without the seed and where it is written
+    level: str = ""  # of the review's taxonomy, joined by " + "; empty for the student alone and the built-in
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a folder and what its run.json must say."""
+
+    label: str
+    folder: Path
+    spec: dict[str, Any]
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run found, once it is done."""
+        return _read_json(self.folder / RESULT)
+
+
+@dataclass
+class Study:
+    """A checked plan: nothing in it can be refused any more, and nothing is written yet."""
+
+    out: Path
+    arms: list[Arm]
+    seeds: list[int]
+    teacher: Job
+    jobs: dict[tuple[str, int], Job]  # (arm, seed), in the order in which they run
+    common: dict[str, Any]
+    failed: dict[str, str] = field(default_factory=dict)  # label -> the last line of the log
+
+
+def study(
+    methods: Any = None,
+    arms: str | Path | None = None,
+    seeds: Any = 3,
+    out: str | Path = "runs/compare",
+    jobs: int = 1,
+    threads: int | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Train a student in several ways over several seeds and say which is better, and whether that is certain.
+
+    Args:
+        methods: comma list of arms: recipes, methods, methods joined by "+", or `builtin`, which is Ultralytics' own
+            distillation. The student alone is always the first arm.
+        arms: instead or as well, a YAML file: arm name -> its arguments, such as
+            ``strong: {method: default, logit.gain: 6}``; `method` is the arm's name unless given.
+        seeds: how many, from 0 on, or a list of them.
+        out: folder of the study. The same command goes on with what is missing; more arms or seeds may be added.
+        jobs: runs at a time.
+        threads: CPU threads of each; by default the usable cores are shared out.
+        **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
+            apply to the arms that use it.
+
+    Returns:
+        What OUT/compare.json holds: per run and per arm mAP as fractions and seconds, paired differences as fractions.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was written and no training was started.
+        StudyError: some runs failed; the others are in the report.
+    """
+    for key, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{key}={value} is not a whole number of 1 or more.")
+    plan = plan_study(methods, arms, seeds, out, arguments)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(plan.out / ".lock", timeout=0):
+            return _carry_out(plan, jobs, threads or max(1, _cores() // jobs))
+    except Timeout as error:
+        raise UsageError(
+            f"out={plan.out} is being worked on by another process: wait for it or name another."
+        ) from error
+
+
+# --- The plan -------------------------------------------------------------------------------------------------------
+
+
+def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: dict[str, Any]) -> Study:
+    """Check everything that can be checked without training, against what the folder already holds too."""
+    if arguments.get("cfg"):
+        arguments = {**config.read_arguments(arguments.pop("cfg")), **arguments}
+    _refuse_owned(arguments, "")
+    for key, example in (("model", "model=yolo11n.pt"), ("teacher", "teacher=big.pt"), ("data", "data=my.yaml")):
+        if not arguments.get(key):
+            raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
+    numbers = read_seeds(seeds)
+    chosen = build_arms(read_arms(methods, arms), arguments)
+    folder = Path(out).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
+        raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
+    checked = [preflight_arm(arm) for arm in chosen]
+    jobs = {
+        (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))
+        for k, seed in enumerate(numbers)
+        for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # none is always the first
+    }
+    plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments)
+    for job in (plan.teacher, *jobs.values()):
+        _refuse_other_settings(job, out)
+    return plan
+
+
+def read_seeds(seeds: Any) -> list[int]:
+    """The seeds that seeds=3 or seeds=0,4,7 stands for."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= 1000:
+        return list(range(seeds))
+    if isinstance(seeds, (list, tuple)) and seeds and len(set(seeds)) == len(seeds):
+        if all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
+            return list(seeds)
+    raise UsageError(
+        f"seeds={seeds} is neither a number of seeds, such as 3, nor a list of different ones, such as 0,4,7."
+    )
+
+
+def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
+    """Arm name -> its own arguments, the student alone first, from the short list and the file."""
+    listed: dict[str, dict[str, Any]] = {}
+    words = methods if isinstance(methods, (list, tuple)) else str(methods or "").split(",") if methods else []
+    for word in (str(w).strip() for w in words):
+        name = Path(word).stem if word.endswith((".yaml", ".yml")) else word
+        if not word or name in listed:
+            raise UsageError(
+                f"methods={methods} has an arm twice or an empty name: write methods=builtin,default,pkd+logit."
+            )
+        listed[name] = {"method": word.replace("+", ",")}
+    given = _read_arms_file(file) if file else {}
+    if both := [name for name in given if name in listed]:
+        raise UsageError(f"arm {both[0]!r} stands in methods= and in arms={file}: keep one.")
+    arms = {ALONE: {"method": ALONE}, **listed, **given}
+    if len(arms) < 2:
+        raise UsageError("no arms to compare with the student alone: give methods=builtin,default or arms=arms.yaml.")
+    folders = [name.lower() for name in (*arms, TEACHER)]
+    for name in arms:
+        if not ARM_NAME.fullmatch(name) or folders.count(name.lower()) > 1:
+            raise UsageError(
+                f"arm {name!r} cannot name a folder of its own: use other letters, digits and _ . @ + - only."
+            )
+    return arms
+
+
+def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UsageError(f"arms={file} does not exist: give a YAML file of arms, such as `strong: {{logit.gain: 6}}`.")
+    content = config._read_yaml("arms", file, path)
+    if not isinstance(content, dict) or not content:
+        raise UsageError(f"arms={file} is not a mapping of arm names to their arguments.")
+    for name, options in content.items():
+        if options is not None and not isinstance(options, dict):
+            raise UsageError(f"arms={file}: arm {name} is {options!r}; write a mapping, such as {{method: pkd}}.")
+    typed = {str(n): {str(k): config._typed(v) for k, v in (o or {}).items()} for n, o in content.items()}
+    return {name: {"method": name.replace("+", ","), **options} for name, options in typed.items()}
+
+
+def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
+    """Each arm's whole training arguments: what is common, then its own."""
+    distilling = {k: v for k, v in common.items() if k in config.OURS and k not in ("width", "depth")}
+    shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
+    dotted = {k: v for k, v in common.items() if "." in k}
+    used: set[str] = set()
+    arms = []
+    for name, own in given.items():
+        method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
+        _refuse_owned(own, f"arm {name}: ")
+        if method in (ALONE, BUILTIN):
+            if odd := [k for k in own if "." in k or (k in config.OURS and k not in ("width", "depth"))]:
+                raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
+            distilled = {"distill_model": teacher.locate(common["teacher"])} if method == BUILTIN else {}
+            arms.append(Arm(name, {**shared, **distilled, **own}))
+            continue
+        keys = config.method_keys(config.chosen(method, {}))
+        for_it = {k: v for k, v in dotted.items() if k.rpartition(".")[0] in keys}
+        used |= for_it.keys()
+        ours = {"kd": 1.0, **distilling, "method": method}
+        levels = {METHODS[key.partition("@")[0]].level for key in keys}
+        arms.append(Arm(name, {**shared, **ours, **for_it, **own}, " + ".join(k for k in LEVELS if k in levels)))
+    if unused := [k for k in dotted if k not in used]:
+        raise UsageError(f"{unused[0]}={dotted[unused[0]]} sets an option of a method that no arm uses.")
+    return arms
+
+
+def _refuse_owned(arguments: dict[str, Any], where: str) -> None:
+    for key, instead in OF_THE_STUDY.items():
+        if key in arguments:
+            raise UsageError(f"{where}{key}={arguments[key]} is not for a study: {instead}.")
+
+
+def preflight_arm(arm: Arm) -> Arm:
+    """The arm with paths made absolute, after the checks that `yolokd train` makes; they cost a second, not a run."""
+    arguments = {k: v for k, v in arm.arguments.items() if k not in ("width", "depth")}
+    scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
+    try:
+        if "teacher" in arguments:
+            folded = config.fold(arguments)
+        else:
+            config.check_keys(arguments, [*DEFAULT_CFG_DICT, *config.HIDDEN])
+            folded = arguments
+        _check_arguments(folded)
+        if "," in str(arguments.get("device", "")):
+            raise UsageError(f"device={arguments['device']}: a study trains each run on one device, name one.")
+        if scaling:
+            arguments["model"] = scaled(str(arguments["model"]), **scaling)
+        student = _open_student(arguments["model"])
+        if "teacher" in arguments:
+            preflight(student, folded)
+        else:
+            _read_data(arguments["data"])
+    except UsageError as error:
+        raise UsageError(f"arm {arm.name}: {error}") from error
+    for key in ("model", "data", "teacher", "distill_model"):
+        if key in arguments and Path(str(arguments[key])).is_file():
+            arguments[key] = str(Path(str(arguments[key])).resolve())
+    return Arm(arm.name, arguments, arm.level)
+
+
+def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:
+    arguments = {**arm.arguments, "seed": seed}
+    return {"kind": "train", "arguments": arguments, "inputs": _hashes(arguments)}
+
+
+def _teacher_job(out: Path, common: dict[str, Any]) -> Job:
+    """The teacher's validation, on the same images at the same size as the students'."""
+    of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
+    arguments = {"model": teacher.locate(common["teacher"]), "imgsz": DEFAULT_CFG_DICT["imgsz"]}
+    arguments |= {k: common[k] for k in of_validation if k in common}
+    if not isinstance(arguments.get("batch", 16), int) or arguments.get("batch", 16) < 1:
+        del arguments["batch"]  # -1 and 0.8 let the training find its own
+    if Path(str(arguments["data"])).is_file():
+        arguments["data"] = str(Path(str(arguments["data"])).resolve())
+    return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
+
+
+def _hashes(arguments: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files that the arguments name: a changed teacher makes another run."""
+    files = {k: Path(str(arguments[k])) for k in ("model", "teacher", "distill_model", "data") if arguments.get(k)}
+    return {k: hashlib.sha256(f.read_bytes()).hexdigest() for k, f in files.items() if f.is_file()}
+
+
+def _refuse_other_settings(job: Job, out: str | Path) -> None:
+    """A run made with other settings must neither be mixed in nor be lost."""
+    before = _read_json(job.folder / SPEC)
+    if before is None:
+        return
+    asked = json.loads(json.dumps(job.spec, default=str))
+    for part in ("arguments", "inputs"):
+        was, now = before.get(part, {}), asked[part]
+        for key in (*now, *was):
+            if was.get(key) != now.get(key):
+                what = (
+                    f"the file {key}= has changed"
+                    if part == "inputs"
+                    else f"{key}={was.get(key)} then, {now.get(key)} now"
+                )
+                raise UsageError(f"out={out} holds {job.label} with other settings ({what}): name another folder.")
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or one that a full disk cut short: the run is made again
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# --- The runs -------------------------------------------------------------------------------------------------------
+
+
+def _carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
+    described = {"schema": SCHEMA, "arguments": plan.common, "arms": {a.name: a.arguments for a in plan.arms}}
+    write_json(plan.out / "study.json", described)
+    everything = [plan.teacher, *plan.jobs.values()]
+    waiting = [job for job in everything if job.result() is None]
+    done = len(everything) - len(waiting)
+    print(f"{len(everything)} runs in {plan.out}, {done} already done, {jobs} at a time with {threads} threads each")
+    for job, code in run_all(waiting, jobs, threads):
+        done += 1
+        if code == 0 and (result := job.result()) is not None:
+            said = f"mAP50 {100 * result['map50']:.1f}, mAP50-95 {100 * result['map50_95']:.1f}"
+            said += f", {result['wall_s']:.0f} s" if result.get("wall_s") else ""
+        else:
+            plan.failed[job.label] = _last_line(job.folder / "log.txt")
+            said = f"failed: {plan.failed[job.label]}"
+        print(f"[{done}/{len(everything)}] {job.label}: {said}", flush=True)
+        _report(plan, jobs)
+    report = _report(plan, jobs, plot=True)
+    print(f"\n{(plan.out / 'compare.md').read_text(encoding='utf-8')}\nTables, figures and runs: {plan.out}")
+    if plan.failed:
+        raise StudyError(
+            f"{len(plan.failed)} of {len(everything)} runs failed ({', '.join(plan.failed)}; why is in each one's "
+            "log.txt): the same command tries them again."
+        )
+    return report
+
+
+def run_all(waiting: list[Job], jobs: int, threads: int) -> Iterator[tuple[Job, int]]:
+    """Run the jobs, so many at a time, each in a fresh process; yields each with its exit code when it ends."""
+    queue = list(waiting)
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}  # by process id
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                job = queue.pop(0)
+                process = start(job, threads)
+                running[process.pid] = (job, process)
+            ended = [pid for pid, (_, process) in running.items() if process.poll() is not None]
+            for pid in ended:
+                job, process = running.pop(pid)
+                yield job, process.returncode
+            if not ended:
+                time.sleep(0.2)
+    finally:  # also after Ctrl-C: what is half done goes on next time
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+
+
+def start(job: Job, threads: int) -> subprocess.Popen[bytes]:
+    """Begin a run in a process of its own, its output in log.txt."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.folder / SPEC, job.spec)
+    count = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with (job.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUNNER, str(job.folder), str(threads)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **count},
+        )
+
+
+def _last_line(log: Path) -> str:
+    lines = [s for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if (s := line.strip())]
+    return lines[-1][:200] if lines else "no word in log.txt"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(plan: Study, jobs: int, plot: bool = False) -> dict[str, Any]:
+    results = {key: result for key, job in plan.jobs.items() if (result := job.result()) is not None}
+    report = study_report.summarise(
+        arms={arm.name: arm.level for arm in plan.arms},
+        seeds=plan.seeds,
+        results=results,
+        teacher=plan.teacher.result(),
+        failed=plan.failed,
+    )
+    about = {"schema": SCHEMA, "arguments": plan.common, "jobs": jobs}
+    about["arms"] = {arm.name: arm.arguments for arm in plan.arms}
+    report = {**about, **report}
+    study_report.write(report, plan.out, plot=plot)
+    return report

@@ -1,0 +1,110 @@
+"""One run of a study, in a process of its own: reads run.json, trains or validates, writes result.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+SPEC, RESULT = "run.json", "result.json"
+
+
+def main() -> None:
+    """Arguments: the run's folder and the number of CPU threads."""
+    from filelock import FileLock, Timeout
+
+    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    try:  # the parent may have been killed while this run's predecessor lives on
+        with FileLock(folder / ".lock", timeout=0):
+            work = train if spec["kind"] == "train" else validate
+            write_json(folder / RESULT, {**work(folder, spec["arguments"], threads), "versions": _versions()})
+    except Timeout:
+        sys.exit("another process is still at this run")
+
+
+def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Train, going on from the last epoch of an interrupted run; accuracy is that of the best epoch, as upstream's."""
+    from ultralytics import YOLO
+
+    target = folder / "train"
+    last = _interrupted(target)
+    if last is None and target.exists():
+        shutil.rmtree(target)  # this run's own leftovers, of no use
+    student = YOLO(str(last or arguments["model"]))
+    student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
+    trainer = None
+    if "teacher" in arguments:
+        from yolokd.trainer import KDTrainer
+
+        trainer = KDTrainer
+    if last is not None:
+        student.train(trainer=trainer, resume=True, save_dir=str(target))
+    else:
+        given = {k: v for k, v in arguments.items() if k != "model"}
+        student.train(trainer=trainer, **given, save_dir=str(target))
+    with (target / "results.csv").open(encoding="utf-8") as file:
+        rows = [{k.strip(): float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return {
+        **_accuracy(student.trainer.metrics),
+        "map50_last": rows[-1]["metrics/mAP50(B)"],
+        "map50_95_last": rows[-1]["metrics/mAP50-95(B)"],
+        "epochs": len(rows),
+        "wall_s": None if last else rows[-1]["time"],  # epochs with their validations; unknown for an interrupted run
+        "resumed": last is not None,
+        "checkpoint": str(student.trainer.best),
+    }
+
+
+def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The teacher's accuracy on the same images."""
+    from ultralytics import YOLO
+
+    teacher = YOLO(arguments["model"])
+    teacher.add_callback("on_val_start", lambda validator: _set_threads(threads))
+    given = {k: v for k, v in arguments.items() if k != "model"}
+    return _accuracy(teacher.val(**given, plots=False, save_dir=str(folder / "val")).results_dict)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either whole or not there."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
+    return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
+
+
+def _interrupted(target: Path) -> Path | None:
+    """The checkpoint from which an interrupted training can go on, if there is one."""
+    import torch
+
+    last = target / "weights" / "last.pt"
+    if not last.is_file():
+        return None
+    try:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=False)  # written by a run of this study
+    except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
+        return None
+    return last if checkpoint.get("optimizer") is not None and checkpoint.get("epoch", -1) >= 0 else None
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import ultralytics
+
+    from yolokd import __version__
+
+    return {"yolokd": __version__, "ultralytics": ultralytics.__version__, "torch": torch.__version__}
