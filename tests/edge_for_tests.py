@@ -81,3 +81,21 @@ def colour_frames(folder: Path, count: int = 8) -> list[np.ndarray]:
         size = (int(frame.shape[1] * rng.uniform(0.5, 2.5)), int(frame.shape[0] * rng.uniform(0.5, 2.5)))
         frames.append(cv2.resize(frame, size))
     return frames
+
+
+def trial(run: yolokd_edge.Run, seconds: float, **facts: Any) -> yolokd_edge.Trial:
+    """One process's frames of a scripted detector, with everything else about it in order."""
+    start = run.starts[0][0] if run.starts else 0
+    usual = {
+        "repeat": 0,
+        "stream": 0,
+        "window": [start, start + round(seconds * 1e9)],
+        "warmup": {"frames": 20, "s": 2.0, "stable": True},
+        "load": {"before": 0.0, "after": 1.0},
+        "steal": 0.0,
+        "images": {"n": 40, "sha": "", "source_hw": [[8, 8]]},
+        "uses_gpu": False,
+        "runtime": {"fallback": False, "providers_active": ["CPUExecutionProvider"]},
+        "model": {"file": "scripted.onnx"},
+    }
+    return yolokd_edge.trial_of(run, seconds, {**usual, **facts})

@@ -29,7 +29,10 @@ def python(code: str) -> str:
 def test_help_names_every_public_verb(argv, capsys):
     assert cli.main(argv) == 0
     text = capsys.readouterr().out
-    assert all(f"yolokd {verb}" in text for verb in ("train", "export", "bench", "demo", "methods", "version"))
+    assert all(
+        f"yolokd {verb}" in text
+        for verb in ("train", "export", "bench", "compare", "pareto", "plot", "demo", "methods", "version")
+    )
 
 
 @pytest.mark.parametrize("argv", [["version"], ["--version"]])

@@ -39,7 +39,7 @@ def code(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("factor", "wanted"),
-    [(1.0, 0), (0.8, 0), (1.02, 0), (1.2, 1), (2.0, 1), (1.05, 3), (1.045, 3)],
+    [(1.0, 0), (0.8, 0), (1.02, 0), (1.2, 1), (2.0, 1), (1.05, 3), (1.045, 3), (1.055, 3)],
 )
 def test_the_gate_over_runs(code, factor, wanted):
     """Runs spread by 1 %, 5 % is allowed: only ratios near 1.05 cannot be told."""
@@ -162,6 +162,7 @@ def test_intervals_within_runs_combine_as_errors_do():
     assert middle == pytest.approx(1.1)
     assert (math.log(high / middle), math.log(middle / low)) == (pytest.approx(math.sqrt(2) * math.log(s)),) * 2
     assert _combine(10, (10, 10), 11, (10.5, 12)) == pytest.approx((1.1, 1.05, 1.2)), "a base without error"
+    assert _combine(10, (10, 12), 11, (11, 11)) == pytest.approx((1.1, 11 / 12, 1.1)), "a slow base makes a small ratio"
 
 
 def test_one_report_of_interleaved_models(tmp_path):

@@ -50,6 +50,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
         "kd": {
             "teacher": [str(teacher.resolve())],
             "gain": 3.0,
+            "init": "auto",
             "methods": {"cwd": {"tau": 2, "gain": 1.0}, "logit": {"gain": 0.5}},
         },
     }
@@ -58,7 +59,7 @@ def test_fold_gathers_ours_and_leaves_theirs(teacher):
 
 def test_fold_takes_the_default_recipe(teacher):
     kd = config.fold({"teacher": teacher})["kd"]
-    assert kd == {"teacher": [str(teacher.resolve())], "gain": 1.0, **config.chosen("default", {})}
+    assert kd == {"teacher": [str(teacher.resolve())], "gain": 1.0, "init": "auto", **config.chosen("default", {})}
     assert {METHODS[k.partition("@")[0]].level for k in kd["recipe"]["dense/dense"]} == {"neck", "head"}
 
 
@@ -216,4 +217,4 @@ def test_the_default_recipe_applies_to_every_pair_of_families():
     kd = {"gain": 1.0, **config.chosen("default", {})}
     for student, teacher in itertools.product(readers, repeat=2):
         made = plan(student, teacher, kd, NAMES)
-        assert list(made.methods) == list(kd["recipe"]["dense/dense"]) and len(made.terms) == 3 and not made.refused
+        assert list(made.methods) == ["pkd", "logit", "bckd_box"] and len(made.terms) == 3 and not made.refused

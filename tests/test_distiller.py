@@ -127,7 +127,7 @@ def test_a_dual_head_learns_on_both_branches_by_its_own_schedule(teacher):
     for o2m, o2o in ((0.8, 0.2), (0.45, 0.55)):  # E2ELoss in the first two of three epochs
         _, items = distiller(batch(SIZE))
         parts = {b: logit(seen["student"][b], seen["teacher"][t], {}).item() for b, t in pair.items()}
-        expected = 2.0 * (o2m * parts["one2many"] + o2o * parts["one2one"])
+        expected = 2.0 * logit.unit * (o2m * parts["one2many"] + o2o * parts["one2one"])
         assert items["logit_loss"].item() == pytest.approx(expected, rel=1e-5)
         assert parts["one2many"] != pytest.approx(parts["one2one"], rel=1e-3)
         distiller.module.criterion.update()
@@ -184,7 +184,7 @@ def test_terms_are_computed_outside_autocast():
     assert seen["student"]["one2many"].neck[0].dtype == torch.bfloat16, "autocast must have been on"
     for name, method in distiller.pairings[0].methods.items():
         assert items[name].dtype == torch.float32
-        expected = method(seen["student"]["one2many"], seen["teacher"]["one2many"], batch(2))
+        expected = method.unit * method(seen["student"]["one2many"], seen["teacher"]["one2many"], batch(2))
         assert items[name].item() == pytest.approx(expected.item(), rel=1e-6)
     loss.sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in distiller.methods.parameters())

@@ -236,6 +236,7 @@ class FallenBack:
 
 @pytest.mark.parametrize(("provider", "name"), [("cuda", "CUDA"), ("trt", "Tensorrt")])
 def test_a_provider_that_is_not_active_is_an_error(provider: str, name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("YOLOKD_CACHE", str(tmp_path))
     file = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata())
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(edge.EdgeError, match=f"{name}ExecutionProvider is not in this ONNX Runtime") as absent:
@@ -249,6 +250,7 @@ def test_a_provider_that_is_not_active_is_an_error(provider: str, name: str, tmp
 
 
 def test_auto_takes_the_first_provider_that_is_active(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("YOLOKD_CACHE", str(tmp_path))
     file, real = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata()), onnxruntime.InferenceSession
 
     def session(*args, providers: list[str], **kwargs):
@@ -296,7 +298,7 @@ def test_the_bare_file_detects_and_measures_from_another_folder(exported, frames
     assert np.allclose(boxes, expected[:, :4], atol=6e-4)  # pixels, written with three decimals
     assert lines[0]["hw"] == list(frames[0].shape[:2])
     assert not np.array_equal(cv2.imread(str(tmp_path / "drawn/0.png")), frames[0])
-    run = edge_file("bench", "--time-limit", "0.5", "--out", "report.json")
+    run = edge_file("bench", "--quick", "--time-limit", "0.5", "--out", "report.json")
     assert (run.returncode, run.stderr) == (0, "")
     (record,) = json.loads((tmp_path / "report.json").read_text())
     assert record["model"]["file"] == "raw.onnx" and record["memory"]["rss_mb"] > 0 and record["cold"]["import_s"] > 0

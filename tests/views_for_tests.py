@@ -244,7 +244,17 @@ def tensors(view: View, field: str) -> list[Tensor]:
 
 def reads(method: Method) -> list[str]:
     """Fields of a view that a method says it reads."""
-    return sorted(method.needs | method.student_needs | ({method.tap} & set(MAPS)))
+    return sorted(method.needs | method.student_needs | method.teacher_needs | ({method.tap} & set(MAPS)))
+
+
+def answer(view: View, content: Tensor, references: Tensor) -> dict[str, Any]:
+    """What a view of lists has its decoder make of queries, as lists."""
+    decoder = (
+        view.decode.changed(lambda x: torch.tensor(x, dtype=torch.float64))
+        if isinstance(view.decode.memory, list)
+        else view.decode
+    )
+    return {name: [x.tolist() for x in value] for name, value in decoder(content, references).items()}
 
 
 # For the scalar references. A map is a list [b][c][y][x] of floats.
@@ -355,7 +365,7 @@ def difference(reference: Callable, student: View, teacher: View, field: str, i:
     step, ends = 1e-5, []
     for sign in (1, -1):
         value = copy.deepcopy(getattr(student, field))
-        place = value[i] if isinstance(value, tuple) else value
+        place = value.memory if isinstance(value, Decoder) else value[i] if isinstance(value, tuple) else value
         for k in index[:-1]:
             place = place[k]
         place[index[-1]] += sign * step

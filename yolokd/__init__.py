@@ -7,18 +7,19 @@ from typing import Any
 
 __version__ = "0.1.0"
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-__all__ = ["METHODS", *_TRAINERS, "bench", "compare", "export", "study", "train"]
+__all__ = ["METHODS", *_TRAINERS, "bench", "bundle", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",
     **dict.fromkeys(_TRAINERS, "trainer"),
     "train": "verbs.train",
     "export": "verbs.export",
+    "bundle": "verbs.bundle",
     "bench": "verbs.bench",
     "compare": "verbs.compare",
     "study": "verbs.study",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "study"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,10 @@ yolokd: train a small YOLO under a large one, export it, measure it.
 
   yolokd train   model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [kd=1.0] [cwd.tau=2] [...]
   yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
-  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard] [threads=2] [provider=cpu|cuda|trt|auto]
+  yolokd bundle  model=best.pt [out=name-edge.zip] [data=my.yaml] [fp16=True] [int8=True] [contract=raw] [imgsz=640]
+  yolokd inspect model=a.onnx                             parameters, FLOPs, memory and the ten slowest nodes
+  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [provider=cpu|cuda|trt|auto]
+                 [quick=True] [repeats=5] [threads=1,2] [streams=1,2] [imgsz=320,640] [power=True] [...]
   yolokd compare base.json new.json [--max-regress 5%] [--metric total.p50,total.p99] [--min-map-delta -0.5]
                  [--json FILE] [--md FILE] [--junit FILE]  is the new one slower? a gate for CI
   yolokd pareto  reports/*.json [x=latency|energy|size] [metric=total.p50] [out=pareto.png] [json=FILE] [md=FILE]
@@ -20,6 +23,7 @@ yolokd: train a small YOLO under a large one, export it, measure it.
                  [out=runs/compare] [jobs=1] [...]         trains every arm with every seed, paired statistics
   yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
+  yolokd methods --cost [model=yolo11n.yaml] [teacher=yolo11s.yaml] [imgsz=640] [...]   what each adds to a step
   yolokd version | help
 
 Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
@@ -28,7 +32,7 @@ Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive or a study
 5 exported file differs from the checkpoint.
 """
 CODES = (1, 2, 3, 4, 5)
-STAND_ON_ULTRALYTICS = {"train", "export", "demo", "steptime"}
+STAND_ON_ULTRALYTICS = {"train", "export", "bundle", "demo", "steptime"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +75,26 @@ def _export(rest: list[str]) -> None:
     if "model" not in arguments:
         raise UsageError("no model: give the checkpoint to export, model=best.pt.")
     export(**arguments)
+
+
+def _bundle(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.bundle import bundle
+
+    arguments = _checked(rest, bundle)
+    if "model" not in arguments:
+        raise UsageError("no model: give the checkpoint to bundle, model=best.pt.")
+    bundle(**arguments)
+
+
+def _inspect(rest: list[str]) -> None:
+    from yolokd.errors import UsageError
+    from yolokd.verbs.inspect import inspect
+
+    arguments = _checked(rest, inspect)
+    if "model" not in arguments:
+        raise UsageError("no model: give the exported file to inspect, model=student.onnx.")
+    inspect(**arguments)
 
 
 def _bench(rest: list[str]) -> None:
@@ -168,9 +192,25 @@ def _steptime(rest: list[str]) -> None:
 
 
 def _methods(rest: list[str]) -> None:
+    if "--cost" in rest:
+        _cost([a for a in rest if a != "--cost"])
+        return
     from yolokd.verbs.methods import describe
 
     print("\n\n".join(describe(name) for name in rest) or describe())
+
+
+def _cost(rest: list[str]) -> None:
+    from yolokd import compat
+
+    compat.check()
+    from yolokd.config import pairs
+    from yolokd.verbs.cost import cost
+
+    cost(
+        **_checked([a for a in rest if "." not in a.partition("=")[0]], cost, skip={"dotted"}),
+        **pairs([a for a in rest if "." in a.partition("=")[0]]),
+    )
 
 
 def _version(rest: list[str]) -> None:
@@ -193,6 +233,8 @@ def _checked(rest: list[str], function: Callable[..., Any], skip: Collection[str
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "export": _export,
+    "bundle": _bundle,
+    "inspect": _inspect,
     "bench": _bench,
     "compare": _compare,
     "pareto": _pareto,

@@ -22,14 +22,17 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.balance import SHARE
+from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
+from yolokd.unlabeled import list_folder
 
 OURS = (  # beside the dotted ones
-    "teacher", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+    "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names",
 )  # fmt: skip
 INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
@@ -116,7 +119,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
-    dotted = {k: v for k, v in ours.items() if "." in k}
+    dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
     gain = non_negative("kd", ours.get("kd", 1.0))
     kd = {
         "teacher": locate_all(ours["teacher"]),
@@ -125,6 +128,20 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **chosen(ours.get("method") or "default", dotted),
     }
+    if "teachers" in ours:
+        kd["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
+        if len(kd["teacher"]) == 1:
+            raise UsageError(
+                f"teachers={kd['teachers']} is for several and teacher={ours['teacher']} is one: "
+                "give more, such as teacher=a.pt,b.pt, or leave teachers= out."
+            )
+    for key in ("teacher.contract", "teacher.names"):
+        if key in ours and not any(t.endswith(".onnx") for t in kd["teacher"]):
+            raise UsageError(f"{key}={ours[key]} is about an ONNX teacher: leave it out for {kd['teacher'][0]}.")
+    if "teacher.contract" in ours:
+        kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
+    if "teacher.names" in ours:
+        kd["teacher_names"] = read_names(ours["teacher.names"])
     if ours.get("balance", "off") != "off":
         kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
@@ -133,6 +150,15 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
         kd["classes"] = read_classes(str(ours["classes"]))
+    if "unlabeled_ratio" in ours and not ours.get("unlabeled"):
+        raise UsageError(
+            f"unlabeled_ratio={ours['unlabeled_ratio']} says how many unlabelled images a labelled one comes with: "
+            "give their folder, unlabeled=images/."
+        )
+    if ours.get("unlabeled"):
+        list_folder(ours["unlabeled"])
+        kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
+        kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
     return {**theirs, "kd": kd}
 
 
@@ -177,6 +203,19 @@ def read_classes(file: str) -> dict[str, str]:
     ):
         raise UsageError(f"classes={file} is not a class map: write lines `name in teacher: name in data`.")
     return {str(k): str(v) for k, v in names.items()}
+
+
+def read_names(file: Any) -> dict[int, str]:
+    """Class index -> name from a YAML file: a list, a mapping, or a data set's with such an entry `names`."""
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UsageError(f"teacher.names={file} does not exist: give a YAML file with a list of class names.")
+    found = _read_yaml("teacher.names", file, path)
+    found = found.get("names", found) if isinstance(found, dict) else found
+    names = dict(enumerate(found)) if isinstance(found, list) else found
+    if not isinstance(names, dict) or not names or any(not isinstance(k, int) for k in names):
+        raise UsageError(f"teacher.names={file} has no class names: write a list, or lines `index: name`.")
+    return {k: str(v) for k, v in names.items()}
 
 
 def non_negative(key: str, value: Any) -> float:

@@ -24,8 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolokd.channels import Channels, Follow, channels, index, mark
+from yolokd.classes import ClassMap
 from yolokd.detectors.blocks import Pair, bare, pairs, residuals
+from yolokd.detectors.reader import Reader
 from yolokd.detectors.yolo import YoloReader
+from yolokd.errors import UsageError
 from yolokd.solve import least_squares, logistic, patches, pick
 
 PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
@@ -34,7 +37,7 @@ POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for th
 LAST_POINTS = 2**15
 
 
-def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, Tensor], classes: dict[int, str]) -> str:
+def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], classes: ClassMap | None = None) -> str:
     """Start the student as `init=` says and return how it starts, "own" or "teacher".
 
     "auto" takes the teacher's if the student's own weights, given last convolutions and batch norm statistics that are
@@ -42,31 +45,51 @@ def start(how: str, student: YoloReader, teacher: YoloReader, batch: dict[str, T
     Own weights are left exactly as they are.
 
     Args:
-        how: "own", "teacher" or "auto".
+        how: "own", "teacher" or "auto"; "auto" keeps the own start where the two have no layers in common.
         student: reads the student, which is changed.
         teacher: reads the teacher, on the same device.
         batch: training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
-        classes: index -> name of the student's classes.
+        classes: which the two share; None where they have the same.
+
+    Raises:
+        UsageError: "teacher" is asked for and no layer has a partner.
     """
-    matched = pairs(student.model, teacher.model)
-    if how == "own" or all(p.last for p in matched):
+    matched = partners(how, student, teacher)
+    if how == "own" or not matched:
         return "own"
     fitted = len(batch["img"]) - len(batch["img"]) // 8
     images = batch["img"][:fitted]
-    places = {name: i for i, name in teacher.model.names.items()}
-    known = torch.tensor([places.get(name, -1) for _, name in sorted(classes.items())])
     lesson = Lesson(teacher, matched, images)
     own = copy.deepcopy(student.model.state_dict())
-    Pupil(student.model, matched, lesson, known).learn(images)
+    Pupil(student.model, matched, lesson, classes).learn(images)
     if how == "teacher":
         return how
     unseen = part(batch, fitted)
     inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)
     student.model.load_state_dict(own)
-    Pupil(student.model, [p for p in matched if p.last], lesson, known).learn(images)
+    Pupil(student.model, [p for p in matched if p.last], lesson, classes).learn(images)
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
+
+
+def partners(how: str, student: Reader, teacher: Reader) -> list[Pair]:
+    """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start, or one of
+    the heads is not dense.
+
+    Raises:
+        UsageError: "teacher" is asked for and there are none.
+    """
+    dense = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
+    matched = pairs(student.model, teacher.model) if dense else []
+    if any(not p.last for p in matched):
+        return matched
+    if how == "teacher":
+        raise UsageError(
+            f"init=teacher: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
+            "leave init= out, or choose a teacher of the student's family."
+        )
+    return []
 
 
 def part(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -95,7 +118,7 @@ class Lesson:
         confidence, share: (points,), the top class probability there, and how many places the point stands for.
     """
 
-    def __init__(self, teacher: YoloReader, matched: list[Pair], images: Tensor) -> None:
+    def __init__(self, teacher: Reader, matched: list[Pair], images: Tensor) -> None:
         self.teacher, self.matched = teacher, matched
         teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
@@ -140,7 +163,7 @@ class Lesson:
             self.spread[name] = square / count - mean[:, None] * mean
             # a branch that no prediction comes from feels nothing: its channels count alike
             self.metric[name] = (
-                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean))
+                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean)).to(mean)
             )
 
     def _probe(self, view: Any) -> Tensor:
@@ -213,11 +236,12 @@ class Pupil:
         model: the student.
         matched: the convolutions to set.
         lesson: what the teacher showed for them.
-        known: (K,), the teacher's class that each of the student's is, or -1.
+        classes: which the two share; None where they have the same.
     """
 
-    def __init__(self, model: Any, matched: list[Pair], lesson: Lesson, known: Tensor) -> None:
-        self.model, self.matched, self.lesson, self.known = model, matched, lesson, known
+    def __init__(self, model: Any, matched: list[Pair], lesson: Lesson, classes: ClassMap | None) -> None:
+        self.model, self.matched, self.lesson, self.classes = model, matched, lesson, classes
+        self.free: dict[str, Channels | None] = {}  # what nothing before a convolution has a say in
         self.given: dict[nn.Module, Channels | None] = {}  # what a convolution's output must stand for
         self.chosen: dict[nn.Module, Channels] = {}  # what it does stand for
         self.pending: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}  # batch norm -> rows, scale, bias
@@ -234,6 +258,10 @@ class Pupil:
             hooks.append(p.student.register_forward_hook(lambda m, args, out: mark(out, self.chosen.get(m))))
         norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         hooks += [bn.register_forward_pre_hook(lambda bn, args: self._normalise(bn, args[0])) for bn in norms]
+        follows = {conv for _, conv in residuals(self.model)}
+        for p in self.matched:
+            if not (p.last or p.depthwise or p.student in follows):
+                self.free[p.name] = self._free_choice(p)
         with raw_outputs(self.model), hooked(hooks), Follow():
             self.model(images)
         return len(self.chosen)
@@ -241,7 +269,9 @@ class Pupil:
     def _set(self, p: Pair, x: Tensor) -> None:
         """Solve for the weights of the convolution at which x arrives."""
         chosen, wanted = self._choose(p, x), self.lesson.wanted[p.name]
-        if p.kind == "box" and p.student.out_channels != p.teacher.out_channels:
+        if p.kind == "class" and self.classes is not None:
+            wanted, chosen = self._shared(wanted, p.student.out_channels)
+        elif p.kind == "box" and p.student.out_channels != p.teacher.out_channels:
             wanted, chosen = expected_sides(wanted), identity(4)
         place, conv = index(chosen), bare(p.student)
         if place is None or len(place) != conv.out_channels or sum(w for _, w in chosen or ()) != wanted.shape[1]:
@@ -261,6 +291,13 @@ class Pupil:
         scale = size / weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
         conv.weight[rows] = weight * scale[:, None, None, None]
         self.pending[p.student.bn] = rows, scale, bias
+
+    def _shared(self, logits: Tensor, count: int) -> tuple[Tensor, Channels]:
+        """The shared classes' logits from all the teacher's, and which of the student's classes they are."""
+        assert self.classes is not None
+        place = torch.full((count,), -1)
+        place[self.classes.student.cpu()] = torch.arange(self.classes.shared)
+        return logits[:, self.classes.teacher.to(logits.device)].amax(-1), ((place, self.classes.shared),)
 
     def _solve(self, p: Pair, seen: Tensor, wanted: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (rows, in x window) and biases (rows,) for what is seen (points, in, window)."""
@@ -285,14 +322,17 @@ class Pupil:
 
     def _choose(self, p: Pair, x: Tensor) -> Channels | None:
         """What the output of the convolution at which x arrives shall stand for."""
-        mine, theirs = bare(p.student).out_channels, bare(p.teacher).out_channels
-        if p.kind == "class":
-            return ((self.known, theirs),)
-        if p.kind == "box":
+        theirs = bare(p.teacher).out_channels
+        if p.last:
             return identity(theirs)
         if p.depthwise or p.student in self.given:  # without a split any more: such maps are not split
             place = index(self.given[p.student] if p.student in self.given else channels(x))
             return None if place is None else ((place, theirs),)
+        return self.free[p.name]
+
+    def _free_choice(self, p: Pair) -> Channels | None:
+        """As above where nothing before the convolution has a say in it."""
+        mine, theirs = bare(p.student).out_channels, bare(p.teacher).out_channels
         spread, metric = self.lesson.spread[p.name], self.lesson.metric[p.name]
         if p.attention is not None:
             return self._heads(*p.attention, spread, metric)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolokd import selection
 from yolokd import teacher as teachers
 from yolokd.classes import ClassMap, match
 from yolokd.detectors import read
@@ -53,11 +54,12 @@ class Pairing(nn.Module):
         student: reads the student.
         plan: what `plan` made of the teacher, whose model is taken over and changed.
         device: where the student is.
+        judged: whether the teacher's detections will be compared with those of others.
     """
 
     teacher: Teacher
 
-    def __init__(self, student: Reader, plan: Plan, device: torch.device) -> None:
+    def __init__(self, student: Reader, plan: Plan, device: torch.device, judged: bool = False) -> None:
         super().__init__()
         terms = plan.terms
         self.methods = nn.ModuleDict({name: term.method for name, term in terms.items()}).to(device)
@@ -67,12 +69,19 @@ class Pairing(nn.Module):
         self.fields = frozenset().union(*(needs(t.method) for t in terms.values())) or frozenset({"neck"})
         branches = student.branches if any(is_head_term(t.method) for t in terms.values()) else student.branches[:1]
         wanted = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
-        object.__setattr__(self, "teacher", Teacher(plan.teacher, self.fields, wanted, device, plan.scale))
+        shown = self.fields | selection.NEEDS if judged else self.fields
+        object.__setattr__(self, "teacher", Teacher(plan.teacher, shown, wanted, device, plan.scale))
+
+    def loss(self, teacher: Shown, batch: dict[str, Any]) -> Tensor:
+        """Loss of what the teacher showed of each image against its ground truth, (B,)."""
+        reader = self.teacher.reader
+        view = next(iter(teacher(reader.strides).values()))
+        return selection.losses(view, reader.spec.dense, self.classes, batch)
 
     def forward(
         self, student: Views, teacher: Shown, batch: dict[str, Any], active: list[str], schedule: dict[str, float]
     ) -> dict[str, Tensor]:
-        """Unweighted scalars by term name: a map term once, a head term for each branch of the student.
+        """Scalars by term name, each in its method's unit: a map term once, a head term for each branch of the student.
 
         Args:
             student: what the student showed of the batch, by strides.
@@ -82,7 +91,9 @@ class Pairing(nn.Module):
             schedule: weight of the student's branches in a head term.
         """
         pairs = {place: (student(place[0]), teacher(place[1])) for place in {self.places[n] for n in active}}
-        return {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        found = {name: self._term(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
+        units: dict[str, Any] = dict(self.methods.items())
+        return {name: units[name].unit * value for name, value in found.items()}
 
     def _term(
         self,
@@ -167,12 +178,24 @@ def plans(student: Reader, kd: dict[str, Any], data: dict[str, Any], imgsz: Any,
     scale = (kd.get("teacher_imgsz") or side) / side
     made = []
     for path in kd["teacher"]:
-        model = teachers.load(path)
+        model = teachers.load(path, kd.get("teacher_contract"), kd.get("teacher_names"))
         teachers.fit_channels(model, data.get("channels", 3))
         given = kd.get("classes")
         if single_cls:
             given = {str(name): str(data["names"][0]) for name in model.names.values()}
-        made.append(plan(student, read(model), kd, data["names"], match(data["names"], model.names, given), scale))
+        reader = read(model)
+        if kd.get("teachers") == "best" and (missing := selection.NEEDS - reader.spec.shows):
+            raise UsageError(
+                f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "
+                "use teachers=average."
+            )
+        made.append(plan(student, reader, kd, data["names"], match(data["names"], model.names, given), scale))
+    terms = [term for one in made for term in one.terms.values()]
+    if kd.get("unlabeled_ratio") and all(term.method.truth for term in terms):
+        raise UsageError(
+            f"unlabeled={kd['unlabeled']} has no ground truth, which every method asked for needs: "
+            "add one that does without, such as method=pkd."
+        )
     return made
 
 
@@ -200,6 +223,7 @@ def _build(
     cls = METHODS[name]
     tap = tap or next(iter(cls.taps), "")
     check_heads(key, cls, student.spec, teacher.spec)
+    check_tap(key, cls, tap, student.spec, teacher.spec)
     place = levels_for(key, cls, tap, student, teacher, levels == "resize")
     specs = replace(student.spec_at(place[0]), classes=classes), teacher.spec_at(place[1])
     if scale != 1:  # bins count the teacher's own cells
@@ -231,11 +255,22 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
     )
 
 
+def check_tap(key: str, method: type[Method], tap: str, student: Spec, teacher: Spec) -> None:
+    """Refuse a method on maps that one side does not show, before any level is paired."""
+    for role, spec in (("student", student), ("teacher", teacher)):
+        if tap and tap not in spec.shows:
+            taps = [t for t in method.taps if t in student.shows and t in teacher.shows]
+            remedy = f"method={key.partition('@')[0]}@{taps[0]}" if taps else "method=match, which compares detections"
+            raise UsageError(
+                f"method {key} needs maps of the {tap}, which the {role} {spec.name} does not show "
+                f"(it shows {', '.join(sorted(spec.shows))}): use {remedy}."
+            )
+
+
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
     """Refuse a method that needs what one side cannot show."""
-    of_both = needs(method) - method.student_needs
-    for role, spec, wanted in (("student", student, needs(method)), ("teacher", teacher, of_both)):
-        if missing := sorted(wanted - spec.shows):
+    for role, spec, other in (("student", student, method.teacher_needs), ("teacher", teacher, method.student_needs)):
+        if missing := sorted(needs(method) - other - spec.shows):
             raise UsageError(
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
@@ -285,7 +320,7 @@ def term_name(cls: type[Method], tap: str) -> str:
 
 def needs(method: Method) -> frozenset[str]:
     """Fields of a view that a method reads, on one side at least."""
-    return method.needs | method.student_needs | ({method.tap} if method.taps else set())
+    return method.needs | method.student_needs | method.teacher_needs | ({method.tap} if method.taps else set())
 
 
 def is_head_term(method: Any) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolokd.report import COLOURS, _bare, _figure, _place, _save
+
+if TYPE_CHECKING:
+    from matplotlib.transforms import Bbox
 
 
 def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -105,7 +108,7 @@ def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarra
         middle = [(np.mean(x[b]), np.median(ms[b])) for b in blocks if len(b)]
         axes.plot(*zip(*middle, strict=True), color=COLOURS[0], linewidth=1.4)
     known = {k: v for k in ("p50", "p90", "p99") if (v := record["results"]["stages"]["total"].get(k)) is not None}
-    top = max(ms.max() * 1.05, ms.min() + 1e-9)
+    top = 1.05 * max(ms.max(), *known.values())
     axes.set_ylim(max(0, ms.min() - 0.08 * (top - ms.min())), top)
     heights = _apart(list(known.values()), 0.055 * np.ptp(axes.get_ylim()))
     for (key, value), height in zip(known.items(), heights, strict=True):
@@ -134,6 +137,8 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
         x_label: Of the cost, with its unit.
         y_label: Of the accuracy, in percent.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     devices = list(dict.fromkeys(p["device"] for p in points))
     figure = _figure(8.5, 5.4)
     axes = figure.subplots()
@@ -149,11 +154,17 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
             axes.errorbar(x[i], y[i], xerr=bar, fmt="o", color=colour, markerfacecolor=fill, markersize=7, capsize=3)
         axes.plot([], [], "o", color=colour, label=device)
     axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="another one is at least as good in both")
-    margin = max(0.18 * (max(y) - min(y)), 1.5)
-    axes.set(
-        xlim=(0, max(float(p.get("high") or p["x"]) for p in points) * 1.25), ylim=(min(y) - margin, max(y) + margin)
-    )
-    axes.set(xlabel=x_label, ylabel=y_label)
+    margin = max(0.15 * (max(y) - min(y)), 1.5)
+    right = max(float(p.get("high") or p["x"]) for p in points)
+    if right > 8 * min(x):  # several devices, or models of very different size
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(min(x) / 1.4, right * 1.6)
+    else:
+        axes.set_xlim(0, right * 1.25)
+    axes.set(ylim=(min(y) - margin, max(y) + margin), xlabel=x_label, ylabel=y_label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=8, frameon=False, ncols=2)
     _bare(axes, "both")
     figure.suptitle("Accuracy against cost; filled: on the Pareto front", fontsize=11)
@@ -175,6 +186,18 @@ def _name_points(
         (left, level), right = axes.transData.transform((low, y[k])), axes.transData.transform((high, y[k]))[0]
         taken.append(Bbox.from_extents(left - 10, level - 10, right + 10, level + 10))
     devices = list(dict.fromkeys(p["device"] for p in points))
+    taken += [box for device in devices for box in _steps(axes, points, x, y, device)]
     for k, point in enumerate(points):
         colour = COLOURS[devices.index(point["device"]) % len(COLOURS)]
         taken += _place(axes, str(point["name"]), (x[k], y[k]), colour, taken[:k] + taken[k + 1 :])
+
+
+def _steps(
+    axes: Any, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float], device: str
+) -> list[Bbox]:
+    """Thin boxes, in pixels, along the upright parts of a device's front, so that no name is written across them."""
+    from matplotlib.transforms import Bbox
+
+    front = sorted((x[i], y[i]) for i, p in enumerate(points) if p["front"] and p["device"] == device)
+    ends = [axes.transData.transform([(b[0], a[1]), b]) for a, b in zip(front, front[1:], strict=False)]
+    return [Bbox.from_extents(low[0] - 1, low[1], high[0] + 1, high[1]) for low, high in ends]

@@ -22,14 +22,17 @@ def pick(spread: Tensor, metric: Tensor, count: int) -> Tensor:
         metric: (C, C), what errors in them cost.
         count: how many to pick.
     """
-    rest, free = spread.double().cpu(), torch.ones(len(spread), dtype=torch.bool)
-    metric, floor = metric.double().cpu(), 1e-9 * float(spread.diagonal().mean())
+    rest, free = spread.cpu().double(), torch.ones(len(spread), dtype=torch.bool)
+    metric, floor = metric.cpu().double(), 1e-9 * float(spread.diagonal().mean())
+    product = rest @ metric  # kept up to date, so that a step costs C x C
     for _ in range(min(count, len(rest))):
-        gain = ((rest @ metric) * rest).sum(1) / rest.diagonal().clamp_min(floor)
+        gain = (product * rest).sum(1) / rest.diagonal().clamp_min(floor)
         best = int(torch.where(free, gain, -math.inf).argmax())
         free[best] = False
         if rest[best, best] > floor:
-            rest = rest - torch.outer(rest[best], rest[best]) / rest[best, best]
+            told = rest[best] / rest[best, best].sqrt()
+            rest = rest - torch.outer(told, told)
+            product = product - torch.outer(told, metric @ told)
     chosen = (~free).nonzero().flatten()
     return torch.cat([chosen, chosen.new_full((count - len(chosen),), -1)])
 
@@ -54,7 +57,7 @@ def least_squares(seen: Tensor, wanted: Tensor, weight: Tensor | None = None) ->
     mean, aim = (share * seen).sum(-2, keepdim=True), (share * wanted).sum(-2, keepdim=True)
     x, z = seen - mean, wanted - aim
     left = (share * x).transpose(-1, -2)
-    gram, cross = (left @ x).double().cpu(), (left @ z).double().cpu()
+    gram, cross = (left @ x).cpu().double(), (left @ z).cpu().double()
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + 1e-12
     solved = torch.linalg.solve(gram, cross).to(seen)  # (..., in, out)
@@ -68,10 +71,10 @@ def logistic(seen: Tensor, wanted: Tensor, weight: Tensor, steps: int = 15) -> t
     Args:
         weight: (points,), how much each point counts.
     """
-    share = (weight / weight.sum()).double().cpu()
+    share = (weight / weight.sum()).cpu().double()
     mean, scale = seen.mean(0), seen.std(0).clamp_min(1e-6)
-    x = torch.cat([(seen - mean) / scale, torch.ones_like(seen[:, :1])], 1).double().cpu()
-    solved = torch.stack([_newton(x, t.double().cpu(), share, steps) for t in wanted.T]).to(seen)
+    x = torch.cat([(seen - mean) / scale, torch.ones_like(seen[:, :1])], 1).cpu().double()
+    solved = torch.stack([_newton(x, t.cpu().double(), share, steps) for t in wanted.T]).to(seen)
     weights = solved[:, :-1] / scale
     return weights, solved[:, -1] - weights @ mean
 

@@ -28,10 +28,10 @@ from yolokd import config, inherit, teacher
 from yolokd.balance import Balance
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
-from yolokd.detectors.yolo import YoloReader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
-from yolokd.pairing import Pairing, plans
+from yolokd.pairing import Pairing, Plan, plans
+from yolokd.unlabeled import Images, Steps, Unlabeled, list_folder
 
 
 class KDMixin(BaseTrainer):
@@ -42,6 +42,8 @@ class KDMixin(BaseTrainer):
     """
 
     distiller: Distiller  # set before the optimizer is built
+    unlabeled: Unlabeled | None = None
+    images: dict[str, int]  # that the last epoch saw, by kind
     recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
     args: Any
     model: Any
@@ -79,9 +81,10 @@ class KDMixin(BaseTrainer):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
-            kd["start"] = self._start(kd.get("init", "own"), reader, made[0].teacher)
-            pairings = [Pairing(reader, one, self.device) for one in made]
-            self.model = self.distiller = Distiller(reader, pairings)
+            kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
+            best = kd.get("teachers") == "best"
+            pairings = [Pairing(reader, one, self.device, best) for one in made]
+            self.model = self.distiller = Distiller(reader, pairings, best=best)
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
         if unwrap_model(self.model) is not student:
@@ -95,16 +98,16 @@ class KDMixin(BaseTrainer):
             if kd["start"] == "teacher":
                 LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
 
-    def _start(self, how: str, student: Reader, teacher: Reader) -> str:
+    def _start(self, how: str, student: Reader, plan: Plan) -> str:
         """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
         if self.resume:
             return str(self.args.kd.get("start", "own"))
-        if how == "own" or RANK not in {-1, 0}:
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
+        if how == "own" or RANK not in {-1, 0} or not inherit.partners(how, student, plan.teacher):
             return "own"
-        if not (isinstance(student, YoloReader) and isinstance(teacher, YoloReader)):
-            return "own"  # only convolutions between dense heads have partners
-        teacher.model.to(self.device)
-        return inherit.start(how, student, teacher, self._some_images(), self.data["names"])
+        plan.teacher.model.to(self.device)
+        return inherit.start(how, student, plan.teacher, self._some_images(), plan.classes)
 
     def _some_images(self) -> dict[str, Any]:
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""
@@ -124,9 +127,64 @@ class KDMixin(BaseTrainer):
             np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
-        """As upstream, once an epoch; the gains follow their schedules."""
+        """As upstream, once an epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
         super()._model_train()
         self.distiller.start_epoch(self.epoch, self.epochs)
+        if self.unlabeled:
+            self.unlabeled.start_epoch(self.epoch)
+
+    def _build_train_pipeline(self) -> None:
+        """As upstream, with unlabelled images for the steps of its loader."""
+        super()._build_train_pipeline()
+        kd, loader, ranks = self.args.kd, self.train_loader, max(self.world_size, 1)
+        if not kd.get("unlabeled_ratio"):
+            return
+        keys = ("hsv_h", "hsv_s", "hsv_v", "fliplr", "flipud")
+        changes = {key: getattr(self.args, key) for key in keys}
+        stretch = isinstance(self, RTDETRTrainer)
+        shape = self.args.imgsz, self.data["channels"], stretch
+        images = Images(list_folder(kd["unlabeled"]), *shape, changes, self.args.seed)
+        whole, rest = divmod(len(loader.sampler), loader.batch_size)
+        sizes = [loader.batch_size] * whole + [rest] * (rest > 0)
+        steps = Steps(len(images), sizes, kd["unlabeled_ratio"], self.args.seed, max(RANK, 0), ranks)
+        self.unlabeled = Unlabeled(images, steps, self.args.workers)
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As upstream, with the step's unlabelled images under a key of their own."""
+        batch = super().preprocess_batch(batch)
+        return {**batch, "unlabeled": self.unlabeled.step(batch["img"])} if self.unlabeled else batch
+
+    def auto_batch(self) -> int:
+        """As upstream, for batches that unlabelled images come on top of."""
+        return max(int(super().auto_batch() / (1 + self.args.kd.get("unlabeled_ratio", 0))), 1)
+
+    def run_callbacks(self, event: str) -> None:
+        """As upstream; at the end of an epoch the log says which images it saw and who taught them."""
+        super().run_callbacks(event)
+        if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best):
+            self._log_images()
+
+    def _log_images(self) -> None:
+        images, taught = self.distiller.images, self.distiller.taught
+        wanted = self.unlabeled.wanted if self.unlabeled else 0
+        counts = torch.tensor([*images.values(), wanted, *taught], device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        labelled, unlabelled, wanted, *taught = counts.tolist()
+        self.images = {"labelled": labelled, "unlabelled": unlabelled}
+        said = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
+        if self.unlabeled and any(self.distiller.gains.values()) and wanted > unlabelled:
+            said.append(f"{wanted - unlabelled} unreadable")
+        if self.distiller.best:
+            names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
+            said += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+        if RANK in {-1, 0}:
+            LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(said)}")
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """As upstream, with the numbers of images where there are unlabelled ones."""
+        counts = {f"images/{kind}": n for kind, n in self.images.items()} if self.unlabeled else {}
+        super().save_metrics({**metrics, **counts})
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
@@ -244,7 +302,7 @@ def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str
     """Plain values that say how a student was made: teacher files and their hashes, methods, gain and data set."""
     from yolokd import __version__
 
-    files = [{"file": Path(t).name, "sha256": teacher.digest(t)} for t in kd["teacher"]]
+    files = [{"file": teacher.title(t), "sha256": teacher.digest(t)} for t in kd["teacher"]]
     origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": kd["gain"]}
     origin["start"] = kd.get("start", "own")
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}

@@ -65,7 +65,7 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
         for role, checkpoint in zip(ROLES, checkpoints, strict=True)
     ]
     _say("5/5  Latency, one image at a time")
-    records = bench(files, data.parent / "images" / "val", project=str(out), name="bench")
+    records = bench(files, data.parent / "images" / "val", project=str(out), name="bench", quick=True)
 
     rows = [
         _row(role, model, checkpoint, file, record)

@@ -11,13 +11,15 @@ from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
+from yolokd.methods.d3etr import D3ETR
 from yolokd.methods.defeat import DeFeat
-from yolokd.methods.detrdistill import DETRLogit
+from yolokd.methods.detrdistill import DETRFeat, DETRLogit, DETRQuery
 from yolokd.methods.fgd import FGD
 from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
 from yolokd.methods.frs import FRS, FRSCls
 from yolokd.methods.gid import GID
+from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
 from yolokd.methods.masks import Masks
@@ -56,6 +58,10 @@ METHODS: dict[str, type[Method]] = {
     "probiou": ProbIoU,
     "oks": OKS,
     "masks": Masks,
+    "detr_query": DETRQuery,
+    "kd_detr": KDDETR,
+    "detr_feat": DETRFeat,
     "detr_logit": DETRLogit,
+    "d3etr": D3ETR,
     "match": Match,
 }

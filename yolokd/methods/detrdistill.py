@@ -18,23 +18,56 @@ Where the authors' code departs from this, or we from it, and why:
   teacher's score and divide by the soft count of objects; weight="one" is theirs.
 - It gives queries of the student without a partner the class count as their target score, which equal numbers of
   queries hide. We leave them alone.
-- All of the teacher's queries take part there. Here the `queries` surest of a layer do: what they leave out scores
-  next to nothing, and the assignment's time grows with the cube. Never more than the student has.
+- All of the teacher's queries take part there. Here the `queries` surest of a layer do, never more than the student
+  has: what they leave out is background, for which all want the same places, and the assignment's time grows with the
+  square of it. More of them for images with more objects.
 - Less the entropy of p, which has no gradient: 0 is the optimum.
+
+Features (`detr_feat`). With F the teacher's map at one level, b_m the box of the teacher's query m at its layer d, q_m
+the map's own feature at the centre of b_m (by="centre") or the query's embedding (by="query", the paper's), u_m the
+highest IoU of b_m with an object of the image (1 on an image without), A a trained 1x1 conv:
+
+    M_di = max(0.01, sum_m c_m u_m cos(q_m, F_i)) / max_j of the same
+    W_i  = mean_d M_di^2
+    loss = sum_i W_i |A(s) - F|_i^2 / sum_i W_i |F|_i^2         relative=True
+           mean_ic W_i (A(s) - F)_ic^2                          relative=False, the authors' but for their sums
+    and the mean over levels.
+
+- By linearity the queries are summed before they meet the map, so that no similarity of each query is kept.
+- An RT-DETR projects its neck's maps before its decoder reads them, so that channels of queries and maps mean different
+  things, and it may have more of one than of the other. The feature at the box's centre stands for the same target in
+  the map's own channels.
+- They sum over levels and layers, we take means. They have no adapter, which needs equal widths.
+
+Query priors (`detr_query`). The teacher's queries go through the student's decoder as a group of their own. At the
+student's layer d, an object g is the query's to which the teacher's own predictions at the partner layer are matched
+(least 2 focal cost + 5 L1 + 2 (1 - GIoU), as DETRs match), and the loss is that of a DETR:
+
+    loss_d = (cls sum_nk focal(z_nk, [n is of an object of class k]) + sum_g box(b_n(g), g)) / max(1, objects)
+    focal(z, y) = alpha_y |y - sigmoid(z)|^2 BCE(z, y), alpha_1 = 0.25, alpha_0 = 0.75;  box as above
+    and the mean over layers, where the authors sum.
+
+- A linear layer, trained, turns the teacher's queries into the student's. The authors' are parameters of equal width;
+  an RT-DETR's come from its encoder, in channels of its own.
+- Of more objects than queries the last are left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.methods import ops, sets
-from yolokd.methods.base import SET_HEADS, Method
+from yolokd.methods.base import SET_HEADS, SET_TEACHER, Method
 from yolokd.views import Spec, View
 
+LAYERS = frozenset({"layer_logits", "layer_boxes"})
+ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002)
+LEAST = 0.01  # similarity below which the authors take a cell as not the target's
 PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, 2022"
 
 
@@ -42,7 +75,7 @@ PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework
 class DETRLogitOptions:
     """Options of Hungarian-matched predictions; the gains are the authors'."""
 
-    queries: int = 100  # the teacher's surest queries of a layer take part
+    queries: int = 30  # the teacher's surest queries of a layer take part
     cls: float = 1.0  # gain of class scores
     l1: float = 5.0  # gain of the boxes' L1 distance
     giou: float = 2.0  # gain of the boxes' 1 - GIoU
@@ -55,13 +88,41 @@ class DETRLogitOptions:
             ops.check_number(f"detr_logit.{name}", getattr(self, name), inclusive=True)
 
 
+@dataclass(frozen=True, slots=True)
+class DETRFeatOptions:
+    """Options of target-aware features."""
+
+    queries: int = 100  # the teacher's surest queries of a layer take part
+    by: str = "centre"  # what a cell must resemble: the map at the "centre" of a query's box, or the "query" (paper)
+    relative: bool = True  # divide by the teacher's mean square under the same weights; False: the authors'
+
+    def __post_init__(self) -> None:
+        ops.check_choice("detr_feat.queries", self.queries, tuple(range(1, 1001)))
+        ops.check_choice("detr_feat.by", self.by, ("query", "centre"))
+        ops.check_choice("detr_feat.relative", self.relative, (True, False))
+
+
+@dataclass(frozen=True, slots=True)
+class DETRQueryOptions:
+    """Options of query priors; the gains are the authors'."""
+
+    cls: float = 2.0  # gain of the focal loss of class scores
+    l1: float = 5.0  # gain of the boxes' L1 distance
+    giou: float = 2.0  # gain of the boxes' 1 - GIoU
+
+    def __post_init__(self) -> None:
+        for name in ("cls", "l1", "giou"):
+            ops.check_number(f"detr_query.{name}", getattr(self, name), inclusive=True)
+
+
 class DETRLogit(Method):
     """Divergence of the predictions of every decoder layer from the teacher's, after matching."""
 
     level = "logit"
     term = "dlogi"
     paper = f"{PAPER}, arXiv:2211.10156 (predictions)"
-    needs = frozenset({"layer_logits", "layer_boxes"})
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    needs = LAYERS
     heads = SET_HEADS
     classwise = True
     Options: ClassVar[type] = DETRLogitOptions
@@ -75,18 +136,162 @@ class DETRLogit(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         s, found = layer_predictions(student, teacher)
-        count = min(self.options.queries, s.logits.shape[2], found.logits.shape[2])
-        best = found.at(found.score.topk(count).indices)
-        weight = best.score if self.options.weight == "score" else torch.ones_like(best.score)
-        t = sets.Targets(*best.both, weight, torch.ones_like(weight, dtype=torch.bool))
+        t = sets.targets(found.at(sets.surest(found, min(self.options.queries, s.logits.shape[2]))))
+        if self.options.weight == "one":
+            t = replace(t, weight=torch.ones_like(t.weight))
         places = sets.assignment(s, t, size, self.gains)
         return sets.per_target(sets.pair_losses(s.at(places), t, size, self.gains), t)
 
 
+class DETRFeat(Method):
+    """Squared error of feature maps, weighted by how much a cell resembles what the teacher's queries found."""
+
+    level = "feature"
+    term = "dfeat"
+    paper = f"{PAPER}, arXiv:2211.10156 (features)"
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    taps = ("neck",)
+    teacher_needs = LAYERS
+    heads = SET_TEACHER
+    Options: ClassVar[type] = DETRFeatOptions
+    options: DETRFeatOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: DETRFeatOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        pairs = ops.widths("detr_feat", student, teacher, tap, self.taps)
+        if options.by == "query":
+            if any(t != teacher.width for _, t in pairs):
+                raise ValueError(
+                    f"detr_feat.by='query' compares queries of width {teacher.width} with maps of widths "
+                    f"{', '.join(str(t) for _, t in pairs)} of teacher {teacher.name}: use detr_feat.by=centre."
+                )
+            self.teacher_needs = self.teacher_needs | {"layer_queries"}
+        self.adapters = ops.adapters(pairs)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        every = predictions(teacher)
+        places = sets.surest(every, self.options.queries)
+        found = every.at(places)
+        quality = found.score * overlaps(found.boxes, batch)
+        size, losses = (batch["img"].shape[-2], batch["img"].shape[-1]), []
+        for s, t in ops.adapted(student, teacher, self.tap, self.adapters):
+            q = at_centres(t, found.boxes, size) if self.options.by == "centre" else embeddings(teacher, places)
+            weight = resemblance(t, q, quality)
+            if self.options.relative:
+                losses.append(ops.weighted_error(s, t, weight, relative=True))
+            else:
+                losses.append((weight * (s - t).square()).mean())
+        return ops.level_mean(losses)
+
+
+class DETRQuery(Method):
+    """The task's loss on the teacher's queries in the student's decoder, assigned to objects as the teacher's are."""
+
+    level = "query"
+    term = "dquer"
+    paper = f"{PAPER}, arXiv:2211.10156 (query priors)"
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    student_needs = frozenset({"decode"})
+    teacher_needs = frozenset({"content", "references", *LAYERS})
+    heads = SET_HEADS
+    classwise = True
+    Options: ClassVar[type] = DETRQueryOptions
+    options: DETRQueryOptions
+
+    def __init__(self, student: Spec, teacher: Spec, tap: str, options: DETRQueryOptions) -> None:
+        super().__init__(student, teacher, tap, options)
+        ops.check_classes("detr_query", student, teacher)
+        self.adapter = sets.query_adapter(student, teacher)
+        self.gains = sets.PairGains(options.cls, options.l1, options.giou)
+
+    def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
+        content, references = (ops.shown(getattr(teacher, f), f).detach() for f in ("content", "references"))
+        found = sets.decoded(student, self.adapter(ops.wide(content)), references)
+        s, every = sets.stacked(found["layer_logits"], found["layer_boxes"]), predictions(teacher)
+        partners = sets.layer_pairs(len(s.logits), len(every.logits))
+        t = sets.Predictions(every.logits[partners], every.boxes[partners])
+        size = (batch["img"].shape[-2], batch["img"].shape[-1])
+        boxes, label, there = objects(batch, t)
+        places = sets.assigned(object_costs(t, boxes, label, size), there)
+        layer, image, g = there.nonzero(as_tuple=True)
+        n, count = places[layer, image, g], max(int(there[0].sum()), 1)
+        wanted = torch.zeros_like(s.logits).index_put(
+            (layer, image, n, label[image, g]), torch.ones((), dtype=s.logits.dtype, device=n.device)
+        )
+        box = sets.box_losses(s.boxes[layer, image, n], boxes[image, g], size, self.gains)
+        return (self.gains.cls * focal(s.logits, wanted).sum() + box.sum()) / (count * len(s.logits))
+
+
+def resemblance(t: Tensor, queries: Tensor, quality: Tensor) -> Tensor:
+    """W of a map (B, C, H, W) from queries (D, B, n, C) and how much each counts (D, B, n) -> (B, 1, H, W)."""
+    target = (F.normalize(queries, dim=-1) * quality[..., None]).sum(2)
+    mask = torch.einsum("dbc,bchw->dbhw", target, F.normalize(t, dim=1)).clamp(min=LEAST)
+    return (mask / mask.amax((2, 3), keepdim=True)).square().mean(0)[:, None]
+
+
+def embeddings(teacher: View, places: Tensor) -> Tensor:
+    """The teacher's queries at some places of every layer, without gradient, (D, B, n) -> (D, B, n, W)."""
+    queries = torch.stack([ops.wide(q.detach()) for q in ops.shown(teacher.layer_queries, "layer_queries")])
+    return queries.gather(2, places[..., None].expand(*places.shape, queries.shape[-1]))
+
+
+def overlaps(b: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The highest IoU of boxes (D, B, n, 4) with an object of their image, 1 where it has none; (D, B, n)."""
+    boxes, index = ops.ground_truth(batch)
+    iou = ops.paired_iou(b[:, index], boxes[:, None].to(b.dtype))
+    empty = torch.bincount(index, minlength=b.shape[1]) == 0
+    floor = empty[:, None].to(b.dtype).expand(b.shape[:3])
+    return floor.scatter_reduce(1, index[None, :, None].expand_as(iou), iou, "amax")
+
+
+def at_centres(t: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map's features in the cells that hold the centres of boxes, (B, C, H, W), (D, B, n, 4) -> (D, B, n, C)."""
+    height, width = t.shape[-2:]
+    x, y, _, _ = sets.fractions(boxes, size).unbind(-1)
+    column, row = (x * width).long().clamp(0, width - 1), (y * height).long().clamp(0, height - 1)
+    images = torch.arange(len(t), device=t.device)[:, None]
+    return t.permute(0, 2, 3, 1)[images, row, column]
+
+
+def objects(batch: dict[str, Tensor], t: sets.Predictions) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch's objects, padded: boxes (B, G, 4), classes (B, G), and whether there is one, (D, B, G)."""
+    (layers, images, queries), (boxes, index) = t.logits.shape[:3], ops.ground_truth(batch)
+    count = torch.bincount(index, minlength=images)
+    order = index.argsort(stable=True)
+    rank = torch.empty_like(index)
+    rank[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
+    most = min(max(int(count.max()), 1), queries)
+    kept = rank < most
+    place = (index[kept], rank[kept])
+    padded = boxes.new_zeros(images, most, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
+    label = index.new_zeros(images, most).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
+    there = torch.arange(most, device=index.device) < count[:, None]
+    return padded, label, there.expand(layers, -1, -1)
+
+
+def object_costs(t: sets.Predictions, boxes: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """What DETRs match objects (B, G) to predictions by, (D, B, G, Q)."""
+    z = t.logits.mT.gather(2, label[None, :, :, None].expand(len(t.logits), -1, -1, t.logits.shape[2]))
+    cls = focal(z, torch.ones_like(z)) - focal(z, torch.zeros_like(z))
+    l1 = torch.cdist(sets.fractions(boxes, size).expand(len(z), -1, -1, -1), sets.fractions(t.boxes, size), p=1)
+    return 2 * cls + 5 * l1 + 2 * (1 - ops.paired_giou(boxes[:, :, None], t.boxes[:, :, None]))
+
+
+def focal(z: Tensor, y: Tensor) -> Tensor:
+    """The focal loss of logits to labels 0 or 1, (...) twice -> (...)."""
+    cross = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    return (ALPHA * y + (1 - ALPHA) * (1 - y)) * (y - z.sigmoid()).abs().pow(GAMMA) * cross
+
+
+def predictions(view: View) -> sets.Predictions:
+    """Those of every layer of a teacher, without gradient."""
+    z, b = ops.shown(view.layer_logits, "layer_logits"), ops.shown(view.layer_boxes, "layer_boxes")
+    return sets.stacked(tuple(x.detach() for x in z), tuple(x.detach() for x in b))
+
+
 def layer_predictions(student: View, teacher: View) -> tuple[sets.Predictions, sets.Predictions]:
-    """Those of every student layer, and of the teacher's layers that they learn from, without gradient."""
-    (z_s, b_s), (z_t, b_t) = (
-        (ops.shown(v.layer_logits, "layer_logits"), ops.shown(v.layer_boxes, "layer_boxes")) for v in (student, teacher)
-    )
-    partners = sets.layer_pairs(len(z_s), len(z_t))
-    return sets.stacked(z_s, b_s), sets.stacked(*(tuple(x[i].detach() for i in partners) for x in (z_t, b_t)))
+    """Those of every student layer, and of the teacher's layers that they learn from."""
+    z_s, b_s = (ops.shown(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
+    t = predictions(teacher)
+    partners = sets.layer_pairs(len(z_s), len(t.logits))
+    return sets.stacked(z_s, b_s), sets.Predictions(t.logits[partners], t.boxes[partners])

@@ -77,8 +77,11 @@ class LD(Method):
     level = "head"
     term = "ld"
     paper = "Zheng et al., Localization Distillation for Object Detection, 2022, arXiv:2204.05957 and arXiv:2102.12252"
+    reported = "GFL R101 -> R50 40.1 -> 42.1 COCO AP (authors' repository)"
+    unit = 0.5  # measured 0.48 at unit 1; paper: 0.25 on other means
     needs = frozenset({"logits", "bins"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = LDOptions
     options: LDOptions
 

@@ -54,6 +54,7 @@ class Masks(Method):
     level = "head"
     term = "masks"
     paper = "Liu et al., Structured Knowledge Distillation for Dense Prediction, 2019, arXiv:1903.04197 (pixel-wise)"
+    reported = "none published for detection"
     needs = frozenset({"logits", "boxes", "coefficients", "prototypes"})
     heads = DENSE_HEADS
     Options: ClassVar[type] = MasksOptions

@@ -85,6 +85,7 @@ class Match(Method):
     level = "logit"
     term = "match"
     paper = "ours, on Carion et al., 2020, arXiv:2005.12872 and Feng et al., TOOD, 2021, arXiv:2108.07755"
+    reported = "none published for detection"
     needs = frozenset({"logits", "boxes"})
     heads = ANY_HEADS
     classwise = True
@@ -143,11 +144,11 @@ class Match(Method):
         p = t.logits[0, image, m].sigmoid() * quality[image, n, None]
         weight = p.amax(-1)
         total = weight.sum().clamp(min=1)
-        cross = F.binary_cross_entropy_with_logits(z_s[image, n], p, reduction="none")
+        cross: Tensor = F.binary_cross_entropy_with_logits(z_s[image, n], p, reduction="none")
         cls = (cross - torch.special.entr(p) - torch.special.entr(1 - p)).sum(-1)
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         box = sets.box_losses(b_s[image, n], t.boxes[0, image, m], size, self.gains)
-        loss = (self.gains.cls * cls + weight * box).sum() / total
+        loss: Tensor = (self.gains.cls * cls + weight * box).sum() / total
         if not self.options.background:
             return loss
         return loss + self.options.background * quality_focal(z_s[quality == 0]).sum() / total
@@ -178,11 +179,12 @@ def contains(boxes: Tensor, centres: Tensor, side: int) -> Tensor:
 
     A box counts as no smaller than `side`, a cell of the finest level, so that it always holds a point.
     """
-    low, high = boxes.split(2, -1)
+    low, high = boxes[..., :2], boxes[..., 2:]
     middle, half = (low + high) / 2, ((high - low) / 2).clamp(min=side / 2)
     return ((centres - middle[:, :, None]).abs() <= half[:, :, None]).all(-1)
 
 
 def quality_focal(z: Tensor) -> Tensor:
     """The binary cross entropy to 0, weighted by the squared score, (...) -> (...)."""
-    return z.sigmoid().square() * F.softplus(z)
+    cross: Tensor = F.softplus(z)
+    return z.sigmoid().square() * cross

@@ -53,6 +53,7 @@ class OKS(Method):
     level = "head"
     term = "oks"
     paper = "Maji et al., YOLO-Pose: Pose Estimation Using Object Keypoint Similarity Loss, 2022, arXiv:2204.06806"
+    reported = "none published for detection"
     needs = frozenset({"logits", "boxes", "keypoints"})
     heads = DENSE_HEADS
     Options: ClassVar[type] = OKSOptions

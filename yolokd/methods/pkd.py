@@ -48,6 +48,8 @@ class PKD(Method):
         "Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient, "
         "2022, arXiv:2207.02039"
     )
+    reported = "Mask R-CNN Swin -> RetinaNet R50 37.4 -> 41.5 COCO AP (mmrazor)"
+    unit = 10.0  # measured 0.036 at unit 1; paper: 6 to 10 on the sum over levels
     taps = ("neck", "backbone", "towers")
     Options: ClassVar[type] = PKDOptions
 

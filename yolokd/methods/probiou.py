@@ -51,6 +51,7 @@ class ProbIoU(Method):
     level = "head"
     term = "piou"
     paper = "Llerena et al., Gaussian Bounding Boxes and Probabilistic Intersection-over-Union, 2021, arXiv:2106.06072"
+    reported = "none published for detection"
     needs = frozenset({"logits", "rotated"})
     heads = DENSE_HEADS
     Options: ClassVar[type] = ProbIoUOptions
@@ -68,7 +69,8 @@ class ProbIoU(Method):
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - ProbIoU of rotated boxes at equal places, (..., 5) twice -> (...), in [0, 1)."""
     square = -torch.expm1(-bhattacharyya(a, b))
-    return (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    found: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    return found
 
 
 def bhattacharyya(a: Tensor, b: Tensor) -> Tensor:

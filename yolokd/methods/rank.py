@@ -82,9 +82,12 @@ class RankMimicking(Method):
     level = "head"
     term = "rm"
     paper = f"{PAPER} (ranks)"
+    reported = "RetinaNet R50 to 40.4 COCO AP (+3.5), with PFI (paper)"
+    unit = 0.3  # measured 0.91 at unit 1; paper: none at hand
     needs = frozenset({"logits", "boxes"})
     heads = DENSE_HEADS
     classwise = True
+    truth = True
     Options: ClassVar[type] = RankMimickingOptions
     options: RankMimickingOptions
 
@@ -123,6 +126,8 @@ class PFI(Method):
     level = "neck"
     term = "pfi"
     paper = f"{PAPER} (features)"
+    reported = "RetinaNet R50 to 40.4 COCO AP (+3.5), with RM (paper)"
+    unit = 5.0  # measured 0.054 at unit 1; paper: none at hand
     taps = ("neck",)
     needs = frozenset({"logits"})
     heads = DENSE_HEADS

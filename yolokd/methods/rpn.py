@@ -52,8 +52,11 @@ class RPN(Method):
     level = "roi"
     term = "rpn"
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (proposals)"
+    reported = "Faster R-CNN R50 37.4 -> 40.9 COCO AP, with the neck part (paper)"
+    unit = 2.0  # measured 0.13 at unit 1; paper: 2
     needs = frozenset({"logits"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = RPNOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: RPNOptions) -> None:

@@ -14,9 +14,10 @@ from math import ceil
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolokd.methods import ops
+from yolokd.views import Spec, View
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 WORST = 1e9  # cost of a pair of which it is not a number: a student that diverged must not stop the assignment
@@ -78,6 +79,16 @@ def stacked(logits: tuple[Tensor, ...], boxes: tuple[Tensor, ...]) -> Prediction
     return Predictions(torch.stack([ops.wide(z) for z in logits]), torch.stack([ops.wide(b) for b in boxes]))
 
 
+def targets(t: Predictions) -> Targets:
+    """All of them, each box as much as its score."""
+    return Targets(*t.both, t.score, torch.ones_like(t.score, dtype=torch.bool))
+
+
+def surest(t: Predictions, count: int) -> Tensor:
+    """Places of an image's and layer's predictions of the highest scores, best first, (D, B, n) for n up to count."""
+    return t.score.topk(min(count, t.score.shape[-1])).indices
+
+
 def layer_pairs(student: int, teacher: int) -> list[int]:
     """For each of the student's decoder layers, the teacher's that it learns from.
 
@@ -92,12 +103,16 @@ def assignment(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGai
 
     No image may have more targets than the student has predictions.
     """
-    costs = pair_costs(s, t, size, gains).flatten(0, 1)
-    costs = costs.nan_to_num(WORST, WORST, -WORST).double().cpu().numpy()
-    places = np.zeros(costs.shape[:2], dtype=np.int64)
-    for place, cost, count in zip(places, costs, t.there.flatten(0, 1).sum(-1).tolist(), strict=True):
-        place[:count] = cheapest(cost[:count])
-    return torch.from_numpy(places).to(t.there.device).reshape(t.there.shape)
+    return assigned(pair_costs(s, t, size, gains), t.there)
+
+
+def assigned(costs: Tensor, there: Tensor) -> Tensor:
+    """The places that cost least in all, (D, B, n, Q) -> (D, B, n); there (D, B, n), true for the first so many."""
+    matrices = costs.flatten(0, 1).nan_to_num(WORST, WORST, -WORST).double().cpu().numpy()
+    places = np.zeros(matrices.shape[:2], dtype=np.int64)
+    for place, matrix, count in zip(places, matrices, there.flatten(0, 1).sum(-1).tolist(), strict=True):
+        place[:count] = cheapest(matrix[:count])
+    return torch.from_numpy(places).to(there.device).reshape(there.shape)
 
 
 def pair_costs(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGains) -> Tensor:
@@ -132,9 +147,23 @@ def per_target(losses: Tensor, t: Targets) -> Tensor:
     return ((losses * t.there).sum((1, 2)) / t.count).mean()
 
 
+def query_adapter(student: Spec, teacher: Spec) -> nn.Linear:
+    """What turns a teacher's queries (B, Q, W_t) into some that the student's decoder can learn to read, (B, Q, W_s).
+
+    Also at equal widths: two decoders that were trained apart share no order of channels.
+    """
+    return nn.Linear(teacher.width, student.width)
+
+
+def decoded(view: View, content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """What a view's decoder makes of queries."""
+    return ops.shown(view.decode, "decode")(content, references)
+
+
 def fractions(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """xyxy in pixels of an image of H, W -> centre, width and height in fractions of it, (..., 4)."""
-    low, high = (boxes / boxes.new_tensor([size[1], size[0]]).repeat(2)).split(2, -1)
+    boxes = boxes / boxes.new_tensor([size[1], size[0]]).repeat(2)
+    low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
@@ -159,21 +188,27 @@ def cheapest(cost: Array) -> Array:
 def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, start: int) -> None:
     """Assign one more row along the shortest path to a free column, and adapt the prices."""
     shortest, came = np.full(len(v), np.inf), np.full(len(v), -1)
-    done = np.zeros(len(v), dtype=bool)
+    price = v.copy()  # and -inf where a path has been followed already
+    followed: list[int] = []
+    lengths: list[float] = []
     row, length = start, 0.0
     while True:
-        reached = length + cost[row] - u[row] - v
-        better = ~done & (reached < shortest)
+        reached = cost[row] - price
+        reached += length - u[row]
+        better = reached < shortest
         shortest[better], came[better] = reached[better], row
-        column = int(np.where(done, np.inf, shortest).argmin())
+        column = int(shortest.argmin())
         length = shortest[column]
         if row_of[column] < 0:
             break
-        done[column] = True
+        followed.append(column)
+        lengths.append(length)
+        shortest[column], price[column] = np.inf, -np.inf
         row = row_of[column]
+    saved = length - np.array(lengths)
     u[start] += length
-    u[row_of[done]] += length - shortest[done]
-    v[done] -= length - shortest[done]
+    u[row_of[followed]] += saved
+    v[followed] -= saved
     while True:  # back along the path, each column goes to the row that it was reached from
         row = came[column]
         row_of[column] = row

@@ -32,6 +32,7 @@ from yolokd.detectors.reader import Reader
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.pairing import Pairing, Plan, kind, methods_for, needs, plan
+from yolokd.verbs.steptime import wait
 
 WARMUP = 2  # rounds that are not counted
 OBJECTS = 7  # an image; COCO's mean
@@ -256,16 +257,11 @@ def _amp(device: torch.device) -> Any:
 
 def _timed(run: Callable[[], None], device: torch.device) -> float:
     """Milliseconds of one call."""
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    wait(device)
     return 1000 * (time.perf_counter() - start)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _print(rows: dict[str, Cost], refused: list[str], device: torch.device, what: str) -> None:
@@ -278,9 +274,3 @@ def _print(rows: dict[str, Cost], refused: list[str], device: torch.device, what
     for reason in refused:
         print(reason)
     print(NOTES.format(MEMORY[device.type]))
-
-
-if __name__ == "__main__":
-    import sys
-
-    cost(**config.pairs(sys.argv[1:]))

@@ -55,7 +55,6 @@ def pareto(
     result: dict[str, Any] = {"schema": SCHEMA, "x": x, "y": y, "metric": metric if x == "latency" else None}
     result |= {"points": points, "left_out": left_out}
     text = table(result)
-    print(text)
     if out is not None:
         from yolokd.plots import pareto_front
 
@@ -64,6 +63,7 @@ def pareto(
         Path(json).expanduser().write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
     if md is not None:
         Path(md).expanduser().write_text(text + "\n", encoding="utf-8")
+    print(text)
     return result
 
 

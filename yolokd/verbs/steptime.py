@@ -35,6 +35,7 @@ def steptime(
         **arguments: Ultralytics' training arguments and ours (method=, kd=, dotted ones).
     """
     ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
+    ours.setdefault("init", "own")  # how a student starts costs no step anything
     common = {
         "model": model,
         "data": data,
@@ -87,16 +88,17 @@ def _batches(trainer: Any) -> Any:
 
 def _step(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
-    _wait(trainer.device)
+    wait(trainer.device)
     start = time.perf_counter()
     with autocast(trainer.amp, device=trainer.device.type):
         loss, _ = trainer.model(trainer.preprocess_batch(batch))
     trainer.scaler.scale(loss.sum()).backward()
     trainer.optimizer_step()
-    _wait(trainer.device)
+    wait(trainer.device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

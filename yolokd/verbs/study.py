@@ -110,10 +110,10 @@ def study(
         UsageError: something asked for cannot be done; nothing was written and no training was started.
         StudyError: some runs failed; the others are in the report.
     """
-    plan = plan_study(methods, arms, seeds, out, arguments)
     for key, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{key}={value} is not a whole number of 1 or more.")
+    plan = plan_study(methods, arms, seeds, out, arguments)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.out / ".lock", timeout=0):

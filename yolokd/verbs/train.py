@@ -8,24 +8,25 @@ from typing import Any
 
 import yaml
 from torch import nn
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
-from yolokd import config
+from yolokd import config, inherit
 from yolokd.detectors import TASKS, read
 from yolokd.errors import UsageError
 from yolokd.pairing import plans
 from yolokd.trainer import trainer_for
 
 
-def train(**arguments: Any) -> YOLO:
+def train(**arguments: Any) -> YOLO | RTDETR:
     """Train a student under a teacher.
 
     Args:
-        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``width``, ``depth`` and dotted
-            options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training untouched.
+        **arguments: ``model``, ``teacher`` and ``data``; optionally ``method``, ``kd``, ``init``, ``width``, ``depth``
+            and dotted options of a method (``**{"cwd.tau": 2}``); every other one goes to Ultralytics' training
+            untouched.
 
     Returns:
         The trained student as Ultralytics' own object: ``.trainer.best`` is its checkpoint, ``.metrics`` its accuracy.
@@ -52,7 +53,7 @@ def train(**arguments: Any) -> YOLO:
     return student
 
 
-def _resume(arguments: dict[str, Any]) -> YOLO:
+def _resume(arguments: dict[str, Any]) -> YOLO | RTDETR:
     """Continue an interrupted run from its last.pt, given as model= with resume=True or as resume= itself."""
     given = arguments.pop("resume")
     checkpoint = arguments.pop("model", None) if given is True else given
@@ -67,9 +68,14 @@ def _resume(arguments: dict[str, Any]) -> YOLO:
     return student
 
 
-def _open_student(model: Any, key: str = "model") -> YOLO:
+def _is_rtdetr_yaml(model: str) -> bool:
+    """Whether a model YAML ends in an RT-DETR decoder: YOLO() opens RT-DETR's checkpoints, but not its YAML."""
+    return Path(model).suffix in {".yaml", ".yml"} and yaml_model_load(model)["head"][-1][2] == "RTDETRDecoder"
+
+
+def _open_student(model: Any, key: str = "model") -> YOLO | RTDETR:
     try:
-        student = YOLO(str(model))
+        student = RTDETR(str(model)) if _is_rtdetr_yaml(str(model)) else YOLO(str(model))
     except Exception as error:  # a missing, damaged or foreign file ends in a dozen exception types
         raise UsageError(
             f"{key}={model} is not a model that Ultralytics can open ({config.one_line(error)}); "
@@ -92,10 +98,10 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise UsageError(f"save_dir={folder} already holds a run: choose another folder.")
 
 
-def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
+def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
     data = _read_data(arguments.get("data"))
-    single = bool(arguments.get("single_cls"))
+    kd, single = arguments["kd"], bool(arguments.get("single_cls"))
     if single:
         data = {**data, "names": {0: "item"}}
     reader = read(student.model)
@@ -103,7 +109,8 @@ def preflight(student: YOLO, arguments: dict[str, Any]) -> None:
         if "kpt_shape" not in data:
             raise UsageError(f"data={arguments['data']} has no kpt_shape, such as [17, 3]: a pose model needs it.")
         reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
-    plans(reader, arguments["kd"], data, arguments.get("imgsz") or 640, single)
+    made = plans(reader, kd, data, arguments.get("imgsz") or 640, single)
+    inherit.partners(kd["init"], reader, made[0].teacher)
 
 
 def _read_data(data: Any) -> dict[str, Any]:

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Check that this device computes what the bundle says, then measure it.
+#     sh run.sh [cpu|cuda|trt|auto] [images/]
+set -e
+provider="${1:-cpu}"
+source="${2:-parity}"
+folder="$(cd "$(dirname "$0")" && pwd)"
+python3 "$folder/yolokd_edge.py" verify --provider "$provider"
+case "$source" in parity) source="$folder/parity" ;; esac
+python3 "$folder/yolokd_edge.py" bench --model "$folder" --provider "$provider" --source "$source" \
+    --out "report-$(date +%Y%m%d-%H%M%S).json"

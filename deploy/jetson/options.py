@@ -1,0 +1,57 @@
+"""Options of the board's tests. In an unpacked bundle this file is called conftest.py, where pytest finds it itself."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, NamedTuple
+
+STAGES, PERCENTILES = ("pre", "infer", "post", "total"), ("p50", "p90", "p95", "p99", "p999")
+MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+class Budget(NamedTuple):
+    """Most milliseconds that a percentile of a stage may take."""
+
+    stage: str
+    percentile: str
+    ms: float
+
+
+def read_budgets(text: str) -> list[Budget]:
+    """Parse `total.p99=15ms`, or several with commas between."""
+    budgets = []
+    for part in text.split(","):
+        found = re.match(r"(\w+)\.(\w+)=(\d+(?:\.\d+)?)(us|ms|s)$", part.strip())
+        if not found or found[1] not in STAGES or found[2] not in PERCENTILES or not float(found[3]):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no budget: write a stage ({', '.join(STAGES)}), a percentile ({', '.join(PERCENTILES)}) "
+                "and a time with its unit, such as total.p99=15ms"
+            )
+        budgets.append(Budget(found[1], found[2], float(found[3]) * MS[found[4]]))
+    return budgets
+
+
+def pytest_addoption(parser: Any) -> None:
+    """What to test, where, and what it may cost."""
+    group = parser.getgroup("yolokd", "yolokd: latency tests of a bundle on this device")
+    group.addoption("--bundle", help="the bundle (default: the unpacked one that the tests lie in)")
+    group.addoption(
+        "--budget",
+        action="append",
+        type=read_budgets,
+        default=[],
+        metavar="STAGE.PERCENTILE=TIME",
+        help="most time a frame may take, such as total.p99=15ms; may be given more than once",
+    )
+    group.addoption("--provider", default="cpu", help="cpu, cuda, trt or auto (default cpu)")
+    group.addoption("--precision", default="fp32", help="fp32, fp16 or int8 (default fp32)")
+    group.addoption("--threads", type=int, help="CPU threads (default: all usable cores)")
+    group.addoption("--source", help="image or folder to measure on (default: the bundle's parity images)")
+    group.addoption("--profile", default="standard", help="how long budgets are measured (default standard)")
+    group.addoption(
+        "--soak", type=float, default=600, metavar="S", help="seconds of the soak, 0 for none (default 600)"
+    )
+    group.addoption(
+        "--max-drift", type=float, default=1.03, metavar="RATIO", help="last third over first of a soak (default 1.03)"
+    )

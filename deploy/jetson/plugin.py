@@ -1,0 +1,18 @@
+"""Makes the options known to `pytest --pyargs yolokd.deploy.jetson`, which reads no conftest before the command line.
+
+pytest loads this module wherever yolokd is installed, so it adds nothing to any other session.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PACKAGE = "yolokd.deploy.jetson"
+
+
+def pytest_load_initial_conftests(early_config: Any, parser: Any, args: Any) -> None:
+    """Add the options if the package is among the things to test."""
+    if any(str(argument).split("::")[0].startswith(PACKAGE) for argument in args):
+        from yolokd.deploy.jetson.options import pytest_addoption
+
+        pytest_addoption(parser)

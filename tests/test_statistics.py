@@ -1,0 +1,124 @@
+"""Percentiles' bounds and intervals against exact answers and, with reduced effort, against their nominal coverage."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from yolokd.deploy import yolokd_edge as edge
+
+MS = 1_000_000  # ns
+
+
+@pytest.mark.parametrize(("n", "p"), [(7, 0.3), (50, 0.5), (300, 0.99), (1000, 0.95)])
+def test_beta_distribution_gives_exact_binomial_sums(n: int, p: float) -> None:
+    for k in {0, 1, n // 2, int(n * p), n - 1}:
+        exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+        assert 1 - edge.beta_cdf(p, k + 1, n - k) == pytest.approx(exact, abs=1e-10)
+
+
+def test_beta_distribution_at_its_ends_and_with_real_parameters() -> None:
+    assert [edge.beta_cdf(x, 2.5, 1.5) for x in (-1, 0, 1, 2)] == [0, 0, 1, 1]
+    assert edge.beta_cdf(0.3, 1, 2.7) == pytest.approx(1 - 0.7**2.7)
+    assert edge.beta_cdf(0.4, 3.3, 1) == pytest.approx(0.4**3.3)
+    assert edge.beta_cdf(0.5, 17.25, 17.25) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "rank"),
+    [
+        (298, 0.99, None),
+        (299, 0.99, 299),
+        (300, 0.99, 300),
+        (500, 0.99, 499),
+        (662, 0.99, 660),
+        (1000, 0.99, 996),
+        (2000, 0.99, 1988),
+        (5000, 0.99, 4962),
+        (28, 0.9, None),
+        (29, 0.9, 29),
+        (2995, 0.999, 2995),
+    ],
+)
+def test_upper_bound_is_the_smallest_rank_that_is_sure_enough(n: int, p: float, rank: int | None) -> None:
+    assert edge.upper_bound_rank(n, p) == rank
+
+
+def test_dependent_samples_need_more_for_a_bound() -> None:
+    ordered = np.arange(1, 1001)
+    assert edge.upper_bound(ordered, 0.99, 1000) == 996
+    assert edge.upper_bound(ordered, 0.99, 500) == 998  # the 499th of 500, as a share of the thousand
+    assert edge.upper_bound(ordered, 0.99, 298) is None
+    few = edge.summary(np.arange(400) * MS)  # a slope: no two samples are independent
+    assert few["p99"] == 395 and few["upper95"]["p99"] is None and few["ci95"]["p99"] is None
+
+
+def autoregressive(rng: np.random.Generator, runs: int, n: int, phi: float) -> np.ndarray:
+    noise = rng.standard_normal((n, runs))
+    for k in range(1, n):
+        noise[k] = phi * noise[k - 1] + math.sqrt(1 - phi * phi) * noise[k]
+    return noise.T
+
+
+@pytest.mark.parametrize(("phi", "tau"), [(0.0, 1.0), (0.6, 4.0), (0.8, 9.0)])
+def test_tau_is_that_of_the_process(phi: float, tau: float) -> None:
+    series = autoregressive(np.random.default_rng(3), 1, 40_000, phi)[0]
+    found = edge.dependence([series])
+    assert found.tau == pytest.approx(tau, rel=0.1)
+    assert found.n_eff == pytest.approx(40_000 / tau, rel=0.1)
+    assert found.n_eff_of(0.99) >= found.n_eff_of(0.5)  # what is rare is forgotten sooner
+
+
+def test_bursts_count_as_one_event_each() -> None:
+    samples = np.random.default_rng(0).normal(10, 0.1, 5000)
+    samples[np.arange(100, 5000, 500)[:, None] + np.arange(12)] += 10  # ten bursts of twelve frames
+    found = edge.dependence([samples])
+    assert found.n_eff_of(0.5) > 2000 and found.n_eff_of(0.99) < 5000 / 5
+
+
+def test_correlation_does_not_reach_from_one_run_into_the_next() -> None:
+    rng = np.random.default_rng(0)
+    runs = [rng.standard_normal(500) + shift for shift in (0, 50, 100)]
+    assert edge.dependence([np.concatenate(runs)]).tau > 100
+    assert 1 + 2 * edge.autocorrelation(runs).sum() < 1.3
+
+
+def test_exceedances_of_independent_and_of_equal_variables() -> None:
+    rho, joint = edge._exceedance_correlation(0.5)
+    assert np.allclose(joint, 2 / np.pi * np.arcsin(rho), atol=1e-6)  # the known case
+    rho, joint = edge._exceedance_correlation(0.99)
+    assert joint[0] == 0 and joint[-1] == pytest.approx(1, abs=2e-3)
+
+
+def test_a_constant_series_is_certain() -> None:
+    summary = edge.summary([5 * MS] * 400)
+    assert summary["ci95"] == {"p50": [5, 5], "p99": [5, 5]} and summary["upper95"]["p99"] == 5
+    assert (summary["tau"], summary["n_eff"]) == (1, 400)
+
+
+def test_an_outlier_widens_nothing_but_the_tail() -> None:
+    calm = np.random.default_rng(1).normal(10, 0.1, 1000) * MS
+    once = calm.copy()
+    once[500] = 10_000 * MS
+    a, b = edge.summary(calm), edge.summary(once)
+    assert b["max"] == 10_000 and b["mean"] > a["mean"] + 5
+    assert b["ci95"]["p50"] == pytest.approx(a["ci95"]["p50"], abs=0.01)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6])
+def test_intervals_hold_the_truth_as_often_as_they_say(phi: float) -> None:
+    """Reduced: 150 runs have a standard error of 1.8 points. The full figures come from benchmarks/."""
+    series = 20 * MS * np.exp(0.15 * autoregressive(np.random.default_rng(11), 150, 1000, phi))
+    held: dict[str, list[bool]] = {"p50": [], "p99": []}
+    bounded = []
+    for samples in series:
+        summary = edge.summary(samples)
+        for key, p in (("p50", 0.5), ("p99", 0.99)):
+            truth = 20 * math.exp(0.15 * NormalDist().inv_cdf(p))
+            low, high = summary["ci95"][key]
+            held[key].append(low <= truth <= high)
+        bounded.append(truth <= summary["upper95"]["p99"])
+    assert all(0.9 <= np.mean(values) <= 0.99 for values in held.values()), {k: np.mean(v) for k, v in held.items()}
+    assert np.mean(bounded) >= 0.9
