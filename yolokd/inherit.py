@@ -48,7 +48,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
         how: "own", "teacher" or "auto"; "auto" keeps the own start where the two have no layers in common.
         student: reads the student, which is changed.
         teacher: reads the teacher, on the same device.
-        batch: training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
+        batch: two or more training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
         classes: which the two share; None where they have the same.
 
     Raises:
@@ -57,7 +57,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
         return "own"
-    fitted = len(batch["img"]) - len(batch["img"]) // 8
+    fitted = len(batch["img"]) - max(len(batch["img"]) // 8, 1)
     images = batch["img"][:fitted]
     lesson = Lesson(teacher, matched, images)
     own = copy.deepcopy(student.model.state_dict())
@@ -325,7 +325,7 @@ class Pupil:
         theirs = bare(p.teacher).out_channels
         if p.last:
             return identity(theirs)
-        if p.depthwise or p.student in self.given:  # without a split any more: such maps are not split
+        if p.depthwise or p.student in self.given:
             place = index(self.given[p.student] if p.student in self.given else channels(x))
             return None if place is None else ((place, theirs),)
         return self.free[p.name]

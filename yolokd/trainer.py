@@ -117,7 +117,7 @@ class KDMixin(BaseTrainer):
         np.random.seed(args.seed)
         try:
             dataset = self.build_dataset(self.data["train"], "train", self.batch_size)
-            count = min(max(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, 16), len(dataset))
+            count = max(min(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, len(dataset)), 16)  # of a few, some twice
             items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
             batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
             return batch
