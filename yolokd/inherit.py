@@ -75,19 +75,19 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
 
 def partners(how: str, student: Reader, teacher: Reader) -> list[Pair]:
     """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start, or one of
-    the heads is not dense.
+    the heads is not a YOLO's for detection.
 
     Raises:
         UsageError: "teacher" is asked for and there are none.
     """
-    dense = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
-    matched = pairs(student.model, teacher.model) if dense else []
+    plain = type(student) is YoloReader and type(teacher) is YoloReader  # fitted to classes and boxes, no other task's
+    matched = pairs(student.model, teacher.model) if plain else []
     if any(not p.last for p in matched):
         return matched
     if how == "teacher":
         raise UsageError(
             f"init=teacher: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
-            "leave init= out, or choose a teacher of the student's family."
+            "leave init= out, or choose a teacher of the student's family, both for detection."
         )
     return []
 
