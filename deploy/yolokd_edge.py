@@ -2740,12 +2740,12 @@ def cross_check(model: Path, fp16: bool, infer_p50: float) -> tuple[dict[str, An
 # --- Bench ----------------------------------------------------------------------------------------------------------
 
 
-def _limits(profile: str, time_limit_s: float | None) -> Limits:
-    if profile not in PROFILES:
+def _limits(profile: str | Limits, time_limit_s: float | None) -> Limits:
+    if isinstance(profile, str) and profile not in PROFILES:
         raise EdgeError(f"Unknown profile '{profile}': choose {', '.join(PROFILES)}.")
     if time_limit_s is not None and not time_limit_s > 0:
         raise EdgeError(f"The time limit must be above 0 s, not {time_limit_s:g}.")
-    limits = PROFILES[profile]
+    limits = PROFILES[profile] if isinstance(profile, str) else profile
     if time_limit_s is None:
         return limits
     return limits._replace(t_max_s=time_limit_s, warm_up_cap_s=min(time_limit_s, limits.warm_up_cap_s))
@@ -2804,7 +2804,7 @@ def _cells(threads: Any, provider: Any, imgsz: Any, streams: Any, precision: Any
 def collect(
     paths: Sequence[str | Path],
     images: str | Path | Sequence[np.ndarray],
-    profile: str = "smoke",
+    profile: str | Limits = "smoke",
     threads: Any = None,
     provider: Any = "cpu",
     seed: int = 0,
@@ -2831,7 +2831,7 @@ def collect(
         images: An image file or folder, or frames (H, W, 3) BGR uint8 in memory, cycled in the order given; at least
             32 are recommended. New processes read the images themselves and need a path.
         profile: smoke (100 frames, 3 s), standard (1,000 frames, 30 s) or soak (600 s); counts and time must both be
-            reached.
+            reached. Or limits of your own.
         threads: Threads of ONNX Runtime and OpenCV; all usable cores by default. A list or "1,2,all" is swept over,
             and so are lists in provider, imgsz, streams and precision.
         provider: As for Detector.
@@ -2856,7 +2856,7 @@ def collect(
     limits = _limits(profile, time_limit_s)
     cells = _cells(threads, provider, imgsz, streams, precision)
     if repeats is None:
-        repeats = REPEATS[profile]
+        repeats = REPEATS[profile] if isinstance(profile, str) else 1
     if not isinstance(repeats, int) or repeats < 1:
         raise EdgeError(f"The number of runs must be at least 1, not {repeats!r}.")
     in_memory = not isinstance(images, (str, Path))
@@ -2872,7 +2872,7 @@ def collect(
     shared = {
         "models": [str(path) for path in paths],
         "source": None if in_memory else str(images),
-        "profile": profile,
+        "profile": profile if isinstance(profile, str) else "custom",
         "limits": list(limits),
         "seed": seed,
         "fp16": fp16,

@@ -11,8 +11,8 @@ PACKAGE = "yolokd.deploy.jetson"
 
 
 def pytest_load_initial_conftests(early_config: Any, parser: Any, args: Any) -> None:
-    """Add the options if the package is among the things to test."""
+    """Add options and exit code if the package is among the things to test."""
     if any(str(argument).split("::")[0].startswith(PACKAGE) for argument in args):
-        from yolokd.deploy.jetson.options import pytest_addoption
+        from yolokd.deploy.jetson import options
 
-        pytest_addoption(parser)
+        early_config.pluginmanager.register(options, PACKAGE + ".options")
