@@ -244,7 +244,6 @@ def test_what_a_transformer_cannot_teach_is_refused_with_what_it_can():
         ("pkd", "neck, which the teacher timm:tokens does not show .*use method=pkd@backbone"),
         ("logit", "needs logits, which the teacher timm:tokens does not show: it shows backbone"),
         ("match", "needs boxes, logits"),
-        ("sl2@neck", "use method=match"),
     ]:
         with pytest.raises(UsageError, match=named):
             distiller(transformer(), method)
