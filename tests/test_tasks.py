@@ -85,7 +85,7 @@ def with_probabilities(field: str, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("family, branch, fused", HEADS)
 def test_predictions_are_those_ultralytics_decodes(family, branch, fused):
     """An angle, a keypoint or a mask that is decoded in another way teaches another thing than `yolo predict` draws."""
-    model, x = build(family), images()
+    model, x = build(family), images(1, 64, 64)
     model.model[-1].end2end = branch == "one2one"
     if fused:
         model.fuse(verbose=False)
@@ -102,7 +102,7 @@ def test_predictions_are_those_ultralytics_decodes(family, branch, fused):
 @pytest.mark.parametrize("task", OWN)
 def test_a_teacher_keeps_both_branches_of_a_dual_head(task):
     family = f"yolo26n-{task}"
-    model, x, fields = build(family), images(), fields_of(family)
+    model, x, fields = build(family), images(1, 64, 64), fields_of(family)
     teacher = Teacher(read(copy.deepcopy(model)), fields, ("one2many", "one2one"), CPU)
     found = teacher(x)(teacher.reader.strides)
     for branch in ("one2many", "one2one"):
@@ -118,7 +118,7 @@ def test_every_own_field_of_a_student_carries_gradient(family):
     model = build(family).train()
     reader = read(model)
     with reader.record(reader.fields) as seen:
-        model(images())
+        model(images(2, 64, 64))
     first = model.model[0].conv.weight
     for branch, view in reader.views(seen, reader.fields, reader.strides).items():
         for field in OWN[task_of(family)]:

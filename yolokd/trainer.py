@@ -71,6 +71,11 @@ class KDMixin(BaseTrainer):
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
         super().set_model_attributes()
         student, kd = self.model, self.args.kd
+        if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
+            raise UsageError(
+                f"{type(self).__name__} does not train a model that ends in {type(student.model[-1]).__name__}: "
+                f"give trainer=yolokd.{trainer_for(student).__name__}."
+            )
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):  # adapters draw numbers: a student alone must see the same stream
             torch.manual_seed(self.args.seed)
