@@ -216,7 +216,7 @@ def test_methods_say_whether_they_need_ground_truth(name):
     if METHODS[name].truth:
         assert with_truth != without
     else:
-        assert without > 0 and (with_truth == without or name == "roi")  # which takes the teacher's boxes as well
+        assert without > 0 and (with_truth == without or name in {"roi", "detr_feat"})  # also by the teacher's boxes
 
 
 # Through the command
