@@ -132,7 +132,7 @@ def distiller(best: bool, method: str = "bckd_box") -> Distiller:
             student, read(build(family, seed, torch.float32)), {"gain": 2.0, **config.chosen(method, {})}, NAMES
         )
         pairings.append(Pairing(student, made, torch.device("cpu"), best))
-    return Distiller(student, pairings, best).train()
+    return Distiller(student, pairings, best=best).train()
 
 
 def test_a_term_is_the_mean_over_images_of_their_best_teacher(monkeypatch):
