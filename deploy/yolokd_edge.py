@@ -47,6 +47,7 @@ import zlib  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from functools import lru_cache  # noqa: E402
+from importlib import import_module  # noqa: E402
 from importlib import metadata as packages  # noqa: E402
 from itertools import product  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -81,9 +82,18 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "trt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "openvino": ("openvino:CPU",),  # these two are runtimes of their own, see `Runtimes other than ONNX Runtime`
+    "ncnn": ("ncnn:CPU",),
 }
+ON_CPU = tuple(PROVIDERS[name][0] for name in ("cpu", "openvino", "ncnn"))
 AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
 PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def check_provider(name: Any) -> None:
+    """Refuse what is not a provider."""
+    if name not in PROVIDERS and name != "auto":
+        raise EdgeError(f"Unknown provider '{name}': choose {', '.join(PROVIDERS)} or auto.")
 
 
 class EdgeError(Exception):
@@ -94,7 +104,7 @@ class EdgeError(Exception):
         self.code = code
 
 
-# --- The model: its contract, and detection -------------------------------------------------------------------------
+# --- The model: its contract ----------------------------------------------------------------------------------------
 
 
 class Contract(NamedTuple):
@@ -290,6 +300,10 @@ LEAST_COVERAGE = 0.95  # of the nodes on the provider asked for
 
 def _open(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
     """Create a session whose first provider is the one asked for and runs nearly all nodes, or raise."""
+    if provider in RUNTIMES:
+        return _open_runtime(path, provider, threads)
+    if is_ncnn(path):
+        raise EdgeError(f"{path} is a model for ncnn: give the provider ncnn.")
     wanted, available = PROVIDERS[provider], onnxruntime.get_available_providers()
     if wanted[0] not in available:
         raise EdgeError(f"{wanted[0]} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
@@ -323,7 +337,9 @@ def _open(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened
 
 def _open_first(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
     """The first provider that is really active: of all for auto, else of the one asked for and those after it."""
-    names = AUTO if provider == "auto" else AUTO[AUTO.index(provider) :]
+    names: tuple[str, ...] = (provider,) if is_ncnn(path) else (provider, "cpu")
+    if provider not in RUNTIMES:
+        names = AUTO if provider == "auto" else AUTO[AUTO.index(provider) :]
     for name in names[:-1]:
         try:
             return _open(path, name, threads, tensorrt)
@@ -441,13 +457,163 @@ def _tensorrt(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict[str,
     return facts, options
 
 
+# --- Runtimes other than ONNX Runtime -------------------------------------------------------------------------------
+
+
+class Port(NamedTuple):
+    """Input or output of a model, as ONNX Runtime describes one."""
+
+    name: str
+    shape: list[Any]  # a size that is not fixed is a text
+    type: str
+
+
+class Meta(NamedTuple):
+    """Metadata of a model, as ONNX Runtime gives it."""
+
+    custom_metadata_map: dict[str, str]
+
+
+def _package(name: str, provider: str, pip: str | None = None) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        what = f"The provider {provider} needs the Python package {name}, which cannot be imported ({_one_line(error)})"
+        raise EdgeError(f"{what}: pip install {pip or name}.", PROVIDER) from None
+
+
+class OpenVino:
+    """An ONNX file on OpenVINO's own runtime, with what is used here of ONNX Runtime's session.
+
+    Low latency rather than throughput, and full precision where the CPU could silently take less.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        openvino = _package("openvino", "openvino")
+        self.version = str(openvino.__version__)
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            core = openvino.Core()
+            self._model = core.read_model(str(path))
+            self._compiled = core.compile_model(self._model, "CPU", hints)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise EdgeError(f"OpenVINO cannot load {path} ({_one_line(error)}).") from None
+
+    def get_providers(self) -> list[str]:
+        """The devices that the compiled model says it runs on."""
+        return ["openvino:" + device for device in self._compiled.get_property("EXECUTION_DEVICES")]
+
+    def get_modelmeta(self) -> Meta:
+        """The ONNX file's metadata, which OpenVINO keeps under `framework`."""
+        kept = dict(self._model.get_rt_info().items()).get("framework")
+        return Meta({key: str(value.astype(str)) for key, value in kept.items()} if kept is not None else {})
+
+    def _port(self, port: Any) -> Port:
+        shape = [size.get_length() if size.is_static else str(size) for size in port.partial_shape]
+        kinds = {"f32": "tensor(float)", "f16": "tensor(float16)"}
+        kind = port.element_type.get_type_name()
+        return Port(port.any_name, shape, kinds.get(kind, kind))
+
+    def get_inputs(self) -> list[Port]:
+        """The model's inputs."""
+        return [self._port(port) for port in self._model.inputs]
+
+    def get_outputs(self) -> list[Port]:
+        """The model's outputs."""
+        return [self._port(port) for port in self._model.outputs]
+
+    def run(self, outputs: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once; the outputs are copies."""
+        return list(self._request.infer(feed, share_inputs=True).values())
+
+
+class Ncnn:
+    """A folder of `yolo export format=ncnn` on ncnn, with what is used here of ONNX Runtime's session.
+
+    The exporter writes the raw contract only. ncnn would compute in half precision where the CPU can; a file that was
+    not exported so is kept at full precision.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._ncnn, yaml = _package("ncnn", "ncnn"), _package("yaml", "ncnn", "pyyaml")
+        self.version = str(self._ncnn.__version__)
+        if not is_ncnn(path):
+            raise EdgeError(f"{path} is not a folder of `yolo export format=ncnn`, and ncnn reads nothing else.")
+        try:
+            told = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
+            self._meta = {key: value if isinstance(value, str) else repr(value) for key, value in told.items()}
+            half = _precision(told.get("args") or {}) == "fp16"
+            self._shape = [1, 3, *map(int, told["imgsz"])]
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+            raise EdgeError(f"{path}: its metadata.yaml is missing or unreadable; export it again.") from None
+        self._net = self._ncnn.Net()
+        options = self._net.opt
+        options.num_threads, options.use_vulkan_compute = threads, False
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
+        param, weights = model_files(path)
+        if self._net.load_param(str(param)) or self._net.load_model(str(weights)):
+            raise EdgeError(f"{path} is not a model that ncnn can load; export it again.")
+        self._input, self._output = self._net.input_names()[0], self._net.output_names()[0]
+
+    def get_providers(self) -> list[str]:
+        """The CPU: the use of a GPU is switched off."""
+        return ["ncnn:GPU" if self._net.opt.use_vulkan_compute else "ncnn:CPU"]
+
+    def get_modelmeta(self) -> Meta:
+        """What the exporter wrote to metadata.yaml."""
+        return Meta(self._meta)
+
+    def get_inputs(self) -> list[Port]:
+        """The one input, of the size that it was exported with."""
+        return [Port(self._input, self._shape, "tensor(float)")]
+
+    def get_outputs(self) -> list[Port]:
+        """The one output; its size is known only once it is there."""
+        return [Port(self._output, ["1", "values", "anchors"], "tensor(float)")]
+
+    def run(self, outputs: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once; the output is a copy."""
+        with self._net.create_extractor() as extractor:
+            extractor.input(self._input, self._ncnn.Mat(feed[self._input][0]))
+            failed, found = extractor.extract(self._output)
+            if failed:
+                raise EdgeError("ncnn could not run the model: the board may be out of memory.")
+            return [np.array(found)[None]]
+
+
+RUNTIMES: dict[str, Any] = {"openvino": OpenVino, "ncnn": Ncnn}
+
+
+def _open_runtime(path: Path, provider: str, threads: int) -> Opened:
+    session = RUNTIMES[provider](path, threads)
+    active = session.get_providers()
+    if active != list(PROVIDERS[provider]):
+        raise EdgeError(f"{PROVIDERS[provider][0]} was asked for, but {path} runs on {', '.join(active)}.", PROVIDER)
+    return Opened(session, None, 1.0, None)  # compiled for one device, which loads the whole graph or fails
+
+
+def is_ncnn(path: Path) -> bool:
+    """Whether a path is a folder as Ultralytics exports it for ncnn."""
+    return path.is_dir() and len(list(path.glob("*.param"))) == 1 and len(list(path.glob("*.bin"))) == 1
+
+
+def model_files(path: Path) -> list[Path]:
+    """The file or, for ncnn, the two files that make up a model."""
+    return [path] if path.is_file() else [next(path.glob(pattern)) for pattern in ("*.param", "*.bin")]
+
+
+# --- Detection ------------------------------------------------------------------------------------------------------
+
+
 class Detector:
     """An exported YOLO detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
 
     Args:
-        path: The ONNX file; its metadata says how to read its output.
-        provider: cpu, cuda, trt, or auto (the first of trt, cuda, cpu that is really active).
-        threads: ONNX Runtime's threads within one run; all usable cores by default.
+        path: The ONNX file, or the folder for ncnn; its metadata says how to read its output.
+        provider: cpu, cuda, trt, or auto (the first of trt, cuda, cpu that is really active); or another runtime in
+            place of ONNX Runtime, openvino or ncnn, which take small differences for granted.
+        threads: The runtime's threads within one run; all usable cores by default.
         conf: Detections at or below this score are dropped.
         iou: Overlap above which NMS drops the weaker box of a class (raw contract only).
         max_det: Most detections a frame.
@@ -475,9 +641,8 @@ class Detector:
         self.threads = threads or _usable_cores()
         self.candidates = 0  # boxes above conf before NMS, of the latest frame
         self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
-        if provider not in PROVIDERS and provider != "auto":
-            raise EdgeError(f"Unknown provider '{provider}': choose cpu, cuda, trt or auto.")
-        if not self.path.is_file():
+        check_provider(provider)
+        if not self.path.is_file() and not is_ncnn(self.path):
             raise EdgeError(f"There is no model file {self.path}.")
         start = time.perf_counter()
         tensorrt = (tensorrt or TensorRT())._replace(hw=hw)
@@ -486,7 +651,8 @@ class Detector:
         )
         self.session, self.nodes, self.coverage, self.trt = opened
         self.session_s = time.perf_counter() - start
-        self.fallback = provider != "auto" and self.session.get_providers()[0] != PROVIDERS[provider][0]
+        self.active: str = self.session.get_providers()[0]
+        self.fallback = provider != "auto" and self.active != PROVIDERS[provider][0]
         self._read_interface(hw)
 
     def _read_interface(self, hw: tuple[int, int] | None) -> None:
@@ -671,6 +837,7 @@ class Bundle(NamedTuple):
     def model(self, precision: str = "fp32", provider: str = "cpu") -> Path:
         """The ONNX file of a precision (fp32, fp16, int8) that is meant for a provider."""
         models, available = self.manifest["models"], onnxruntime.get_available_providers()
+        provider = "cpu" if provider == "openvino" else provider
         for name in [p for p in AUTO if PROVIDERS[p][0] in available] if provider == "auto" else (provider,):
             for file, entry in models.items():
                 if entry["precision"] == precision and name in entry["providers"]:
@@ -685,7 +852,7 @@ class Bundle(NamedTuple):
 
 def is_bundle(path: Path) -> bool:
     """Whether a path is to be read as a bundle: a zip file or a folder."""
-    return path.suffix.lower() == ".zip" or path.is_dir()
+    return path.suffix.lower() == ".zip" or path.is_dir() and not is_ncnn(path)
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -871,8 +1038,7 @@ def verify(
     check_manifest(bundle, detector)
     expected, raws = _expectations(bundle)
     detector.conf, detector.iou, detector.max_det = (expected[key] for key in ("conf", "iou", "max_det"))
-    active = detector.session.get_providers()[0]
-    judged = "fp16" if precision == "fp32" and active != "CPUExecutionProvider" else precision
+    judged = "fp16" if precision == "fp32" and detector.active not in ON_CPU else precision
     tolerance, raw, dets, exact = expected["tolerance"][judged], [], [], True
     for name, image in expected["images"].items():
         blob, box = detector.preprocess(read_image(bundle.folder / "parity" / name))
@@ -888,7 +1054,7 @@ def verify(
     return {
         "reference": expected["reference"],
         "model": detector.path.name,
-        "provider": active,
+        "provider": detector.active,
         "n_images": len(dets),
         "raw": worst_raw or None,
         "dets": found,
@@ -2050,11 +2216,12 @@ class Trial(NamedTuple):
     facts: dict[str, Any]  # everything else, fit for JSON
 
 
-def _sha256(path: Path) -> str:
+def _sha256(*paths: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):  # noqa: B023
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -2126,15 +2293,15 @@ def _device(missing: dict[str, str]) -> dict[str, Any]:
 
 
 def _model(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
-    contract, path = detector.contract, detector.path
+    contract, path, files = detector.contract, detector.path, model_files(detector.path)
     for key in IN_METADATA:
         if contract.meta.get(key) is None:
             missing["model." + key] = "not in the model's metadata"
     return {
         "file": path.name,
-        "sha256": _sha256(path),
-        "bytes": path.stat().st_size,
-        "format": "onnx",
+        "sha256": _sha256(*files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "format": "onnx" if path.is_file() else "ncnn",
         "opset": None,
         "ir": None,
         "task": contract.exporter["task"],
@@ -2171,9 +2338,15 @@ def _parity(contract: Contract, missing: dict[str, str]) -> dict[str, Any] | Non
 
 
 def _runtime(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
-    nodes, active = detector.nodes, detector.session.get_providers()
+    nodes, own = detector.nodes, next((n for n, kind in RUNTIMES.items() if isinstance(detector.session, kind)), None)
+    versions = {name: detector.session.version if name == own else None for name in RUNTIMES}
+    missing.update({"runtime." + name: "not the runtime" for name in RUNTIMES if name != own})
+    if own:
+        missing.update(
+            {"runtime." + key: f"nothing that {own} tells" for key in ("inter_threads", "spin", "graph_opt")}
+        )
     if nodes is None:
-        missing["runtime.ep_nodes"] = "this ONNX Runtime cannot tell"
+        missing["runtime.ep_nodes"] = "this runtime cannot tell"
     if detector.coverage is None:
         missing["runtime.ep_coverage"] = "this ONNX Runtime cannot tell"
     if detector.trt is None:
@@ -2190,15 +2363,16 @@ def _runtime(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
+        **versions,
         "provider_requested": detector.provider,
-        "providers_active": active,
+        "providers_active": detector.session.get_providers(),
         "ep_nodes": nodes,
         "ep_coverage": None if detector.coverage is None else round(detector.coverage, 4),
         "fallback": detector.fallback,
         "intra_threads": detector.threads,
-        "inter_threads": 1,  # ONNX Runtime's default, sequential execution
-        "spin": "within a run",
-        "graph_opt": "all",
+        "inter_threads": None if own else 1,  # ONNX Runtime's default, sequential execution
+        "spin": None if own else "within a run",
+        "graph_opt": None if own else "all",
         "io_binding": False,
         "trt": detector.trt,
         "cuda": version.group(1) if version else None,
@@ -2536,7 +2710,7 @@ def run_trial(
             for path in plan["models"]
         ]
         first = [_first_run_ms(d, frames[0]) for d in detectors]
-        gpu = [d.session.get_providers()[0] != PROVIDERS["cpu"][0] for d in detectors]
+        gpu = [d.active not in ON_CPU for d in detectors]
         t_min = WARM_UP_GPU_S if any(gpu) else WARM_UP_CPU_S
         warm = warm_up(detectors, frames, plan["seed"] + 1, t_min, limits.warm_up_cap_s)
         go()
@@ -2794,8 +2968,7 @@ def _cells(threads: Any, provider: Any, imgsz: Any, streams: Any, precision: Any
         if name not in (None, *PRECISIONS):
             raise EdgeError(f"Unknown precision '{name}': choose {', '.join(PRECISIONS)}.")
     for name in axes["provider"]:
-        if name not in PROVIDERS and name != "auto":
-            raise EdgeError(f"Unknown provider '{name}': choose cpu, cuda, trt or auto.")
+        check_provider(name)
     if not all(axes.values()):
         raise EdgeError("A sweep over nothing: give at least one value for each option.")
     return [dict(zip(axes, values)) for values in product(*axes.values())]  # noqa: B905
@@ -3119,6 +3292,12 @@ def _check_packages(names: dict[str, str]) -> list[Finding]:
 def _check_providers(provider: str) -> list[Finding]:
     if provider == "cpu":
         return []
+    if provider in RUNTIMES:
+        try:
+            _package(provider, provider)
+        except EdgeError as error:
+            return [Finding(ERROR, str(error), "install it, or use --provider cpu")]
+        return []
     available = onnxruntime.get_available_providers()
     jetpack = (jetpack_version(l4t_version()) or "")[:1]
     wheel = JETPACK_WHEELS.get(jetpack, "pip uninstall -y onnxruntime, then pip install onnxruntime-gpu")
@@ -3237,7 +3416,6 @@ def _check_model(path: Path, provider: str) -> list[Finding]:
         detector = load(path, provider)
     except EdgeError as error:
         return [Finding(ERROR, str(error), "see above" if error.code == PROVIDER else "export the model again")]
-    active = detector.session.get_providers()[0]
     out = []
     flags = _first_match(system_path("/proc/cpuinfo"), "flags") or _first_match(
         system_path("/proc/cpuinfo"), "Features"
@@ -3245,13 +3423,13 @@ def _check_model(path: Path, provider: str) -> list[Finding]:
     quick = {"avx512_vnni", "avx_vnni", "asimddp"}
     if (
         detector.contract.precision == "int8"
-        and active == PROVIDERS["cpu"][0]
+        and detector.active == PROVIDERS["cpu"][0]
         and flags
         and not quick & set(flags.split())
     ):
         what = f"{path.name} is INT8, and this CPU has no instructions for it: it may be slower than FP32"
         out.append(Finding(WARNING, what, "measure both: bench --model int8.onnx fp32.onnx"))
-    return out + [Finding(NOTE, f"{path.name} runs on {active}", "nothing to do")]
+    return out + [Finding(NOTE, f"{path.name} runs on {detector.active}", "nothing to do")]
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -3443,7 +3621,11 @@ def parser() -> argparse.ArgumentParser:
     measured.add_argument("--source", help="an image or a folder, 32 or more if possible (default: the bundle's own)")
     measured.add_argument("--precision", help="which file of a bundle, or a list: fp32,int8 (default fp32)")
     measured.add_argument("--profile", default="smoke", choices=tuple(PROFILES), help="how long (default smoke)")
-    measured.add_argument("--provider", default="cpu", help="auto, cpu, cuda or trt; a list is swept over: cpu,trt")
+    measured.add_argument(
+        "--provider",
+        default="cpu",
+        help="auto or one of {}; a list is swept over: cpu,trt".format(", ".join(PROVIDERS)),
+    )
     measured.add_argument("--threads", help="CPU threads, or a list: 1,2,all (default all usable cores)")
     measured.add_argument("--streams", default="1", help="processes that detect at the same time, or a list: 1,2,4")
     measured.add_argument("--imgsz", help="input size for files without a fixed one, or a list: 320,480x640")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,7 +21,6 @@ from onnx import numpy_helper
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 from yolokd.deploy import yolokd_edge as edge
-from yolokd.deploy.jetson import test_board
 from yolokd.deploy.jetson.options import PERCENTILES, STAGES, read_budgets
 
 import yolokd
@@ -258,66 +256,6 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
         assert f'<property name="{name}" value=' in report
     alone = run(unpacked, "-B", "-m", "pytest", "jetson", *common, "--soak", "0", "-p", "no:yolokd")
     assert "3 passed, 2 skipped" in alone.stdout, alone.stdout + alone.stderr
-
-
-def judged(verdict: str, *reasons: str, problem: str | None = "It is slow.") -> str:
-    """What the board's tests make of a record: pass, or how they end otherwise."""
-    record = {"stability": {"verdict": verdict, "reasons": list(reasons)}}
-    try:
-        test_board.judge(record, problem)
-    except (pytest.fail.Exception, pytest.skip.Exception) as outcome:
-        return f"{type(outcome).__name__}: {outcome}"
-    return "pass"
-
-
-def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None:
-    busy = "contended: the process had the CPU for 71% of the measured time"
-    assert judged("valid") == "Failed: It is slow."
-    assert judged("invalid", "throttled: the GPU clock fell from 900 to 600 MHz") == "Failed: It is slow."
-    assert judged("invalid", "drift: block medians differ by 20%", busy) == (
-        f"Skipped: inconclusive: It is slow. But the device was not idle: {busy}."
-    )
-    assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
-
-
-SOAK = """
-import pytest, yolokd_edge as edge
-
-def pytest_collection_finish():
-    def collect(paths, source, profile, **how):
-        assert profile.t_min_s == 60 and how == {"threads": 1, "provider": "cpu"}
-        total = edge.np.linspace(10e6, %s, 300).astype("int64")
-        stages = {"total": {"p50": 10.0}}
-        record = {
-            "results": {"n": 300, "duration_s": 60.0, "stages": stages}, "thermal": None,
-            "stability": {"verdict": %r, "reasons": %r},
-        }
-        return [record], [{"total": total, "start": total.cumsum()}]
-    edge.collect = collect
-"""
-
-
-@pytest.mark.parametrize(
-    ("last_ns", "verdict", "reasons", "code", "sentence"),
-    [
-        ("10e6", "valid", [], 0, "1 passed"),
-        ("12e6", "invalid", ["drift: x"], 1, "After 60 s: the last third took 1.129 times as long as the first, more"),
-        ("10e6", "invalid", ["throttled: cooling device 0 rose by 1"], 1, "After 60 s: throttled: cooling device 0"),
-        ("12e6", "invalid", ["drift: x", "contended: y"], 3, "the device was not idle: contended: y."),
-        ("10e6", "invalid", ["contended: y"], 3, "inconclusive: the measurement is not valid: contended: y."),
-    ],
-)
-def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
-    last_ns: str, verdict: str, reasons: list[str], code: int, sentence: str, unpacked: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "scripted.py").write_text(SOAK % (last_ns, verdict, reasons))
-    command = ["-B", "-m", "pytest", "jetson", "-q", "-rs", "-p", "no:yolokd", "-p", "no:cacheprovider", "-k", "soak"]
-    options = ["-p", "scripted", "--soak", "60", "--threads", "1"]
-    path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{unpacked}"}
-    result = subprocess.run(
-        [sys.executable, *command, *options], cwd=unpacked, env=path, capture_output=True, text=True
-    )
-    assert (result.returncode, sentence in result.stdout) == (code, True), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("text", ["total.p99=15", "total.p42=15ms", "all.p99=15ms", "total.p99=0ms", "total.p99=15ms,"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from cli_for_tests import contents
 from edge_for_tests import EDGE_FILE, metadata, toy
 from yolokd.deploy import yolokd_edge as edge
+from yolokd.deploy.jetson import test_board
 from yolokd.deploy.yolokd_edge import E2E
 
 FINAL = np.zeros((1, 300, 6), np.float32)
@@ -347,3 +349,80 @@ def test_drawn_images_never_replace_a_file(folder: Path, images: Path, tmp_path:
     assert detect(folder, images, "--save", tmp_path / "drawn") == 2
     assert "1.png exists already" in capfd.readouterr().err
     assert contents(tmp_path) == before
+
+
+# --- the board's tests: what they make of a disturbed measurement ----------------------------------------------------
+
+
+def judged(verdict: str, *reasons: str, problem: str | None = "It is slow.") -> str:
+    """What the board's tests make of a record: pass, or how they end otherwise."""
+    record = {"stability": {"verdict": verdict, "reasons": list(reasons)}}
+    try:
+        test_board.judge(record, problem)
+    except (pytest.fail.Exception, pytest.skip.Exception) as outcome:
+        return f"{type(outcome).__name__}: {outcome}"
+    return "pass"
+
+
+def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None:
+    busy = "contended: the process had the CPU for 71% of the measured time"
+    assert judged("valid") == "Failed: It is slow."
+    assert judged("invalid", "throttled: the GPU clock fell from 900 to 600 MHz") == "Failed: It is slow."
+    assert judged("invalid", "drift: block medians differ by 20%", busy) == (
+        f"Skipped: inconclusive: It is slow. But the device was not idle: {busy}."
+    )
+    assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
+
+
+SOAK = """
+import pytest, yolokd_edge as edge
+
+def pytest_collection_finish():
+    def collect(paths, source, profile, **how):
+        assert profile.t_min_s == 60 and how == {"threads": 1, "provider": "cpu"}
+        total = edge.np.linspace(10e6, %s, 300).astype("int64")
+        stages = {"total": {"p50": 10.0}}
+        record = {
+            "results": {"n": 300, "duration_s": 60.0, "stages": stages}, "thermal": None,
+            "stability": {"verdict": %r, "reasons": %r},
+        }
+        return [record], [{"total": total, "start": total.cumsum()}]
+    edge.collect = collect
+"""
+
+
+@pytest.mark.parametrize(
+    ("last_ns", "verdict", "reasons", "code", "sentence"),
+    [
+        ("10e6", "valid", [], 0, "1 passed"),
+        ("12e6", "invalid", ["drift: x"], 1, "After 60 s: the last third took 1.129 times as long as the first, more"),
+        ("10e6", "invalid", ["throttled: cooling device 0 rose by 1"], 1, "After 60 s: throttled: cooling device 0"),
+        ("12e6", "invalid", ["drift: x", "contended: y"], 3, "the device was not idle: contended: y."),
+        ("10e6", "invalid", ["contended: y"], 3, "inconclusive: the measurement is not valid: contended: y."),
+    ],
+)
+def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
+    last_ns: str, verdict: str, reasons: list[str], code: int, sentence: str, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(EDGE_FILE, folder)
+    shutil.copytree(EDGE_FILE.parent / "jetson", folder / "jetson")
+    (folder / "jetson/options.py").rename(folder / "jetson/conftest.py")
+    (tmp_path / "scripted.py").write_text(SOAK % (last_ns, verdict, reasons))
+    words = [
+        "jetson/test_board.py",
+        "-qrs",
+        "-k",
+        "soak",
+        "--soak",
+        "60",
+        "--threads",
+        "1",
+        "-p",
+        "scripted",
+        "--source",
+        ".",
+    ]
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:yolokd", "-p", "no:cacheprovider", *words]
+    path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{folder}"}
+    result = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
+    assert (result.returncode, sentence in result.stdout) == (code, True), result.stdout + result.stderr

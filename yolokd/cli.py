@@ -13,8 +13,8 @@ yolokd: train a small YOLO under a large one, export it, measure it.
   yolokd export  model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [...]
   yolokd bundle  model=best.pt [out=name-edge.zip] [data=my.yaml] [fp16=True] [int8=True] [contract=raw] [imgsz=640]
   yolokd inspect model=a.onnx                             parameters, FLOPs, memory and the ten slowest nodes
-  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [provider=cpu|cuda|trt|auto]
-                 [quick=True] [repeats=5] [threads=1,2] [streams=1,2] [imgsz=320,640] [power=True] [...]
+  yolokd bench   model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [quick=True]
+                 [provider=cpu|cuda|trt|auto|openvino|ncnn] [repeats=5] [threads=1,2] [streams=1,2] [imgsz=320] [...]
   yolokd compare base.json new.json [--max-regress 5%] [--metric total.p50,total.p99] [--min-map-delta -0.5]
                  [--json FILE] [--md FILE] [--junit FILE]  is the new one slower? a gate for CI
   yolokd pareto  reports/*.json [x=latency|energy|size] [metric=total.p50] [out=pareto.png] [json=FILE] [md=FILE]

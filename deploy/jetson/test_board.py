@@ -99,7 +99,7 @@ def test_parity(bundle: edge.Bundle, options: dict[str, Any], record_property: A
 
 def test_provider(detector: edge.Detector, options: dict[str, Any], record_property: Any) -> None:
     """The provider asked for computes (nearly) all of the graph."""
-    active, share = detector.session.get_providers()[0], detector.coverage
+    active, share = detector.active, detector.coverage
     record_property("provider", active)
     record_property("ep_nodes", detector.nodes)
     wanted = edge.PROVIDERS.get(options["provider"], (active,))[0]

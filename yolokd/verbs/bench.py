@@ -35,12 +35,13 @@ def bench(
     """Measure exported models side by side, print a table and keep report, raw samples and plot in a new run folder.
 
     Args:
-        models: ONNX files or bundles; several are interleaved frame by frame and so meet the same background load.
+        models: ONNX files or bundles, for ncnn the folders of `yolo export format=ncnn`; several are interleaved frame
+            by frame and so meet the same background load.
         source: An image or a folder of images, 32 or more if possible; they are decoded before the clock starts.
         profile: smoke (100 frames and 3 s), standard (1,000 frames and 30 s) or soak (600 s).
         threads: CPU threads; all usable cores by default. 1,2,all measures each: a sweep. So it is with provider,
             imgsz, streams and precision.
-        provider: cpu, cuda, trt or auto.
+        provider: cpu, cuda, trt, auto (the first of trt, cuda, cpu that is active), openvino or ncnn.
         project: Folder of the run folders.
         name: Name of the run folder, "bench" by default; a number is added if it exists.
         exist_ok: Write into an existing run folder instead, replacing its report.

@@ -24,7 +24,13 @@ NAMES = {PASS: "pass", REGRESSION: "regression", INCONCLUSIVE: "inconclusive", P
 LEAST_RUNS = 3  # below, a bootstrap over runs says nothing
 LEAST_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
 DRAWS = 10_000
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "trt": "TensorrtExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "trt": "TensorrtExecutionProvider",
+    "openvino": "openvino:CPU",
+    "ncnn": "ncnn:CPU",
+}
 # Where a difference means that the two figures answer different questions. Unknown (null) on one side counts as equal.
 FINGERPRINT = {
     "device": ("kind", "board_model", "soc", "cpu_model", "gpu", "cores_online", "l4t"),
