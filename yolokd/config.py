@@ -32,8 +32,9 @@ from yolokd.unlabeled import list_folder
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
-    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit",
 )  # fmt: skip
+VIEWS, LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
@@ -102,6 +103,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "classes" in ours and not is_file_name(ours["classes"]):
         del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
+    cached = "teacher" in str(theirs.get("cache")).split(",")
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     if theirs.get("distill_model"):
         raise UsageError(
@@ -114,6 +116,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if theirs.get("resume"):
         if fixed := [k for k in ours if k != "teacher"]:
             raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
+        if cached:
+            raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
         return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
     if scaling := [k for k in ("width", "depth") if k in ours]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
@@ -159,7 +163,35 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         list_folder(ours["unlabeled"])
         kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
         kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
+    for key in ("cache_views", "cache_limit"):
+        if key in ours and not cached:
+            raise UsageError(f"{key}={ours[key]} is about stored teacher responses: add cache=teacher.")
+    if cached:
+        theirs["cache"], kd["cache"] = cache(ours, theirs)
     return {**theirs, "kd": kd}
+
+
+def cache(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What is left of cache=teacher,... for Ultralytics, and the options of stored teacher responses."""
+    rest = [word for word in theirs["cache"].split(",") if word != "teacher"]
+    if rest and rest not in (["ram"], ["disk"]):
+        raise UsageError(f"cache={theirs['cache']} is not teacher, teacher,ram or teacher,disk.")
+    for key in ("multi_scale", "rect", "augmentations"):
+        if theirs.get(key):
+            raise UsageError(
+                f"cache=teacher needs images that come back as they were, which {key}={theirs[key]} does not give: "
+                "leave one of the two out."
+            )
+    if ours.get("unlabeled"):
+        raise UsageError(
+            f"cache=teacher stores nothing of unlabeled={ours['unlabeled']}, whose images never come back the same: "
+            "leave one of the two out."
+        )
+    views = ours.get("cache_views", VIEWS)
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise UsageError(f"cache_views={views} is not a number of views of an image: give a whole number of 1 or more.")
+    options = {"views": views, "limit": non_negative("cache_limit", ours.get("cache_limit", LIMIT))}
+    return (rest or [False])[0], options
 
 
 def balance(value: Any) -> float | None:
