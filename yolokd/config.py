@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
 import math
 from collections.abc import Collection, Iterable
@@ -100,7 +101,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments.get("kd"), dict):
         return arguments
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
-    if "classes" in ours and not is_file_name(ours["classes"]):
+    if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
         del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
     cached = "teacher" in str(theirs.get("cache")).split(",")
@@ -153,7 +154,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "teacher_imgsz" in ours:
         kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
-        kd["classes"] = read_classes(str(ours["classes"]))
+        kd["classes"] = read_classes(ours["classes"])
     if "unlabeled_ratio" in ours and not ours.get("unlabeled"):
         raise UsageError(
             f"unlabeled_ratio={ours['unlabeled_ratio']} says how many unlabelled images a labelled one comes with: "
@@ -222,18 +223,22 @@ def is_file_name(value: Any) -> bool:
     return isinstance(value, (str, Path)) and str(value).endswith((".yaml", ".yml"))
 
 
-def read_classes(file: str) -> dict[str, str]:
-    """Name in the teacher -> name in the data, from a YAML file; several may name one."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UsageError(f"classes={file} does not exist: give a YAML file of lines `name in teacher: name in data`.")
-    names = _read_yaml("classes", file, path)
+def read_classes(given: Any) -> dict[str, str]:
+    """Name in the teacher -> name in the data, from a YAML file or given as such; several may name one."""
+    names = given
+    if not isinstance(given, dict):
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"classes={given} does not exist: give a YAML file of lines `name in teacher: name in data`."
+            )
+        names = _read_yaml("classes", given, path)
     if (
         not isinstance(names, dict)
         or not names
         or any(isinstance(v, (dict, list)) or v is None for v in names.values())
     ):
-        raise UsageError(f"classes={file} is not a class map: write lines `name in teacher: name in data`.")
+        raise UsageError(f"classes={given} is not a class map: write lines `name in teacher: name in data`.")
     return {str(k): str(v) for k, v in names.items()}
 
 
@@ -333,6 +338,8 @@ def _check_once(keys: list[str]) -> None:
 def check_method(key: str) -> None:
     """Refuse an unknown method or a tap that it has not."""
     name, at, tap = key.partition("@")
+    if name in shipped_arguments():
+        raise UsageError(f"method={name} is no method: {name} is a file of arguments, give it as cfg={name}.")
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}{nearest(name, [*METHODS, *shipped()])}.")
     if at and tap not in METHODS[name].taps:
@@ -355,10 +362,28 @@ def check_options(key: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "gain": float(options.get("gain", 1.0))}
 
 
+@functools.cache
+def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> file of the recipes, and of the argument files, in the one folder that comes with the package.
+
+    They lie side by side, so that no name can mean one of each; a recipe is what has methods: or pairs:.
+    """
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for file in sorted(importlib.resources.files("yolokd.cfg").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found[not keys.keys() & {"methods", "pairs"}][file.name.removesuffix(".yaml")] = file
+    return found
+
+
 def shipped() -> dict[str, Any]:
-    """Recipe name -> file of the recipes that come with the package."""
-    files = importlib.resources.files("yolokd.cfg").iterdir()
-    return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
+    """Name -> file of the recipes that come with the package, for method=."""
+    return _shipped()[0]
+
+
+def shipped_arguments() -> dict[str, Any]:
+    """Name -> file of the argument files that come with the package, for cfg=."""
+    return _shipped()[1]
 
 
 def is_recipe(method: Any) -> bool:
@@ -404,10 +429,13 @@ def _typed(value: Any) -> Any:
 
 
 def read_arguments(cfg: Any) -> dict[str, Any]:
-    """The arguments in a file given as cfg=, ours among them, the dotted ones too."""
-    file = Path(str(cfg)).expanduser()
+    """The arguments in a file given as cfg=, or the name of a shipped one: ours among them, the dotted ones too."""
+    if str(cfg) in shipped():
+        raise UsageError(f"cfg={cfg} is not a file of arguments: {cfg} is a recipe, give it as method={cfg}.")
+    file = shipped_arguments().get(str(cfg), Path(str(cfg)).expanduser())
     if not file.is_file():
-        raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments, such as `epochs: 100`.")
+        names = " or ".join(shipped_arguments())
+        raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments such as `epochs: 100`, or {names}.")
     arguments = _read_yaml("cfg", cfg, file)
     if not isinstance(arguments, dict):
         raise UsageError(f"cfg={cfg} is not a mapping of arguments: write lines such as `epochs: 100`.")
