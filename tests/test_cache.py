@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,7 +146,7 @@ def test_what_is_stored_is_what_was_said(classes):
     others = torch.ones(points.shape[0], view.logits.shape[1], dtype=torch.bool).scatter(1, points, False)
     assert (torch.where(others, view.logits.amax(-1), -99).amax(-1) <= least).all()
     # what is left out keeps its sum, and with it the term its value but for rounding
-    assert torch.allclose(back.logits.sigmoid().sum(1), view.logits.sigmoid().sum(1), rtol=2e-3)
+    assert torch.allclose(back.logits.sigmoid().sum(1), view.logits.sigmoid().sum(1), rtol=5e-3)
 
 
 def test_boxes_far_from_zero_keep_their_place():
@@ -206,29 +203,25 @@ def test_a_store_gives_back_whole_records_alone(tmp_path):
     assert store.read(3).tobytes()[:-4] == record(kind, 1).tobytes()[:-4]
 
 
+def write_for_ever(file, kind, ready):
+    store = Store(file, kind, 50)
+    while True:
+        for i in range(50):
+            store.write(i, record(kind, i))
+        ready.set()
+
+
 def test_a_writer_may_be_killed(tmp_path):
-    writer = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from test_cache import STRIDES, Store, layout, record
-from pathlib import Path
-kind = layout(STRIDES, 64, 6, 1, 20)
-store = Store(Path(sys.argv[1]), kind, 50)
-print("ready", flush=True)
-while True:
-    for i in range(50):
-        store.write(i, record(kind, i))
-"""
-    file, kind = tmp_path / "a.bin", layout(STRIDES, 64, 6, 1, 20)
-    here = __file__.rpartition("/")[0]
-    process = subprocess.Popen([sys.executable, "-c", writer, str(file), here], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    file, kind, apart = tmp_path / "a.bin", layout(STRIDES, 640, 80, 2, 600), multiprocessing.get_context("fork")
+    ready = apart.Event()
+    process = apart.Process(target=write_for_ever, args=(file, kind, ready))
+    process.start()
+    assert ready.wait(300)
+    process.kill()
+    process.join()
     store = Store(file, kind, 50)
     found = [store.read(i) for i in range(50)]
-    assert any(r is not None for r in found)
+    assert sum(r is not None for r in found) >= 49  # all but the one being written
     assert all(r is None or r.tobytes()[:-4] == record(kind, i).tobytes()[:-4] for i, r in enumerate(found))
 
 
