@@ -8,6 +8,7 @@ gradients, as it was. Boxes left out are put back with their mean sides, weighte
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 
@@ -83,7 +85,7 @@ class Grid:
         self.pixels = torch.cat([torch.full((n, 1), float(s)) for s, n in zip(strides, self.sizes, strict=True)])
         self.pixels = self.pixels.to(device)
 
-    def records(self, views: dict[str, View], kind: np.dtype[Any]) -> np.ndarray:
+    def records(self, views: dict[str, View], kind: np.dtype[Any]) -> NDArray[Any]:
         """(B,) records of a batch's views by branch."""
         parts = [self._of_view(view, kind) for view in views.values()]
         found = np.zeros(len(parts[0]["points"]), kind)
@@ -113,10 +115,10 @@ class Grid:
         """Sums over every level's points, (B, N, C) -> (B, L, C)."""
         return torch.stack([part.sum(1) for part in x.split(self.sizes, 1)], 1)
 
-    def views(self, records: np.ndarray, branches: Sequence[str]) -> dict[str, View]:
+    def views(self, records: NDArray[Any], branches: Sequence[str]) -> dict[str, View]:
         """Views by branch from (B,) records."""
         device = self.centres.device
-        wide = {"points": np.int64, "classes": np.int64}
+        wide: dict[str, Any] = {"points": np.int64, "classes": np.int64}
         # Half precision goes to the device as it is.
         found = {
             f: torch.from_numpy(np.ascontiguousarray(records[f]).astype(wide.get(f, np.float16), copy=False)).to(device)
@@ -174,23 +176,24 @@ class Store:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # the time of the last use: the oldest files make room for new ones
             self.file = file.open("r+b", buffering=0)
-            self.file.truncate(kind.itemsize * count)
+            if file.stat().st_size < kind.itemsize * count:
+                self.file.truncate(kind.itemsize * count)
         except OSError as error:
             raise UsageError(
                 f"cache=teacher cannot write {file} ({error.strerror}): give a data set in a folder that can be "
                 "written, or leave cache=teacher out."
             ) from error
 
-    def read(self, number: int) -> np.ndarray | None:
-        """The record of that number, a 0-dimensional array; None if there is none."""
+    def read(self, number: int) -> Any:
+        """The record of that number, a structured scalar; None if there is none."""
         self.file.seek(number * self.kind.itemsize)
         data = self.file.read(self.kind.itemsize)
         if len(data) < self.kind.itemsize:
             return None
-        record: np.ndarray = np.frombuffer(data, self.kind)[0]
+        record: Any = np.frombuffer(data, self.kind)[0]
         return record if record["check"] == checksum(data) else None
 
-    def write(self, number: int, record: np.ndarray) -> None:
+    def write(self, number: int, record: Any) -> None:
         """Store a record. On a full disk this and later ones are left out."""
         if self.closed:
             return
@@ -236,7 +239,7 @@ class Cache:
     @torch.no_grad()
     def __call__(self, images: Tensor, numbers: Sequence[int]) -> Shown:
         """What the teacher says of images (B, C, H, W), which are the views of those numbers."""
-        found = [self.store.read(number) for number in numbers]
+        found: list[Any] = [self.store.read(number) for number in numbers]
         new = [i for i, record in enumerate(found) if record is None]
         if new:
             shown = self.teacher(images if len(new) == len(images) else images[new])
@@ -244,7 +247,7 @@ class Cache:
                 self.store.write(numbers[i], record)
                 found[i] = record
         self.seen, self.ran = self.seen + len(images), self.ran + len(new)
-        views = self.grid.views(np.stack(found), self.branches)  # type: ignore[arg-type]  # none is None by now
+        views = self.grid.views(np.stack(found), self.branches)
         return lambda strides: {branch: self.grid.at(view, strides) for branch, view in views.items()}
 
 
@@ -276,7 +279,7 @@ def open_all(
         reader = teacher.reader
         about = [views, file, teacher.scale, list(branches), reader.strides, SCORE, CLASSES]
         name = f"{reader.spec.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
-        known = sorted(int(f.stem.rpartition("-")[2]) for f in folder.glob(f"{name}-*.bin"))
+        known = sorted(int(f.stem.rpartition("-")[2]) for f in folder.glob(f"{glob.escape(name)}-*.bin"))
         points = known[-1] if known else points_above(teacher(images)(reader.strides))
         kind = layout(reader.strides, imgsz, reader.spec.classes, len(branches), points)
         made.append((teacher, branches, folder / f"{name}-{points}.bin", kind))

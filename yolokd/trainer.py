@@ -79,7 +79,7 @@ class KDMixin(BaseTrainer):
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
             kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
             best = kd.get("teachers") == "best"
-            pairings = [Pairing(reader, one, self.device, best or "cache" in kd) for one in made]
+            pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
@@ -149,8 +149,14 @@ class KDMixin(BaseTrainer):
         pairings = list(self.distiller.pairings)
 
         def sample() -> torch.Tensor:
-            some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).round().astype(int)
-            batch = self.preprocess_batch(dataset.collate_fn([dataset[i] for i in some.tolist()]))
+            some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).round().astype(int).tolist()
+            items = [dataset[i] for i in some]
+            if not torch.equal(dataset[some[0]]["img"], items[0]["img"]):
+                raise UsageError(
+                    "cache=teacher needs augmentations that repeat, and an image was augmented otherwise the second "
+                    "time: leave cache=teacher out, or the augmentation that draws from a stream of its own."
+                )
+            batch = self.preprocess_batch(dataset.collate_fn(items))
             images: torch.Tensor = batch["img"]
             return images
 
