@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from yolokd import selection
 from yolokd.balance import COLUMN, Balance, tensors
+from yolokd.cache import Cache
 from yolokd.detectors.reader import Reader, Seen
 from yolokd.pairing import Pairing, Views
 from yolokd.teacher import Shown
@@ -47,6 +49,7 @@ class Distiller(nn.Module):
         self.images = {"labelled": 0, "unlabelled": 0}  # of this epoch
         self.taught = [0] * len(pairings)  # labelled images of this epoch, by teacher
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
+        self.caches: list[Cache] = []  # one a teacher, or none
 
     def __getattr__(self, name: str) -> Any:
         """What is not the wrapper's is the student's: stride, names, yaml, args, criterion ..."""
@@ -63,6 +66,8 @@ class Distiller(nn.Module):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set the gains of an epoch, counted from 0, of a training of so many; counts begin anew."""
         self.images, self.taught = dict.fromkeys(self.images, 0), [0] * len(self.pairings)
+        for cache in self.caches:
+            cache.start_epoch()
         self.gains = {name: schedule.at(epoch, epochs) for name, schedule in self.schedules.items()}
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +87,7 @@ class Distiller(nn.Module):
         if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
             loss, items = self.module(x, *args, **kwargs)
             return loss, {**items, **{name: loss.new_zeros(()) for name in self.columns}}
-        shown = self.shown(x["img"])
+        shown = self.shown(x["img"], x.get("view"))
         with self.reader.record(self.fields) as seen:
             loss, items = self.module(x, *args, **kwargs)
         factor = self.reader.loss_factor(len(x["img"]))
@@ -127,8 +132,10 @@ class Distiller(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.values(seen, shown, batch, labelled=False)
 
-    def shown(self, images: Tensor) -> list[Shown]:
-        """What every teacher shows of the images."""
+    def shown(self, images: Tensor, numbers: Sequence[int] | None = None) -> list[Shown]:
+        """What every teacher shows of the images, which may be views with numbers of which responses are stored."""
+        if self.caches and numbers is not None:
+            return [cache(images, numbers) for cache in self.caches]
         return [pairing.teacher(images) for pairing in self.pairings]
 
     def values(self, seen: Seen, shown: list[Shown], batch: dict[str, Any], labelled: bool = True) -> Values:

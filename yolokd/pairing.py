@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolokd import selection
+from yolokd import cache, selection
 from yolokd import teacher as teachers
 from yolokd.classes import ClassMap, match
 from yolokd.detectors import read
@@ -54,7 +54,7 @@ class Pairing(nn.Module):
         student: reads the student.
         plan: what `plan` made of the teacher, whose model is taken over and changed.
         device: where the student is.
-        judged: whether the teacher's detections will be compared with those of others.
+        judged: whether the teacher's detections will be read beside the methods, to be compared or stored.
     """
 
     teacher: Teacher
@@ -69,6 +69,7 @@ class Pairing(nn.Module):
         self.fields = frozenset().union(*(needs(t.method) for t in terms.values())) or frozenset({"neck"})
         branches = student.branches if any(is_head_term(t.method) for t in terms.values()) else student.branches[:1]
         wanted = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
+        self.shows = wanted  # branches of the teacher
         shown = self.fields | selection.NEEDS if judged else self.fields
         object.__setattr__(self, "teacher", Teacher(plan.teacher, shown, wanted, device, plan.scale))
 
@@ -154,6 +155,8 @@ def plan(
             continue  # no news, as it would be if the teacher alone lacked them
         try:
             method, place = _build(key, options, student, teacher, len(names), classes, scale, kd.get("levels"))
+            if "cache" in kd:
+                check_stored(key, method, teacher.spec)
         except UsageError as error:
             if not optional:
                 raise
@@ -275,6 +278,20 @@ def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
             )
+
+
+def check_stored(key: str, method: Method, teacher: Spec) -> None:
+    """Refuse a method that reads of the teacher what cache=teacher does not store."""
+    if not teacher.dense or not teacher.shows >= cache.NEEDS:
+        raise UsageError(
+            f"cache=teacher stores boxes at anchor points, and {teacher.name} has none: leave cache=teacher out."
+        )
+    read = method.needs | method.teacher_needs | ({method.tap} if method.taps else set())
+    if lost := sorted(read - cache.NEEDS):
+        raise UsageError(
+            f"method {key} reads the teacher's {', '.join(lost)}, and cache=teacher stores its predictions only: "
+            "leave one of the two out."
+        )
 
 
 def levels_for(

@@ -24,13 +24,14 @@ from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd import config, inherit, teacher
+from yolokd import cache, config, inherit, teacher
 from yolokd.balance import Balance
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
 from yolokd.pairing import Pairing, Plan, plans
+from yolokd.repeat import SAMPLE, Rounds, Views, fingerprint, versions
 from yolokd.unlabeled import Images, Steps, Unlabeled, list_folder
 
 
@@ -83,7 +84,7 @@ class KDMixin(BaseTrainer):
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
             kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
             best = kd.get("teachers") == "best"
-            pairings = [Pairing(reader, one, self.device, best) for one in made]
+            pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
@@ -133,9 +134,55 @@ class KDMixin(BaseTrainer):
         if self.unlabeled:
             self.unlabeled.start_epoch(self.epoch)
 
+    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; of a data set that augments only so many views of an image where responses are stored."""
+        dataset = super().build_dataset(*args, **kwargs)
+        views = (self.args.kd.get("cache") or {}).get("views")
+        return Views(dataset, views, self.args.seed) if views and dataset.augment else dataset
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; the views of an image take turns, one an epoch."""
+        loader = super().get_dataloader(*args, **kwargs)
+        if isinstance(loader.dataset, Views):
+            batches = loader.batch_sampler.sampler  # the loader's own goes through these for ever
+            batches.sampler = Rounds(batches.sampler, len(loader.dataset), loader.dataset.count)
+        return loader
+
+    def _open_caches(self) -> list[cache.Cache]:
+        """Where the responses of every teacher are stored."""
+        kd, dataset = self.args.kd, self.train_loader.dataset
+        pairings = list(self.distiller.pairings)
+
+        def sample() -> torch.Tensor:
+            some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).round().astype(int).tolist()
+            items = [dataset[i] for i in some]
+            if not torch.equal(dataset[some[0]]["img"], items[0]["img"]):
+                raise UsageError(
+                    "cache=teacher needs augmentations that repeat, and an image was augmented otherwise the second "
+                    "time: leave cache=teacher out, or the augmentation that draws from a stream of its own."
+                )
+            batch = self.preprocess_batch(dataset.collate_fn(items))
+            images: torch.Tensor = batch["img"]
+            return images
+
+        files = [
+            teacher.digest(t) or teacher.digest(str(p.teacher.model.pt_path))
+            for t, p in zip(kd["teacher"], pairings, strict=True)
+        ]
+        return cache.open_all(
+            [(p.teacher, p.shows, str(file)) for p, file in zip(pairings, files, strict=True)],
+            Path(self.data["path"]).resolve() / "teacher-cache",
+            fingerprint(dataset, self.args.seed, dataset.count, versions()),
+            len(dataset) * dataset.count * (2 if self.args.close_mosaic else 1),
+            sample,
+            kd["cache"]["limit"] * cache.GB,
+        )
+
     def _build_train_pipeline(self) -> None:
-        """As upstream, with unlabelled images for the steps of its loader."""
+        """As upstream, with stored teacher responses and unlabelled images for the steps of its loader."""
         super()._build_train_pipeline()
+        if "cache" in self.args.kd and self.distiller.gains:
+            self.distiller.caches = self._open_caches()
         kd, loader, ranks = self.args.kd, self.train_loader, max(self.world_size, 1)
         if not kd.get("unlabeled_ratio"):
             return
@@ -159,18 +206,19 @@ class KDMixin(BaseTrainer):
         return max(int(super().auto_batch() / (1 + self.args.kd.get("unlabeled_ratio", 0))), 1)
 
     def run_callbacks(self, event: str) -> None:
-        """As upstream; at the end of an epoch the log says which images it saw and who taught them."""
+        """As upstream; at the end of an epoch the log says which images it saw, and who taught them and how."""
         super().run_callbacks(event)
-        if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best):
+        if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
             self._log_images()
 
     def _log_images(self) -> None:
         images, taught = self.distiller.images, self.distiller.taught
         wanted = self.unlabeled.wanted if self.unlabeled else 0
-        counts = torch.tensor([*images.values(), wanted, *taught], device=self.device)
+        asked, ran = (sum(getattr(c, what) for c in self.distiller.caches) for what in ("seen", "ran"))
+        counts = torch.tensor([*images.values(), wanted, asked, ran, *taught], device=self.device)
         if self.world_size > 1:
             torch.distributed.all_reduce(counts)
-        labelled, unlabelled, wanted, *taught = counts.tolist()
+        labelled, unlabelled, wanted, asked, ran, *taught = counts.tolist()
         self.images = {"labelled": labelled, "unlabelled": unlabelled}
         said = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
         if self.unlabeled and any(self.distiller.gains.values()) and wanted > unlabelled:
@@ -178,6 +226,8 @@ class KDMixin(BaseTrainer):
         if self.distiller.best:
             names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
             said += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+        if self.distiller.caches:
+            said.append(f"{asked - ran} teacher responses read and {ran} computed")
         if RANK in {-1, 0}:
             LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(said)}")
 
