@@ -9,8 +9,8 @@ from cli_for_tests import refusal
 from yolokd import cli
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
-from yolokd.views import TASK
 from yolokd.verbs.cost import _bytes, _leaves, cost
+from yolokd.views import TASK
 
 CPU = torch.device("cpu")
 SMALL = {"imgsz": 64, "batch": 1, "rounds": 1, "device": "cpu"}

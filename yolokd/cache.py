@@ -309,7 +309,7 @@ def points_above(views: dict[str, View]) -> int:
     """
     scores = [ops.confidence(ops.shown(view.logits, "logits")) for view in views.values()]
     most = max(int((score > SCORE).sum(1).max()) for score in scores)
-    return min(2 ** math.ceil(math.log2(max(most, 16))), scores[0].shape[1])
+    return min(1 << math.ceil(math.log2(max(most, 16))), scores[0].shape[1])
 
 
 def make_room(folder: Path, keep: Sequence[Path], needed: int, limit: float) -> None:

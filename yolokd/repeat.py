@@ -70,7 +70,7 @@ class Views:
                 part.buffer_enabled = False
         # Albumentations draws from a stream of its own
         own = (getattr(part, "transform", None) for part in parts)
-        self.seeded = [transform for transform in own if hasattr(transform, "set_random_seed")]
+        self.seeded: list[Any] = [transform for transform in own if hasattr(transform, "set_random_seed")]
 
 
 class Rounds:

@@ -37,12 +37,12 @@ def steptime(
         **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
     ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
-    stored = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
+    stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
     if "teacher" in (words := str(arguments.get("cache")).split(",")):
         stored["cache"] = arguments.pop("cache")
         arguments["cache"] = next((word for word in words if word != "teacher"), False)
     ours.setdefault("init", "own")  # how a student starts costs no step anything
-    common = {
+    common: dict[str, Any] = {
         "model": model,
         "data": data,
         "plots": False,
@@ -51,7 +51,7 @@ def steptime(
         **arguments,
     }
     with tempfile.TemporaryDirectory() as folder:
-        arms = {
+        arms: dict[str, Any] = {
             "student alone": DetectionTrainer(overrides={**common, "project": folder, "name": "alone"}),
             "distill_model": DetectionTrainer(
                 overrides={**common, "project": folder, "name": "builtin", "distill_model": teacher}
