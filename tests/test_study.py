@@ -343,8 +343,8 @@ def test_a_real_study_with_an_interrupted_run(given, tmp_path):
     job = plan.jobs["strong", 0]
     process = verb.start(job, 1)
     table = job.folder / "train" / "results.csv"
-    last = job.folder / "train" / "weights" / "last.pt"
-    while process.poll() is None and not (table.is_file() and last.is_file()):
+    best = job.folder / "train" / "weights" / "best.pt"  # written after last.pt, which is then whole
+    while process.poll() is None and not (table.is_file() and best.is_file()):
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -102,12 +102,12 @@ def test_without_an_active_term_it_is_the_stock_trainer_bit_for_bit(family, scen
     off = fit(model, name="off", teacher=teacher, method="pkd", kd=0, **common)
     calls = []
 
-    def no_terms(self, student, teacher, batch):
-        calls.append((student["one2many"].neck, teacher["one2many"].neck))
+    def no_values(self, seen, shown, batch):
+        calls.append((seen["neck"], shown[0]((8, 16, 32))["one2many"].neck))
         return {}
 
-    monkeypatch.setattr(Distiller, "terms", no_terms)
-    silent = fit(model, name="silent", teacher=teacher, method="pkd", **common)
+    monkeypatch.setattr(Distiller, "values", no_values)
+    silent = fit(model, name="silent", teacher=teacher, method="pkd", init="own", **common)
     assert len(calls) == 2 * 3, "teacher and taps must have run in both epochs"
     assert len(adapters(silent)) == 3
     assert len(adapters(off)) == 0

@@ -140,6 +140,8 @@ class Lesson:
         def seen(name: str, out: Tensor) -> None:
             x, moment = out.detach().transpose(0, 1).flatten(1), moments[name]
             moment[0], moment[1], moment[2] = moment[0] + x @ x.T, moment[1] + x.sum(1), moment[2] + x.shape[1]
+            if not out.requires_grad:  # a branch that is fed detached maps, as YOLO26's one2one in training
+                out.requires_grad_()
             hook: Any = out.register_hook
             hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
 
