@@ -8,8 +8,11 @@ import pytest
 import torch
 import yaml
 from models_for_tests import NAMES, build
+from ultralytics.utils import ROOT
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolokd import config
+from yolokd.classes import match
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
@@ -208,6 +211,27 @@ def test_every_shipped_recipe_is_valid():
     assert "default" in config.shipped()
     for name in config.shipped():
         assert config.chosen(name, {})
+
+
+def test_shipped_argument_files_are_no_recipes():
+    assert sorted(config.shipped_arguments()) == ["coco", "voc"] and not config.shipped_arguments().keys() & METHODS
+    assert "give it as cfg=voc" in refused(config.chosen, "voc", {})
+    assert "give it as method=default" in refused(config.read_arguments, "default")
+    assert "or coco or voc" in refused(config.read_arguments, "voc.yml")
+
+
+@pytest.mark.parametrize("name", ["voc", "coco"])
+def test_shipped_argument_files_hold_what_a_training_takes(name):
+    arguments = config.read_arguments(name)
+    folded = config.fold(arguments)
+    config.check_values(folded)
+    assert set(GITHUB_ASSETS_NAMES) >= {arguments["teacher"], arguments["model"].replace(".yaml", ".pt")}
+    data = yaml.safe_load((ROOT / "cfg" / "datasets" / arguments["data"]).read_text())["names"]
+    coco = yaml.safe_load((ROOT / "cfg" / "datasets" / "coco.yaml").read_text())["names"]
+    shared = match(data, coco, folded["kd"].get("classes"))
+    assert len(data) == (80 if shared is None else shared.shared)
+    own = config.fold({**arguments, "classes": None})
+    assert "classes" not in own["kd"] and own["classes"] is None
 
 
 def test_the_default_recipe_applies_to_every_pair_of_families():

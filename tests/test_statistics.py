@@ -93,9 +93,10 @@ def test_exceedances_of_independent_and_of_equal_variables() -> None:
 
 
 def test_a_constant_series_is_certain() -> None:
-    summary = edge.summary([5 * MS] * 400)
+    summary = edge.summary([5 * MS] * 600)
     assert summary["ci95"] == {"p50": [5, 5], "p99": [5, 5]} and summary["upper95"]["p99"] == 5
-    assert (summary["tau"], summary["n_eff"]) == (1, 400)
+    assert (summary["tau"], summary["n_eff"]) == (1, 600)
+    assert edge.summary([5 * MS] * 400)["ci95"] == {"p50": [5, 5], "p99": None}, "four samples beyond p99 say little"
 
 
 def test_an_outlier_widens_nothing_but_the_tail() -> None:
@@ -117,8 +118,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(phi: float) -> None:
         summary = edge.summary(samples)
         for key, p in (("p50", 0.5), ("p99", 0.99)):
             truth = 20 * math.exp(0.15 * NormalDist().inv_cdf(p))
-            low, high = summary["ci95"][key]
-            held[key].append(low <= truth <= high)
+            if summary["ci95"][key] is not None:  # too dependent for an interval so far out
+                low, high = summary["ci95"][key]
+                held[key].append(low <= truth <= high)
         bounded.append(truth <= summary["upper95"]["p99"])
+    assert len(held["p50"]) == 150 and len(held["p99"]) >= 75
     assert all(0.9 <= np.mean(values) <= 0.99 for values in held.values()), {k: np.mean(v) for k, v in held.items()}
     assert np.mean(bounded) >= 0.9

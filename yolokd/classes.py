@@ -45,11 +45,16 @@ class ClassMap(nn.Module):
         """The view with the shared classes' logits, of several that mean one the highest, (..., K) -> (..., S)."""
         return _with_logits(view, lambda z: z[..., self.teacher].amax(-1))
 
+    def places(self, cls: Tensor) -> Tensor:
+        """Place of each class of the data among the shared ones, -1 for none, (M,) -> (M,)."""
+        if not len(self.lookup):
+            return torch.full_like(cls, -1)
+        known = self.lookup.to(cls.device)[cls.clamp(max=len(self.lookup) - 1)]
+        return torch.where(cls < len(self.lookup), known, -1)
+
     def of_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with only the objects of shared classes, numbered among these."""
-        cls = batch["cls"].long().reshape(-1)
-        inside = cls < len(self.lookup)
-        place = torch.where(inside, self.lookup.to(cls.device)[cls.clamp(max=max(len(self.lookup) - 1, 0))], -1)
+        place = self.places(batch["cls"].long().reshape(-1))
         keep = place >= 0
         objects = {key: batch[key][keep] for key in ("bboxes", "batch_idx")}
         return {**batch, **objects, "cls": place[keep].to(batch["cls"].dtype).reshape(-1, *batch["cls"].shape[1:])}

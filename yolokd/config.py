@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
 import math
 from collections.abc import Collection, Iterable
@@ -22,15 +23,19 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.balance import SHARE
+from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
+from yolokd.unlabeled import list_folder
 
 OURS = (  # beside the dotted ones
-    "teacher", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+    "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit",
 )  # fmt: skip
+VIEWS, LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 INIT = ("auto", "own", "teacher")
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
@@ -96,9 +101,10 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments.get("kd"), dict):
         return arguments
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
-    if "classes" in ours and not is_file_name(ours["classes"]):
+    if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
         del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
+    cached = "teacher" in str(theirs.get("cache")).split(",")
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     if theirs.get("distill_model"):
         raise UsageError(
@@ -111,12 +117,14 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if theirs.get("resume"):
         if fixed := [k for k in ours if k != "teacher"]:
             raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
+        if cached:
+            raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
         return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
     if scaling := [k for k in ("width", "depth") if k in ours]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
-    dotted = {k: v for k, v in ours.items() if "." in k}
+    dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
     gain = non_negative("kd", ours.get("kd", 1.0))
     kd = {
         "teacher": locate_all(ours["teacher"]),
@@ -125,6 +133,20 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **chosen(ours.get("method") or "default", dotted),
     }
+    if "teachers" in ours:
+        kd["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
+        if len(kd["teacher"]) == 1:
+            raise UsageError(
+                f"teachers={kd['teachers']} is for several and teacher={ours['teacher']} is one: "
+                "give more, such as teacher=a.pt,b.pt, or leave teachers= out."
+            )
+    for key in ("teacher.contract", "teacher.names"):
+        if key in ours and not any(t.endswith(".onnx") for t in kd["teacher"]):
+            raise UsageError(f"{key}={ours[key]} is about an ONNX teacher: leave it out for {kd['teacher'][0]}.")
+    if "teacher.contract" in ours:
+        kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
+    if "teacher.names" in ours:
+        kd["teacher_names"] = read_names(ours["teacher.names"])
     if ours.get("balance", "off") != "off":
         kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
@@ -132,8 +154,45 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "teacher_imgsz" in ours:
         kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
-        kd["classes"] = read_classes(str(ours["classes"]))
+        kd["classes"] = read_classes(ours["classes"])
+    if "unlabeled_ratio" in ours and not ours.get("unlabeled"):
+        raise UsageError(
+            f"unlabeled_ratio={ours['unlabeled_ratio']} says how many unlabelled images a labelled one comes with: "
+            "give their folder, unlabeled=images/."
+        )
+    if ours.get("unlabeled"):
+        list_folder(ours["unlabeled"])
+        kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
+        kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
+    for key in ("cache_views", "cache_limit"):
+        if key in ours and not cached:
+            raise UsageError(f"{key}={ours[key]} is about stored teacher responses: add cache=teacher.")
+    if cached:
+        theirs["cache"], kd["cache"] = cache(ours, theirs)
     return {**theirs, "kd": kd}
+
+
+def cache(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What is left of cache=teacher,... for Ultralytics, and the options of stored teacher responses."""
+    rest = [word for word in theirs["cache"].split(",") if word != "teacher"]
+    if rest and rest not in (["ram"], ["disk"]):
+        raise UsageError(f"cache={theirs['cache']} is not teacher, teacher,ram or teacher,disk.")
+    for key in ("multi_scale", "rect", "augmentations"):
+        if theirs.get(key):
+            raise UsageError(
+                f"cache=teacher needs images that come back as they were, which {key}={theirs[key]} does not give: "
+                "leave one of the two out."
+            )
+    if ours.get("unlabeled"):
+        raise UsageError(
+            f"cache=teacher stores nothing of unlabeled={ours['unlabeled']}, whose images never come back the same: "
+            "leave one of the two out."
+        )
+    views = ours.get("cache_views", VIEWS)
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise UsageError(f"cache_views={views} is not a number of views of an image: give a whole number of 1 or more.")
+    options = {"views": views, "limit": non_negative("cache_limit", ours.get("cache_limit", LIMIT))}
+    return (rest or [False])[0], options
 
 
 def balance(value: Any) -> float | None:
@@ -164,19 +223,36 @@ def is_file_name(value: Any) -> bool:
     return isinstance(value, (str, Path)) and str(value).endswith((".yaml", ".yml"))
 
 
-def read_classes(file: str) -> dict[str, str]:
-    """Name in the teacher -> name in the data, from a YAML file; several may name one."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UsageError(f"classes={file} does not exist: give a YAML file of lines `name in teacher: name in data`.")
-    names = _read_yaml("classes", file, path)
+def read_classes(given: Any) -> dict[str, str]:
+    """Name in the teacher -> name in the data, from a YAML file or given as such; several may name one."""
+    names = given
+    if not isinstance(given, dict):
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"classes={given} does not exist: give a YAML file of lines `name in teacher: name in data`."
+            )
+        names = _read_yaml("classes", given, path)
     if (
         not isinstance(names, dict)
         or not names
         or any(isinstance(v, (dict, list)) or v is None for v in names.values())
     ):
-        raise UsageError(f"classes={file} is not a class map: write lines `name in teacher: name in data`.")
+        raise UsageError(f"classes={given} is not a class map: write lines `name in teacher: name in data`.")
     return {str(k): str(v) for k, v in names.items()}
+
+
+def read_names(file: Any) -> dict[int, str]:
+    """Class index -> name from a YAML file: a list, a mapping, or a data set's with such an entry `names`."""
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UsageError(f"teacher.names={file} does not exist: give a YAML file with a list of class names.")
+    found = _read_yaml("teacher.names", file, path)
+    found = found.get("names", found) if isinstance(found, dict) else found
+    names = dict(enumerate(found)) if isinstance(found, list) else found
+    if not isinstance(names, dict) or not names or any(not isinstance(k, int) for k in names):
+        raise UsageError(f"teacher.names={file} has no class names: write a list, or lines `index: name`.")
+    return {k: str(v) for k, v in names.items()}
 
 
 def non_negative(key: str, value: Any) -> float:
@@ -262,6 +338,8 @@ def _check_once(keys: list[str]) -> None:
 def check_method(key: str) -> None:
     """Refuse an unknown method or a tap that it has not."""
     name, at, tap = key.partition("@")
+    if name in shipped_arguments():
+        raise UsageError(f"method={name} is no method: {name} is a file of arguments, give it as cfg={name}.")
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}{nearest(name, [*METHODS, *shipped()])}.")
     if at and tap not in METHODS[name].taps:
@@ -284,10 +362,28 @@ def check_options(key: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "gain": float(options.get("gain", 1.0))}
 
 
+@functools.cache
+def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> file of the recipes, and of the argument files, in the one folder that comes with the package.
+
+    They lie side by side, so that no name can mean one of each; a recipe is what has methods: or pairs:.
+    """
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for file in sorted(importlib.resources.files("yolokd.cfg").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found[not keys.keys() & {"methods", "pairs"}][file.name.removesuffix(".yaml")] = file
+    return found
+
+
 def shipped() -> dict[str, Any]:
-    """Recipe name -> file of the recipes that come with the package."""
-    files = importlib.resources.files("yolokd.cfg").iterdir()
-    return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
+    """Name -> file of the recipes that come with the package, for method=."""
+    return _shipped()[0]
+
+
+def shipped_arguments() -> dict[str, Any]:
+    """Name -> file of the argument files that come with the package, for cfg=."""
+    return _shipped()[1]
 
 
 def is_recipe(method: Any) -> bool:
@@ -333,10 +429,13 @@ def _typed(value: Any) -> Any:
 
 
 def read_arguments(cfg: Any) -> dict[str, Any]:
-    """The arguments in a file given as cfg=, ours among them, the dotted ones too."""
-    file = Path(str(cfg)).expanduser()
+    """The arguments in a file given as cfg=, or the name of a shipped one: ours among them, the dotted ones too."""
+    if str(cfg) in shipped():
+        raise UsageError(f"cfg={cfg} is not a file of arguments: {cfg} is a recipe, give it as method={cfg}.")
+    file = shipped_arguments().get(str(cfg), Path(str(cfg)).expanduser())
     if not file.is_file():
-        raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments, such as `epochs: 100`.")
+        names = " or ".join(shipped_arguments())
+        raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments such as `epochs: 100`, or {names}.")
     arguments = _read_yaml("cfg", cfg, file)
     if not isinstance(arguments, dict):
         raise UsageError(f"cfg={cfg} is not a mapping of arguments: write lines such as `epochs: 100`.")

@@ -48,7 +48,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
         how: "own", "teacher" or "auto"; "auto" keeps the own start where the two have no layers in common.
         student: reads the student, which is changed.
         teacher: reads the teacher, on the same device.
-        batch: training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
+        batch: two or more training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
         classes: which the two share; None where they have the same.
 
     Raises:
@@ -57,7 +57,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
         return "own"
-    fitted = len(batch["img"]) - len(batch["img"]) // 8
+    fitted = len(batch["img"]) - max(len(batch["img"]) // 8, 1)
     images = batch["img"][:fitted]
     lesson = Lesson(teacher, matched, images)
     own = copy.deepcopy(student.model.state_dict())
@@ -75,19 +75,19 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
 
 def partners(how: str, student: Reader, teacher: Reader) -> list[Pair]:
     """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start, or one of
-    the heads is not dense.
+    the heads is not a YOLO's for detection.
 
     Raises:
         UsageError: "teacher" is asked for and there are none.
     """
-    dense = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
-    matched = pairs(student.model, teacher.model) if dense else []
+    plain = type(student) is YoloReader and type(teacher) is YoloReader  # fitted to classes and boxes, no other task's
+    matched = pairs(student.model, teacher.model) if plain else []
     if any(not p.last for p in matched):
         return matched
     if how == "teacher":
         raise UsageError(
             f"init=teacher: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
-            "leave init= out, or choose a teacher of the student's family."
+            "leave init= out, or choose a teacher of the student's family, both for detection."
         )
     return []
 
@@ -241,6 +241,7 @@ class Pupil:
 
     def __init__(self, model: Any, matched: list[Pair], lesson: Lesson, classes: ClassMap | None) -> None:
         self.model, self.matched, self.lesson, self.classes = model, matched, lesson, classes
+        self.free: dict[str, Channels | None] = {}  # what nothing before a convolution has a say in
         self.given: dict[nn.Module, Channels | None] = {}  # what a convolution's output must stand for
         self.chosen: dict[nn.Module, Channels] = {}  # what it does stand for
         self.pending: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}  # batch norm -> rows, scale, bias
@@ -257,6 +258,10 @@ class Pupil:
             hooks.append(p.student.register_forward_hook(lambda m, args, out: mark(out, self.chosen.get(m))))
         norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         hooks += [bn.register_forward_pre_hook(lambda bn, args: self._normalise(bn, args[0])) for bn in norms]
+        follows = {conv for _, conv in residuals(self.model)}
+        for p in self.matched:
+            if not (p.last or p.depthwise or p.student in follows):
+                self.free[p.name] = self._free_choice(p)
         with raw_outputs(self.model), hooked(hooks), Follow():
             self.model(images)
         return len(self.chosen)
@@ -317,12 +322,17 @@ class Pupil:
 
     def _choose(self, p: Pair, x: Tensor) -> Channels | None:
         """What the output of the convolution at which x arrives shall stand for."""
-        mine, theirs = bare(p.student).out_channels, bare(p.teacher).out_channels
+        theirs = bare(p.teacher).out_channels
         if p.last:
             return identity(theirs)
-        if p.depthwise or p.student in self.given:  # without a split any more: such maps are not split
+        if p.depthwise or p.student in self.given:
             place = index(self.given[p.student] if p.student in self.given else channels(x))
             return None if place is None else ((place, theirs),)
+        return self.free[p.name]
+
+    def _free_choice(self, p: Pair) -> Channels | None:
+        """As above where nothing before the convolution has a say in it."""
+        mine, theirs = bare(p.student).out_channels, bare(p.teacher).out_channels
         spread, metric = self.lesson.spread[p.name], self.lesson.metric[p.name]
         if p.attention is not None:
             return self._heads(*p.attention, spread, metric)

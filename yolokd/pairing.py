@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolokd import cache, selection
 from yolokd import teacher as teachers
 from yolokd.classes import ClassMap, match
 from yolokd.detectors import read
@@ -53,11 +54,12 @@ class Pairing(nn.Module):
         student: reads the student.
         plan: what `plan` made of the teacher, whose model is taken over and changed.
         device: where the student is.
+        judged: whether the teacher's detections will be read beside the methods, to be compared or stored.
     """
 
     teacher: Teacher
 
-    def __init__(self, student: Reader, plan: Plan, device: torch.device) -> None:
+    def __init__(self, student: Reader, plan: Plan, device: torch.device, judged: bool = False) -> None:
         super().__init__()
         terms = plan.terms
         self.methods = nn.ModuleDict({name: term.method for name, term in terms.items()}).to(device)
@@ -67,7 +69,15 @@ class Pairing(nn.Module):
         self.fields = frozenset().union(*(needs(t.method) for t in terms.values())) or frozenset({"neck"})
         branches = student.branches if any(is_head_term(t.method) for t in terms.values()) else student.branches[:1]
         wanted = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
-        object.__setattr__(self, "teacher", Teacher(plan.teacher, self.fields, wanted, device, plan.scale))
+        self.shows = wanted  # branches of the teacher
+        shown = self.fields | selection.NEEDS if judged else self.fields
+        object.__setattr__(self, "teacher", Teacher(plan.teacher, shown, wanted, device, plan.scale))
+
+    def loss(self, teacher: Shown, batch: dict[str, Any]) -> Tensor:
+        """Loss of what the teacher showed of each image against its ground truth, (B,)."""
+        reader = self.teacher.reader
+        view = next(iter(teacher(reader.strides).values()))
+        return selection.losses(view, reader.spec.dense, self.classes, batch)
 
     def forward(
         self, student: Views, teacher: Shown, batch: dict[str, Any], active: list[str], schedule: dict[str, float]
@@ -145,6 +155,8 @@ def plan(
             continue  # no news, as it would be if the teacher alone lacked them
         try:
             method, place = _build(key, options, student, teacher, len(names), classes, scale, kd.get("levels"))
+            if "cache" in kd:
+                check_stored(key, method, teacher.spec)
         except UsageError as error:
             if not optional:
                 raise
@@ -169,12 +181,24 @@ def plans(student: Reader, kd: dict[str, Any], data: dict[str, Any], imgsz: Any,
     scale = (kd.get("teacher_imgsz") or side) / side
     made = []
     for path in kd["teacher"]:
-        model = teachers.load(path)
+        model = teachers.load(path, kd.get("teacher_contract"), kd.get("teacher_names"))
         teachers.fit_channels(model, data.get("channels", 3))
         given = kd.get("classes")
         if single_cls:
             given = {str(name): str(data["names"][0]) for name in model.names.values()}
-        made.append(plan(student, read(model), kd, data["names"], match(data["names"], model.names, given), scale))
+        reader = read(model)
+        if kd.get("teachers") == "best" and (missing := selection.NEEDS - reader.spec.shows):
+            raise UsageError(
+                f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "
+                "use teachers=average."
+            )
+        made.append(plan(student, reader, kd, data["names"], match(data["names"], model.names, given), scale))
+    terms = [term for one in made for term in one.terms.values()]
+    if kd.get("unlabeled_ratio") and all(term.method.truth for term in terms):
+        raise UsageError(
+            f"unlabeled={kd['unlabeled']} has no ground truth, which every method asked for needs: "
+            "add one that does without, such as method=pkd."
+        )
     return made
 
 
@@ -202,6 +226,7 @@ def _build(
     cls = METHODS[name]
     tap = tap or next(iter(cls.taps), "")
     check_heads(key, cls, student.spec, teacher.spec)
+    check_tap(key, cls, tap, student.spec, teacher.spec)
     place = levels_for(key, cls, tap, student, teacher, levels == "resize")
     specs = replace(student.spec_at(place[0]), classes=classes), teacher.spec_at(place[1])
     if scale != 1:  # bins count the teacher's own cells
@@ -233,6 +258,18 @@ def check_heads(key: str, method: type[Method], student: Spec, teacher: Spec) ->
     )
 
 
+def check_tap(key: str, method: type[Method], tap: str, student: Spec, teacher: Spec) -> None:
+    """Refuse a method on maps that one side does not show, before any level is paired."""
+    for role, spec in (("student", student), ("teacher", teacher)):
+        if tap and tap not in spec.shows:
+            taps = [t for t in method.taps if t in student.shows and t in teacher.shows]
+            remedy = f"method={key.partition('@')[0]}@{taps[0]}" if taps else "method=match, which compares detections"
+            raise UsageError(
+                f"method {key} needs maps of the {tap}, which the {role} {spec.name} does not show "
+                f"(it shows {', '.join(sorted(spec.shows))}): use {remedy}."
+            )
+
+
 def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
     """Refuse a method that needs what one side cannot show."""
     for role, spec, other in (("student", student, method.teacher_needs), ("teacher", teacher, method.student_needs)):
@@ -241,6 +278,20 @@ def check_shown(key: str, method: Method, student: Spec, teacher: Spec) -> None:
                 f"method {key} needs {', '.join(missing)}, which the {role} {spec.name} does not show: "
                 f"it shows {', '.join(sorted(spec.shows))}."
             )
+
+
+def check_stored(key: str, method: Method, teacher: Spec) -> None:
+    """Refuse a method that reads of the teacher what cache=teacher does not store."""
+    if not teacher.dense or not teacher.shows >= cache.NEEDS:
+        raise UsageError(
+            f"cache=teacher stores boxes at anchor points, and {teacher.name} has none: leave cache=teacher out."
+        )
+    read = method.needs | method.teacher_needs | ({method.tap} if method.taps else set())
+    if lost := sorted(read - cache.NEEDS):
+        raise UsageError(
+            f"method {key} reads the teacher's {', '.join(lost)}, and cache=teacher stores its predictions only: "
+            "leave one of the two out."
+        )
 
 
 def levels_for(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from yolokd.detectors import TASKS
+from yolokd.detectors import TASKS, vit
+from yolokd.detectors.onnx import OnnxDetector
 from yolokd.detectors.reader import Reader
 from yolokd.errors import UsageError
 from yolokd.views import View
@@ -34,12 +35,24 @@ def locate_all(teacher: Any) -> list[str]:
 
 
 def locate(teacher: Any) -> str:
-    """Absolute path of a teacher checkpoint, or the bare name of an official one that Ultralytics will download."""
+    """Absolute path of a teacher's file, or the bare name of an official checkpoint that Ultralytics will download.
+
+    A transformer of timm is named timm:NAME, or timm:NAME@FILE with a file of its weights.
+    """
     if not isinstance(teacher, (str, Path)) or not str(teacher):
         raise UsageError(f"teacher={teacher!r} is not a path: give the trained model's checkpoint, teacher=big.pt.")
+    if str(teacher).startswith(vit.PREFIX):
+        name, weights = vit.split(str(teacher))
+        if weights and not weights.is_file():
+            raise UsageError(
+                f"teacher={teacher}: there is no file {weights}; without @FILE timm downloads the weights."
+            )
+        return f"{vit.PREFIX}{name}" + (f"@{weights.resolve()}" if weights else "")
     path = Path(teacher).expanduser()
-    if path.suffix != ".pt":
-        raise UsageError(f"teacher={teacher} is not a checkpoint: a teacher must be trained, give its .pt file.")
+    if path.suffix not in {".pt", ".onnx"}:
+        raise UsageError(
+            f"teacher={teacher} is not a checkpoint: a teacher must be trained, give its .pt or .onnx file."
+        )
     if path.is_file():
         return str(path.resolve())
     if str(teacher) in GITHUB_ASSETS_NAMES:
@@ -47,17 +60,35 @@ def locate(teacher: Any) -> str:
     raise UsageError(f"teacher={teacher} does not exist: give the path of the trained model's .pt file.")
 
 
+def title(path: str) -> str:
+    """A teacher's file without its folder, for a record that leaves this machine."""
+    if not path.startswith(vit.PREFIX):
+        return Path(path).name
+    name, weights = vit.split(path)
+    return f"{vit.PREFIX}{name}" + (f"@{weights.name}" if weights else "")
+
+
 def digest(path: str) -> str | None:
     """SHA-256 of a teacher's file; None when it is an official name without one."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
+    file = vit.split(path)[1] if path.startswith(vit.PREFIX) else Path(path)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
-def load(path: str) -> Any:
-    """The detection model in a checkpoint, in eval mode on the CPU.
+def load(path: str, contract: str | None = None, names: dict[int, str] | None = None) -> Any:
+    """The model in a checkpoint or an ONNX file, or from timm, in eval mode on the CPU.
+
+    Args:
+        path: as `locate` gives it.
+        contract: of an ONNX file's output, None for the one in its metadata.
+        names: class index -> name of an ONNX file, None for those in its metadata.
 
     The file is first read by Ultralytics' restricted loader, so that a checkpoint from a stranger can build known
     model classes only and run no code of its own.
     """
+    if path.startswith(vit.PREFIX):
+        return vit.load(path)
+    if path.endswith(".onnx"):
+        return OnnxDetector(path, contract, names)
     try:
         torch_safe_load(path, safe_only=True)
         model, _ = load_checkpoint(path)
@@ -191,6 +222,8 @@ def fit_channels(model: Any, channels: int) -> bool:
     """Let a teacher see images of so many channels, as Ultralytics fits a student's: one gray channel takes the sum of
     the filters, further channels are ignored. Whether there was anything to do.
     """
+    if isinstance(model, (OnnxDetector, vit.ViT)):
+        return False  # these fit the images
     if int(model.yaml.get("channels", 3)) == channels:
         return False
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))

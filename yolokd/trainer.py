@@ -24,13 +24,15 @@ from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd import config, inherit, teacher
+from yolokd import cache, config, inherit, teacher
 from yolokd.balance import Balance
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
 from yolokd.pairing import Pairing, Plan, plans
+from yolokd.repeat import SAMPLE, Rounds, Views, fingerprint, versions
+from yolokd.unlabeled import Images, Steps, Unlabeled, list_folder
 
 
 class KDMixin(BaseTrainer):
@@ -41,6 +43,8 @@ class KDMixin(BaseTrainer):
     """
 
     distiller: Distiller  # set before the optimizer is built
+    unlabeled: Unlabeled | None = None
+    images: dict[str, int]  # that the last epoch saw, by kind
     recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
     args: Any
     model: Any
@@ -68,14 +72,20 @@ class KDMixin(BaseTrainer):
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
         super().set_model_attributes()
         student, kd = self.model, self.args.kd
+        if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
+            raise UsageError(
+                f"{type(self).__name__} does not train a model that ends in {type(student.model[-1]).__name__}: "
+                f"give trainer=yolokd.{trainer_for(student).__name__}."
+            )
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):  # adapters draw numbers: a student alone must see the same stream
             torch.manual_seed(self.args.seed)
             reader = read(student)
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
             kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
-            pairings = [Pairing(reader, one, self.device) for one in made]
-            self.model = self.distiller = Distiller(reader, pairings)
+            best = kd.get("teachers") == "best"
+            pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
+            self.model = self.distiller = Distiller(reader, pairings, best=best)
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
         if unwrap_model(self.model) is not student:
@@ -108,7 +118,7 @@ class KDMixin(BaseTrainer):
         np.random.seed(args.seed)
         try:
             dataset = self.build_dataset(self.data["train"], "train", self.batch_size)
-            count = min(max(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, 16), len(dataset))
+            count = max(min(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, len(dataset)), 16)  # of a few, some twice
             items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
             batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
             return batch
@@ -118,9 +128,113 @@ class KDMixin(BaseTrainer):
             np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
-        """As upstream, once an epoch; the gains follow their schedules."""
+        """As upstream, once an epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
         super()._model_train()
         self.distiller.start_epoch(self.epoch, self.epochs)
+        if self.unlabeled:
+            self.unlabeled.start_epoch(self.epoch)
+
+    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; of a data set that augments only so many views of an image where responses are stored."""
+        dataset = super().build_dataset(*args, **kwargs)
+        views = (self.args.kd.get("cache") or {}).get("views")
+        return Views(dataset, views, self.args.seed) if views and dataset.augment else dataset
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; the views of an image take turns, one an epoch."""
+        loader = super().get_dataloader(*args, **kwargs)
+        if isinstance(loader.dataset, Views):
+            batches = loader.batch_sampler.sampler  # the loader's own goes through these for ever
+            batches.sampler = Rounds(batches.sampler, len(loader.dataset), loader.dataset.count)
+        return loader
+
+    def _open_caches(self) -> list[cache.Cache]:
+        """Where the responses of every teacher are stored."""
+        kd, dataset = self.args.kd, self.train_loader.dataset
+        pairings = list(self.distiller.pairings)
+
+        def sample() -> torch.Tensor:
+            some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).round().astype(int).tolist()
+            items = [dataset[i] for i in some]
+            if not torch.equal(dataset[some[0]]["img"], items[0]["img"]):
+                raise UsageError(
+                    "cache=teacher needs augmentations that repeat, and an image was augmented otherwise the second "
+                    "time: leave cache=teacher out, or the augmentation that draws from a stream of its own."
+                )
+            batch = self.preprocess_batch(dataset.collate_fn(items))
+            images: torch.Tensor = batch["img"]
+            return images
+
+        files = [
+            teacher.digest(t) or teacher.digest(str(p.teacher.model.pt_path))
+            for t, p in zip(kd["teacher"], pairings, strict=True)
+        ]
+        return cache.open_all(
+            [(p.teacher, p.shows, str(file)) for p, file in zip(pairings, files, strict=True)],
+            Path(self.data["path"]).resolve() / "teacher-cache",
+            fingerprint(dataset, self.args.seed, dataset.count, versions()),
+            len(dataset) * dataset.count * (2 if self.args.close_mosaic else 1),
+            sample,
+            kd["cache"]["limit"] * cache.GB,
+        )
+
+    def _build_train_pipeline(self) -> None:
+        """As upstream, with stored teacher responses and unlabelled images for the steps of its loader."""
+        super()._build_train_pipeline()
+        if "cache" in self.args.kd and self.distiller.gains:
+            self.distiller.caches = self._open_caches()
+        kd, loader, ranks = self.args.kd, self.train_loader, max(self.world_size, 1)
+        if not kd.get("unlabeled_ratio"):
+            return
+        keys = ("hsv_h", "hsv_s", "hsv_v", "fliplr", "flipud")
+        changes = {key: getattr(self.args, key) for key in keys}
+        stretch = isinstance(self, RTDETRTrainer)
+        shape = self.args.imgsz, self.data["channels"], stretch
+        images = Images(list_folder(kd["unlabeled"]), *shape, changes, self.args.seed)
+        whole, rest = divmod(len(loader.sampler), loader.batch_size)
+        sizes = [loader.batch_size] * whole + [rest] * (rest > 0)
+        steps = Steps(len(images), sizes, kd["unlabeled_ratio"], self.args.seed, max(RANK, 0), ranks)
+        self.unlabeled = Unlabeled(images, steps, self.args.workers)
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As upstream, with the step's unlabelled images under a key of their own."""
+        batch = super().preprocess_batch(batch)
+        return {**batch, "unlabeled": self.unlabeled.step(batch["img"])} if self.unlabeled else batch
+
+    def auto_batch(self) -> int:
+        """As upstream, for batches that unlabelled images come on top of."""
+        return max(int(super().auto_batch() / (1 + self.args.kd.get("unlabeled_ratio", 0))), 1)
+
+    def run_callbacks(self, event: str) -> None:
+        """As upstream; at the end of an epoch the log says which images it saw, and who taught them and how."""
+        super().run_callbacks(event)
+        if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
+            self._log_images()
+
+    def _log_images(self) -> None:
+        images, taught = self.distiller.images, self.distiller.taught
+        wanted = self.unlabeled.wanted if self.unlabeled else 0
+        asked, ran = (sum(getattr(c, what) for c in self.distiller.caches) for what in ("seen", "ran"))
+        counts = torch.tensor([*images.values(), wanted, asked, ran, *taught], device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        labelled, unlabelled, wanted, asked, ran, *taught = counts.tolist()
+        self.images = {"labelled": labelled, "unlabelled": unlabelled}
+        said = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
+        if self.unlabeled and any(self.distiller.gains.values()) and wanted > unlabelled:
+            said.append(f"{wanted - unlabelled} unreadable")
+        if self.distiller.best:
+            names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
+            said += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+        if self.distiller.caches:
+            said.append(f"{asked - ran} teacher responses read and {ran} computed")
+        if RANK in {-1, 0}:
+            LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(said)}")
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """As upstream, with the numbers of images where there are unlabelled ones."""
+        counts = {f"images/{kind}": n for kind, n in self.images.items()} if self.unlabeled else {}
+        super().save_metrics({**metrics, **counts})
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
@@ -238,7 +352,7 @@ def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str
     """Plain values that say how a student was made: teacher files and their hashes, methods, gain and data set."""
     from yolokd import __version__
 
-    files = [{"file": Path(t).name, "sha256": teacher.digest(t)} for t in kd["teacher"]]
+    files = [{"file": teacher.title(t), "sha256": teacher.digest(t)} for t in kd["teacher"]]
     origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": kd["gain"]}
     origin["start"] = kd.get("start", "own")
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}

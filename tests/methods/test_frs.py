@@ -122,7 +122,7 @@ def test_what_the_teacher_does_not_believe_in_does_not_count():
 
 def test_features_are_the_ultralytics_loss_with_a_linear_adapter():
     pair = make_pair()
-    frs, sl2 = build("frs", pair), build("sl2", pair)
+    frs, sl2 = build("frs", pair), build("sl2", pair, width=1.0)
     for conv, layers in zip(frs.adapters, sl2.adapters, strict=True):
         layers[0], layers[1] = conv, torch.nn.Identity()
         torch.nn.init.dirac_(layers[2].weight)

@@ -197,6 +197,16 @@ def test_no_object_is_worth_nothing_and_trains_nothing(heads):
     assert build("match", pair, background=1.0)(student, blind.teacher, pair.batch) > 0
 
 
+@every_pair
+def test_images_with_fewer_objects_than_others(heads):
+    pair = wider(make_pair(heads=heads))
+    seen = torch.tensor([0.0, -50.0], dtype=torch.float64)[:, None, None]
+    pair = replace(pair, teacher=change(pair.teacher, lambda z: z + seen, ("logits",)))
+    options = {"background": 0.7, "objects": 3}
+    fields = ["logits", "boxes"] if pair.student_spec.dense else ["layer_logits", "layer_boxes"]
+    check(build("match", pair, **options), pair, reference(pair, MatchOptions(**options)), fields)
+
+
 @pytest.mark.parametrize("heads", ["set/set", "set/dense"])
 def test_what_is_not_matched_gets_no_gradient(heads):
     pair = wider(make_pair(heads=heads, queries=(9, 7)))

@@ -1,4 +1,4 @@
-"""The only code that reads Ultralytics' heads."""
+"""The only code that reads Ultralytics' heads, and teachers that have none of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 from ultralytics.nn.modules.head import OBB, Detect, Pose, RTDETRDecoder, Segment, WorldDetect, YOLOEDetect
 
+from yolokd.detectors.onnx import OnnxDetector, OnnxReader
 from yolokd.detectors.reader import Reader, name
 from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.detectors.tasks import OBBReader, PoseReader, SegmentReader
+from yolokd.detectors.vit import ViT, ViTReader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 
@@ -20,11 +22,15 @@ READERS: dict[type, type[Reader]] = {
 
 
 def read(model: Any) -> Reader:
-    """The reader for an Ultralytics model, by its head.
+    """The reader for an Ultralytics model, by its head, or for a foreign teacher.
 
     Raises:
         UsageError: yolokd does not know the head.
     """
+    if isinstance(model, OnnxDetector):
+        return OnnxReader(model)
+    if isinstance(model, ViT):
+        return ViTReader(model)
     head = model.model[-1]
     for kind, reader in READERS.items():
         if isinstance(head, kind) and not isinstance(head, PROMPTED):

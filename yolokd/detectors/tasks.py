@@ -71,7 +71,7 @@ class OBBReader(YoloReader):
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields)
+        found = super()._predictions(rows, anchors, stride, fields & self.fields)
         if "rotated" in fields:
             sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
             found["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)

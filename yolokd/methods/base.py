@@ -41,6 +41,7 @@ class Method(nn.Module):
     teacher_needs: frozenset[str] = frozenset()  # and the other way round
     heads: ClassVar[tuple[str, ...]] = ANY_HEADS  # pairs "student/teacher" of kinds of heads it can compare
     classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
+    truth: ClassVar[bool] = False  # needs the batch's objects: images without ground truth teach nothing by it
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: Any) -> None:

@@ -64,6 +64,7 @@ class DeFeat(Method):
     reported = "Faster R-CNN R50 37.4 -> 40.9 COCO AP, with the proposals' part (paper)"
     unit = 10.0  # measured 0.028 at unit 1; paper: 3 and 12 on halves, 7.5 on ours
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = DeFeatOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: DeFeatOptions) -> None:

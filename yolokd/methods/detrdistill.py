@@ -195,6 +195,7 @@ class DETRQuery(Method):
     teacher_needs = frozenset({"content", "references", *LAYERS})
     heads = SET_HEADS
     classwise = True
+    truth = True
     Options: ClassVar[type] = DETRQueryOptions
     options: DETRQueryOptions
 

@@ -73,6 +73,7 @@ class FGD(Method):
     reported = "RetinaNet X101 -> R50 37.4 -> 40.7 COCO AP (authors' repository)"
     unit = 10.0  # measured 0.029 at unit 1; paper: 1e-3, 5e-4, 5e-4, 5e-6 on sums
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = FGDOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: FGDOptions) -> None:
@@ -103,9 +104,10 @@ class FGD(Method):
         # fg, bg and the mean of (s - t)^2 / r^2 are one sum over (s - t)^2, whose weights are the teacher's
         energy = channel_t[:, None].bmm(square_t)[:, 0] / (t.shape[1] * unit.square())
         fg, bg = (share(space_t, mask.flatten(1), energy, o.relative) for mask in (objects, rest))
-        cells = o.alpha * fg + o.beta * bg
-        weight = torch.baddbmm(t.new_full((), o.lam / t.numel()), channel_t[:, :, None], (cells / t.shape[1])[:, None])
-        error = ops.SquaredError.apply(s, t, weight.reshape(s.shape) / unit.square())
+        cells = (o.alpha * fg + o.beta * bg) / (t.shape[1] * unit.square())
+        everywhere = o.lam / (t.numel() * unit.square())
+        weight = torch.baddbmm(everywhere, channel_t[:, :, None], cells[:, None])
+        error = ops.SquaredError.apply(s, t, weight.reshape(s.shape))
         # R adds to every cell the same offset: the mean of (s - t + offset)^2 needs no other map
         adapter: Any = self.adapters[i]
         mean_s, offset_s = self.s_relations[i](narrow, unit, adapter.weight.flatten(1), adapter.bias)

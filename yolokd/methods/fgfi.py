@@ -77,6 +77,7 @@ class FGFI(Method):
     reported = "Faster R-CNN VGG16 -> VGG11 59.6 -> 67.6 VOC mAP (authors' repository)"
     unit = 15.0  # measured 0.022 at unit 1; paper: 0.01 on the plain form
     taps = ("neck", "backbone")
+    truth = True
     Options: ClassVar[type] = FGFIOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: FGFIOptions) -> None:

@@ -81,6 +81,7 @@ class LD(Method):
     unit = 0.5  # measured 0.48 at unit 1; paper: 0.25 on other means
     needs = frozenset({"logits", "bins"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = LDOptions
     options: LDOptions
 

@@ -87,6 +87,7 @@ class RankMimicking(Method):
     needs = frozenset({"logits", "boxes"})
     heads = DENSE_HEADS
     classwise = True
+    truth = True
     Options: ClassVar[type] = RankMimickingOptions
     options: RankMimickingOptions
 

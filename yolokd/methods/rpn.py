@@ -56,6 +56,7 @@ class RPN(Method):
     unit = 2.0  # measured 0.13 at unit 1; paper: 2
     needs = frozenset({"logits"})
     heads = DENSE_HEADS
+    truth = True
     Options: ClassVar[type] = RPNOptions
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: RPNOptions) -> None:

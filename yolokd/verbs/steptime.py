@@ -1,7 +1,8 @@
-"""`yolokd steptime` (a benchmark, not listed in the help): what one training step costs, three ways side by side.
+"""`yolokd steptime` (a benchmark, not listed in the help): what one training step costs, several ways side by side.
 
 The student alone, Ultralytics' own `distill_model` and yolokd take the same steps on the same batches in turn, in one
-process, so that a change of the machine's speed meets all three. Quote the ratios.
+process, so that a change of the machine's speed meets all of them. With cache=teacher yolokd does so twice, once
+without and once with all responses stored. Quote the ratios.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ultralytics.utils.torch_utils import autocast
 from yolokd import config
 from yolokd.trainer import KDTrainer
 
+CACHED = "yolokd, cached"
 WARMUP = 3  # steps that are not counted
 
 
@@ -32,11 +34,15 @@ def steptime(
         data: data set's YAML.
         steps: counted steps of each arm.
         threads: of PyTorch; by default as many as Ultralytics takes, one less than the cores.
-        **arguments: Ultralytics' training arguments and ours (method=, kd=, dotted ones).
+        **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
     ours = {k: arguments.pop(k) for k in list(arguments) if k in config.OURS or "." in k}
+    stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
+    if "teacher" in (words := str(arguments.get("cache")).split(",")):
+        stored["cache"] = arguments.pop("cache")
+        arguments["cache"] = next((word for word in words if word != "teacher"), False)
     ours.setdefault("init", "own")  # how a student starts costs no step anything
-    common = {
+    common: dict[str, Any] = {
         "model": model,
         "data": data,
         "plots": False,
@@ -45,13 +51,16 @@ def steptime(
         **arguments,
     }
     with tempfile.TemporaryDirectory() as folder:
-        arms = {
+        arms: dict[str, Any] = {
             "student alone": DetectionTrainer(overrides={**common, "project": folder, "name": "alone"}),
             "distill_model": DetectionTrainer(
                 overrides={**common, "project": folder, "name": "builtin", "distill_model": teacher}
             ),
             "yolokd": KDTrainer(overrides={**common, "project": folder, "name": "yolokd", "teacher": teacher, **ours}),
         }
+        if stored:
+            of_cached = {**common, "project": folder, "name": "cached", "teacher": teacher, **ours, **stored}
+            arms[CACHED] = KDTrainer(overrides=of_cached)
         for trainer in arms.values():
             trainer._setup_train()
             trainer.epoch = 0
@@ -64,16 +73,21 @@ def steptime(
     for arm, ms in times.items():
         print(f"{arm:15} {ms:9.1f} {ms / alone:7.2f} {ms - alone:9.1f}")
     added = {arm: ms - alone for arm, ms in times.items()}
-    print(f"time added by yolokd / by distill_model: {added['yolokd'] / added['distill_model']:.2f}")
+    for arm in list(times)[2:]:
+        print(f"time added by {arm} / by distill_model: {added[arm] / added['distill_model']:.2f}")
     return times
 
 
 def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
-    batches = _batches(arms["student alone"])
+    cached = arms.get(CACHED)
+    batches = _batches(cached or arms["student alone"])
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     order = list(arms)
     for i in range(WARMUP + steps):
         batch = next(batches)
+        if cached:  # what is timed is the second time that a view is seen
+            seen = cached.preprocess_batch(dict(batch))
+            cached.distiller.shown(seen["img"], seen["view"])
         for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
             seconds = _step(arms[arm], dict(batch))
             if i >= WARMUP:
