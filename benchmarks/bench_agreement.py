@@ -9,7 +9,7 @@ and only medians over interleaved rounds can be compared.
 - plain: a loop written here, onnxruntime alone, one clock reading before and after session.run.
 - bench: the `infer` stage that the harness measures, same runtime, same inputs.
 - benchmark_app: OpenVINO's tool, synchronous, one stream, one thread (its own median, on random input).
-- bench/openvino: the harness around the same OpenVINO model, so that both time the same runtime.
+- bench/openvino: the `infer` stage with provider=openvino, so that both time the same runtime.
 - null: the harness around a detector that does nothing: what it adds inside and outside the timed part.
 """
 
@@ -45,21 +45,6 @@ class Nothing:
 
     def postprocess(self, raw: Any, box: Any) -> tuple[()]:
         return ()
-
-
-class OpenVino(edge.Detector):
-    """The same detector on OpenVINO, with the settings that benchmark_app is given."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "cpu", 1)
-        import openvino
-
-        settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-        self.request = compiled.create_infer_request()
-
-    def infer(self, blob: np.ndarray) -> np.ndarray:
-        return self.request.infer([blob], share_inputs=True)[0]
 
 
 def harness(detector: Any, frames: list[np.ndarray]) -> tuple[float, float]:
@@ -153,7 +138,7 @@ def main() -> None:
         "bench total": lambda: harness(detector, frames)[1],
     }
     if args.benchmark_app:
-        other = OpenVino(args.model)
+        other = edge.Detector(args.model, "openvino", 1)
         tasks["benchmark_app"] = lambda: benchmark_app(args.benchmark_app, args.model)
         tasks["bench/openvino"] = lambda: harness(other, frames)[0]
     rows: dict[str, list[float]] = {name: [] for name in tasks}

@@ -12,6 +12,30 @@ A model is an ONNX file or a bundle (`yolokd bundle`): the zip file, or the fold
 
 Frames are BGR uint8 arrays (H, W, 3) as OpenCV decodes them. Detections are float32 arrays (n, 6): x1, y1, x2, y2 in
 pixels of the frame, confidence, class index. Clocks count nanoseconds; reports give milliseconds.
+
+OpenVINO and ncnn can run the model in place of ONNX Runtime, where they are installed. Sections of this file, in order:
+
+- The model: its contract
+- Before and after the network: letterbox and NMS
+- ONNX Runtime: sessions, and the proof of where they run
+- TensorRT: its engines and where they are kept
+- Runtimes other than ONNX Runtime
+- Detection
+- Images
+- The bundle
+- Parity on this device
+- Statistics
+- What the system and the board say about themselves
+- Telemetry: watching the board
+- Measuring
+- Judging the figures
+- The record
+- One process
+- Fresh processes
+- trtexec as a cross-check
+- Bench
+- Doctor
+- Command line
 """
 
 from __future__ import annotations
@@ -82,18 +106,12 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "trt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-    "openvino": ("openvino:CPU",),  # these two are runtimes of their own, see `Runtimes other than ONNX Runtime`
+    "openvino": ("openvino:CPU",),  # these two are runtimes of their own
     "ncnn": ("ncnn:CPU",),
 }
 ON_CPU = tuple(PROVIDERS[name][0] for name in ("cpu", "openvino", "ncnn"))
 AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
 PRECISIONS = ("fp32", "fp16", "int8")
-
-
-def check_provider(name: Any) -> None:
-    """Refuse what is not a provider."""
-    if name not in PROVIDERS and name != "auto":
-        raise EdgeError(f"Unknown provider '{name}': choose {', '.join(PROVIDERS)} or auto.")
 
 
 class EdgeError(Exception):
@@ -102,6 +120,12 @@ class EdgeError(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+def check_provider(name: Any) -> None:
+    """Refuse what is not a provider."""
+    if name not in PROVIDERS and name != "auto":
+        raise EdgeError(f"Unknown provider '{name}': choose {', '.join(PROVIDERS)} or auto.")
 
 
 # --- The model: its contract ----------------------------------------------------------------------------------------
@@ -120,14 +144,6 @@ class Contract(NamedTuple):
     @property
     def nc(self) -> int:
         return len(self.names)
-
-
-class Letterbox(NamedTuple):
-    """How a frame was fitted into the input, to map boxes back."""
-
-    frame_hw: tuple[int, int]  # of the original frame
-    gain: tuple[float, float]  # x, y: input pixels a frame pixel
-    pad: tuple[int, int]  # left, top: border in input pixels
 
 
 def _literal(metadata: dict[str, str], key: str, path: Path) -> Any:
@@ -201,6 +217,17 @@ def check_input_shape(contract: Contract, shape: Sequence[Any], path: Path) -> N
         raise EdgeError(f"{path} declares an input of {expected}, but takes {tuple(shape)}.")
 
 
+# --- Before and after the network: letterbox and NMS ----------------------------------------------------------------
+
+
+class Letterbox(NamedTuple):
+    """How a frame was fitted into the input, to map boxes back."""
+
+    frame_hw: tuple[int, int]  # of the original frame
+    gain: tuple[float, float]  # x, y: input pixels a frame pixel
+    pad: tuple[int, int]  # left, top: border in input pixels
+
+
 def letterbox(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
     """Fit a frame (H, W, 3) into hw, aspect kept, centred on grey; scales up as well as down.
 
@@ -260,6 +287,9 @@ def unletterbox(detections: np.ndarray, box: Letterbox) -> np.ndarray:
     return detections
 
 
+# --- ONNX Runtime: sessions, and the proof of where they run --------------------------------------------------------
+
+
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -276,14 +306,6 @@ def _session_options(threads: int) -> Any:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split("failed:")[-1].split())[:200].rstrip(". ")
-
-
-class TensorRT(NamedTuple):
-    """How TensorRT builds an engine through ONNX Runtime."""
-
-    fp16: bool = False
-    cache: str | None = None  # folder of the engine and timing caches; YOLOKD_CACHE or ~/.cache/yolokd by default
-    hw: tuple[int, int] | None = None  # input size, for a file exported without a fixed one
 
 
 class Opened(NamedTuple):
@@ -388,6 +410,17 @@ def _profiled_coverage(path: Path, chain: list[Any], threads: int, provider: str
         for _ in range(3):
             session.run(None, feed)
         return profile_coverage(json.loads(Path(session.end_profiling()).read_text()), provider)
+
+
+# --- TensorRT: its engines and where they are kept ------------------------------------------------------------------
+
+
+class TensorRT(NamedTuple):
+    """How TensorRT builds an engine through ONNX Runtime."""
+
+    fp16: bool = False
+    cache: str | None = None  # folder of the engine and timing caches; YOLOKD_CACHE or ~/.cache/yolokd by default
+    hw: tuple[int, int] | None = None  # input size, for a file exported without a fixed one
 
 
 def tensorrt_version() -> str | None:
@@ -1145,7 +1178,9 @@ INTERVALS = ("p50", "p99")  # percentiles that get a two-sided interval
 CONFIDENCE = 0.95
 LEAST_CORRELATION = 0.02  # autocorrelation below which the sum over the lags stops
 MOST_LAGS = 500
-LEAST_BEYOND = 5  # independent samples beyond a percentile, for an interval of it
+# Independent samples beyond a percentile, for an interval of it. They must be there even if the dependence is stronger
+# than estimated by a standard error: else mostly series whose dependence was underestimated would get one.
+LEAST_BEYOND = 5
 CLINGING = 1.5  # times the expected clustering from which that of the exceedances themselves counts
 
 
@@ -1303,9 +1338,18 @@ class Dependence(NamedTuple):
         return self.n / max(direct if direct > CLINGING * copula else copula, 1.0)
 
     @property
+    def freedom(self) -> float:
+        """Independent stretches that the estimate of the dependence rests on."""
+        return max(self.n / (2 * len(self.scores) + 1), 2.0)
+
+    def carries(self, p: float, worth: float) -> bool:
+        """Whether samples worth so many independent ones are enough for an interval of percentile p."""
+        return worth * (1 - p) / (1 + math.sqrt(2 / self.freedom)) >= LEAST_BEYOND
+
+    @property
     def confidence(self) -> float:
         """The nominal level to ask for, so that 95 % remains when tau is itself estimated (Student's t)."""
-        freedom = max(self.n / (2 * len(self.scores) + 1), 2.0)
+        freedom = self.freedom
         t = _bisect(lambda t: 1 - beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5) < CONFIDENCE, 0.0, 20.0)
         return 2 * _NORMAL.cdf(t) - 1
 
@@ -1348,7 +1392,7 @@ def summary(*runs: Sequence[int] | np.ndarray) -> dict[str, Any]:
     bounds = {k: upper_bound(ms, p, worth[k]) if k in worth else None for k, p in PERCENTILES.items()}
     ends = {
         k: percentile_interval(ms, PERCENTILES[k], worth[k], shared.confidence)
-        if worth.get(k, 0) * (1 - PERCENTILES[k]) >= LEAST_BEYOND
+        if shared.carries(PERCENTILES[k], worth.get(k, 0))
         else None
         for k in INTERVALS
     }
@@ -1359,7 +1403,7 @@ def summary(*runs: Sequence[int] | np.ndarray) -> dict[str, Any]:
     return out
 
 
-# --- Telemetry: what the board says about itself --------------------------------------------------------------------
+# --- What the system and the board say about themselves -------------------------------------------------------------
 
 COLDEST = -200.0  # zones of powered-off units report -256
 CONSTANT_ZONES = ("pmic",)  # report one constant, so no maximum may see them
@@ -1548,6 +1592,41 @@ def soc() -> str | None:
     """The chip, such as tegra234, from the device tree."""
     names = re.split(r"[\0,]", _text(system_path("/proc/device-tree/compatible")) or "")
     return next((name for name in names if re.match(r"tegra\d+$", name)), None)
+
+
+def _first_match(path: Path, key: str) -> str | None:
+    """The value after the colon of the first line that starts with key, in a file such as /proc/cpuinfo."""
+    lines = (_text(path) or "").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key) and ":" in line), None)
+
+
+def board() -> str | None:
+    """The board's model as the device tree says it."""
+    return _text(system_path("/proc/device-tree/model"))
+
+
+def is_jetson() -> bool:
+    """Whether this is a Jetson."""
+    return l4t_version() is not None or "jetson" in (board() or "").lower()
+
+
+@lru_cache(maxsize=None)
+def _nvidia_smi(field: str) -> str | None:
+    out = tool_output("nvidia-smi", "--query-gpu=" + field, "--format=csv,noheader,nounits")
+    line = out.splitlines()[0].strip() if out else ""
+    return line if line and "[" not in line and "fail" not in line.lower() else None
+
+
+def gpu_architecture() -> str | None:
+    """Compute capability such as sm_87: from the chip on a Jetson, else from nvidia-smi."""
+    chip = soc()
+    if chip in GPU_ARCH:
+        return GPU_ARCH[chip]
+    found = _nvidia_smi("compute_cap")
+    return "sm_" + found.replace(".", "") if found else None
+
+
+# --- Telemetry: watching the board ----------------------------------------------------------------------------------
 
 
 class Sensors:
@@ -2134,6 +2213,24 @@ def _drift_doubts(drifts: Sequence[Drift], frames: int) -> list[Doubt]:
     return out
 
 
+def _disturbances(facts: Sequence[dict[str, Any]]) -> list[Doubt]:
+    """Signs that other programs took the CPU."""
+    out, first = [], facts[0]
+    # On the CPU at least one thread always has work, so that less than one CPU was somebody else's doing.
+    shares = [f["cpu_ratio"] * f["threads"] for f in facts if f["cpu_ratio"] is not None]
+    if not first["uses_gpu"] and shares and min(shares) < CONTENDED:
+        text = f"contended: the process had the CPU for {min(shares):.0%} of the measured time"
+        out.append(Doubt(text, min(shares) < CONTENDED_VOID))
+    stolen = max([f["steal"] for f in facts if f["steal"] is not None] or [0.0])
+    if stolen > STOLEN:
+        text = f"contended: the hypervisor took the CPU away for {stolen:.1%} of the time"
+        out.append(Doubt(text, stolen > STOLEN_VOID))
+    before, own = first["load"]["before"], first["threads"] * len({f["stream"] for f in facts})
+    if before is not None and before > max(_usable_cores() - own, 0) + 0.5:
+        out.append(Doubt(f"busy: load average {before:.1f} on {_usable_cores()} cores before the run"))
+    return out
+
+
 def doubts(
     trials: Sequence[Trial], limits: Limits, drifts: Sequence[Drift], telemetry: Telemetry | None
 ) -> list[Doubt]:
@@ -2149,22 +2246,7 @@ def doubts(
         out.append(Doubt(f"only {first['images']['n']} different images, at least 32 are recommended"))
     if not all(f["warmup"]["stable"] for f in facts):
         out.append(Doubt("warmup_not_stable: latency still moved by more than 5 % when the warm-up was cut off"))
-    # On the CPU at least one thread always has work, so that less than one CPU was somebody else's doing.
-    shares = [f["cpu_ratio"] * f["threads"] for f in facts if f["cpu_ratio"] is not None]
-    if not first["uses_gpu"] and shares and min(shares) < CONTENDED:
-        text = f"contended: the process had the CPU for {min(shares):.0%} of the measured time"
-        out.append(Doubt(text, min(shares) < CONTENDED_VOID))
-    stolen = max([f["steal"] for f in facts if f["steal"] is not None] or [0.0])
-    if stolen > STOLEN:
-        out.append(
-            Doubt(f"contended: the hypervisor took the CPU away for {stolen:.1%} of the time", stolen > STOLEN_VOID)
-        )
-    before = first["load"]["before"]
-    if (
-        before is not None
-        and before > max(_usable_cores() - first["threads"] * len(set(f["stream"] for f in facts)), 0) + 0.5
-    ):
-        out.append(Doubt(f"busy: load average {before:.1f} on {_usable_cores()} cores before the run"))
+    out += _disturbances(facts)
     if drifts:
         out += _drift_doubts(drifts, min(f["n"] for f in facts))
     levels = two_levels(np.concatenate([t.series["total"] for t in trials]) / 1e6)
@@ -2223,38 +2305,6 @@ def _sha256(*paths: Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):  # noqa: B023
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _first_match(path: Path, key: str) -> str | None:
-    """The value after the colon of the first line that starts with key, in a file such as /proc/cpuinfo."""
-    lines = (_text(path) or "").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key) and ":" in line), None)
-
-
-def board() -> str | None:
-    """The board's model as the device tree says it."""
-    return _text(system_path("/proc/device-tree/model"))
-
-
-def is_jetson() -> bool:
-    """Whether this is a Jetson."""
-    return l4t_version() is not None or "jetson" in (board() or "").lower()
-
-
-@lru_cache(maxsize=None)
-def _nvidia_smi(field: str) -> str | None:
-    out = tool_output("nvidia-smi", "--query-gpu=" + field, "--format=csv,noheader,nounits")
-    line = out.splitlines()[0].strip() if out else ""
-    return line if line and "[" not in line and "fail" not in line.lower() else None
-
-
-def gpu_architecture() -> str | None:
-    """Compute capability such as sm_87: from the chip on a Jetson, else from nvidia-smi."""
-    chip = soc()
-    if chip in GPU_ARCH:
-        return GPU_ARCH[chip]
-    found = _nvidia_smi("compute_cap")
-    return "sm_" + found.replace(".", "") if found else None
 
 
 def _serial_hash() -> str | None:
@@ -2493,22 +2543,26 @@ def _images(frames: Sequence[np.ndarray]) -> dict[str, Any]:
     return {"n": len(frames), "sha": digest.hexdigest(), "source_hw": [list(hw) for hw in sizes]}
 
 
-def _versus(trials: Sequence[Trial], base: Sequence[Trial]) -> dict[str, Any]:
+def _versus(trials: Sequence[Trial], base: Sequence[Trial] | None, missing: dict[str, str]) -> dict[str, Any] | None:
     """Ratio of this model's percentiles to those of the first model, run by run: both met the same background load.
 
     The interval is a bootstrap over the runs, null below three of them.
     """
-    out: dict[str, Any] = {"model": base[0].facts["model"]["file"]}
+    if not base:
+        missing["results.versus_first"] = "this is the first or only model"
+        return None
+    out: dict[str, Any] = {"model": base[0].facts["model"]["file"], "p50": None, "p99": None}
     pairs = [(_run_summary(a)["stages"]["total"], _run_summary(b)["stages"]["total"]) for a, b in zip(trials, base)]  # noqa: B905
     for key in ("p50", "p99"):
         if any(a[key] is None or not b[key] for a, b in pairs):
-            out[key] = None
+            missing["results.versus_first." + key] = "a run has too few samples"
             continue
-        ratios = np.array([a[key] / b[key] for a, b in pairs])
-        ends = None
+        ratios, ends = np.array([a[key] / b[key] for a, b in pairs]), None
         if len(ratios) >= 3:
             draws = np.median(np.random.RandomState(0).choice(ratios, (1000, len(ratios))), 1)
             ends = [percentile(draws, 0.025), percentile(draws, 0.975)]
+        else:
+            missing[f"results.versus_first.{key}.ci95"] = "fewer than three runs"
         out[key] = {"ratio": float(np.median(ratios)), "ci95": ends}
     return out
 
@@ -2551,40 +2605,17 @@ def record(
     missing = dict(UNAVAILABLE)
     for trial in reversed(trials):
         missing.update(trial.facts["missing"])
+    if cross_check is None:
+        missing["cross_check"] = plan.get("cross_check") or "trtexec was not asked for (--trtexec)"
     drifts = [d for d in (drift(t.series) for t in trials) if d is not None]
     figures = results(trials, missing, models)
     ticks = telemetry.monitor.ticks() if telemetry else np.zeros(0, np.int64)
     figures["tail_attribution"] = tail_attribution(trials, figures["stages"]["total"]["p99"], ticks)
     if figures["tail_attribution"] is None:
         missing["results.tail_attribution"] = "no p99, or the system counts no context switches"
-    figures["versus_first"] = _versus(trials, base) if base else None
-    if not base:
-        missing["results.versus_first"] = "this is the first or only model"
-    for key, value in (figures["versus_first"] or {}).items():
-        if value is None:
-            missing["results.versus_first." + key] = "a run has too few samples"
-        elif isinstance(value, dict) and value["ci95"] is None:
-            missing[f"results.versus_first.{key}.ci95"] = "fewer than three runs"
-    sections: dict[str, Any] = dict.fromkeys(("clocks", "power", "thermal"))
-    memory = dict(first["memory"])
-    if telemetry is None:
-        missing.update({key: "the board was not watched" for key in (*sections, "memory.lfb")})
-    else:
-        if first["device"]["kind"] == "jetson" and first["uses_gpu"] and telemetry.gpu_seen_busy() is False:
-            provider = first["runtime"]["providers_active"][0]
-            raise EdgeError(f"{provider} is active, but the GPU was idle while {first['model']['file']} ran.", PROVIDER)
-        sections["clocks"], sections["thermal"] = telemetry.clocks(missing), telemetry.thermal(missing)
-        if models == 1:
-            sections["power"] = telemetry.power(figures["n"], missing, overhead_pct)
-        else:
-            missing["power"] = "several models share the time: measure one at a time"
-        memory["lfb"] = telemetry.lfb()
-        if memory["lfb"] is None:
-            missing["memory.lfb"] = "tegrastats told none"
-    if cross_check is None:
-        missing["cross_check"] = plan.get("cross_check") or "trtexec was not asked for (--trtexec)"
-    warmups = [t.facts["warmup"] for t in trials]
-    out = {
+    figures["versus_first"] = _versus(trials, base, missing)
+    watched = _watched_board(telemetry, first, figures["n"], models, overhead_pct, missing)
+    return {
         "schema": SCHEMA,
         "id": uuid.uuid4().hex,
         "created_utc": plan["created_utc"],
@@ -2596,35 +2627,65 @@ def record(
         "parity": first["parity"],
         "runtime": first["runtime"],
         "device": first["device"],
-        "clocks": sections["clocks"],
-        "protocol": {
-            "profile": plan["profile"],
-            "n_min": limits.n_min,
-            "t_min_s": limits.t_min_s,
-            "t_max_s": limits.t_max_s,
-            "warmup": {
-                "frames": int(median(w["frames"] for w in warmups)),
-                "s": median(w["s"] for w in warmups),
-                "stable": all(w["stable"] for w in warmups),
-            },
-            "repeats": len({t.facts["repeat"] for t in trials}),
-            "streams": plan["streams"],
-            "interleaved": models > 1,
-            "images": first["images"],
-            "percentile_rule": "nearest rank, ceil(p*n)",
-            "gc_disabled": True,
-        },
+        "clocks": watched["clocks"],
+        "protocol": _protocol(trials, plan, limits),
         "cold": first["cold"],
         "results": figures,
-        "memory": memory,
-        "power": sections["power"],
-        "thermal": sections["thermal"],
+        "memory": dict(first["memory"], lfb=watched["lfb"]),
+        "power": watched["power"],
+        "thermal": watched["thermal"],
         "stability": _stability(trials, doubts(trials, limits, drifts, telemetry), drifts, missing),
         "series": {"file": None, "sha256": None},
         "cross_check": cross_check,
         "notes": None,
+        "unavailable": missing,
     }
-    out["unavailable"] = missing
+
+
+def _protocol(trials: Sequence[Trial], plan: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    warmups = [t.facts["warmup"] for t in trials]
+    return {
+        "profile": plan["profile"],
+        "n_min": limits.n_min,
+        "t_min_s": limits.t_min_s,
+        "t_max_s": limits.t_max_s,
+        "warmup": {
+            "frames": int(median(w["frames"] for w in warmups)),
+            "s": median(w["s"] for w in warmups),
+            "stable": all(w["stable"] for w in warmups),
+        },
+        "repeats": len({t.facts["repeat"] for t in trials}),
+        "streams": plan["streams"],
+        "interleaved": len(plan["models"]) > 1,
+        "images": trials[0].facts["images"],
+        "percentile_rule": "nearest rank, ceil(p*n)",
+        "gc_disabled": True,
+    }
+
+
+def _watched_board(
+    telemetry: Telemetry | None,
+    first: dict[str, Any],
+    frames: int,
+    models: int,
+    overhead_pct: float | None,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """The record's clocks, power, thermal and memory.lfb, each None with its reason where nothing was seen."""
+    out: dict[str, Any] = dict.fromkeys(("clocks", "power", "thermal", "lfb"))
+    if telemetry is None:
+        missing.update({key: "the board was not watched" for key in ("clocks", "power", "thermal", "memory.lfb")})
+        return out
+    if first["device"]["kind"] == "jetson" and first["uses_gpu"] and telemetry.gpu_seen_busy() is False:
+        provider = first["runtime"]["providers_active"][0]
+        raise EdgeError(f"{provider} is active, but the GPU was idle while {first['model']['file']} ran.", PROVIDER)
+    out["clocks"], out["thermal"], out["lfb"] = telemetry.clocks(missing), telemetry.thermal(missing), telemetry.lfb()
+    if models == 1:
+        out["power"] = telemetry.power(frames, missing, overhead_pct)
+    else:
+        missing["power"] = "several models share the time: measure one at a time"
+    if out["lfb"] is None:
+        missing["memory.lfb"] = "tegrastats told none"
     return out
 
 
@@ -2692,26 +2753,12 @@ def run_trial(
         go: Called after the warm-up; returns when the timed part may begin.
     """
     limits, available = Limits(*plan["limits"]), _available_mb()
-    hw = tuple(plan["imgsz"]) if plan["imgsz"] else None
     cv_threads = cv2.getNumThreads()
     cv2.setNumThreads(plan["threads"] or _usable_cores())
-    settings = TensorRT(plan["fp16"], plan["cache"])
     try:
-        detectors = [
-            load(
-                path,
-                plan["provider"],
-                plan["threads"],
-                plan["precision"],
-                tensorrt=settings,
-                allow_fallback=plan["allow_fallback"],
-                hw=hw,  # type: ignore[arg-type]
-            )
-            for path in plan["models"]
-        ]
+        detectors = _detectors(plan)
         first = [_first_run_ms(d, frames[0]) for d in detectors]
-        gpu = [d.active not in ON_CPU for d in detectors]
-        t_min = WARM_UP_GPU_S if any(gpu) else WARM_UP_CPU_S
+        t_min = WARM_UP_CPU_S if all(d.active in ON_CPU for d in detectors) else WARM_UP_GPU_S
         warm = warm_up(detectors, frames, plan["seed"] + 1, t_min, limits.warm_up_cap_s)
         go()
         average, ticks, start = _load(), _cpu_times(), time.perf_counter_ns()
@@ -2730,21 +2777,35 @@ def run_trial(
         "images": _images(frames),
     }
     trials = []
-    for k, run in enumerate(runs):
-        detector, missing = detectors[k], {}  # type: Detector, dict[str, str]
-        more = {
-            "uses_gpu": gpu[k],
-            "model": _model(detector, missing),
-            "accuracy": _accuracy(detector.contract, missing),
-            "parity": _parity(detector.contract, missing),
-            "runtime": _runtime(detector, missing),
-            "device": _device(missing),
-            "cold": _cold(detector, first[k], own_process, missing),
-            "memory": _memory(own_process, len(detectors), available, missing),
-            "missing": missing,
-        }
-        trials.append(trial_of(run, seconds, dict(shared, **more)))
+    for run, first_ms in zip(runs, first):  # noqa: B905
+        missing: dict[str, str] = {}
+        memory = _memory(own_process, len(detectors), available, missing)
+        cold = _cold(run.detector, first_ms, own_process, missing)
+        more = dict(shared, memory=memory, cold=cold, **_about(run.detector, missing), missing=missing)
+        trials.append(trial_of(run, seconds, more))
     return trials
+
+
+def _detectors(plan: dict[str, Any]) -> list[Detector]:
+    settings = {
+        "tensorrt": TensorRT(plan["fp16"], plan["cache"]),
+        "allow_fallback": plan["allow_fallback"],
+        "hw": tuple(plan["imgsz"]) if plan["imgsz"] else None,
+    }
+    given = (plan["provider"], plan["threads"], plan["precision"])
+    return [load(path, *given, **settings) for path in plan["models"]]
+
+
+def _about(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
+    """What there is to say of a model, and of what it runs on."""
+    return {
+        "uses_gpu": detector.active not in ON_CPU,
+        "model": _model(detector, missing),
+        "accuracy": _accuracy(detector.contract, missing),
+        "parity": _parity(detector.contract, missing),
+        "runtime": _runtime(detector, missing),
+        "device": _device(missing),
+    }
 
 
 # --- Fresh processes ------------------------------------------------------------------------------------------------
@@ -3032,19 +3093,11 @@ def collect(
         repeats = REPEATS[profile] if isinstance(profile, str) else 1
     if not isinstance(repeats, int) or repeats < 1:
         raise EdgeError(f"The number of runs must be at least 1, not {repeats!r}.")
-    in_memory = not isinstance(images, (str, Path))
-    if not paths or in_memory and not len(images):
-        raise EdgeError("A measurement needs at least one model and one image.")
     fresh = repeats > 1 or len(cells) > 1 or cells[0]["streams"] > 1
-    if fresh and in_memory:
-        raise EdgeError("Several runs read the images in processes of their own: give the path of the images.")
-    frames: Sequence[np.ndarray] = images if in_memory else read_frames(images, seed)  # type: ignore[arg-type,assignment]
-    for path in paths:
-        if not Path(path).exists():
-            raise EdgeError(f"There is no model file {path}.")
+    frames = _frames(paths, images, seed, fresh)
     shared = {
         "models": [str(path) for path in paths],
-        "source": None if in_memory else str(images),
+        "source": str(images) if isinstance(images, (str, Path)) else None,
         "profile": profile if isinstance(profile, str) else "custom",
         "limits": list(limits),
         "seed": seed,
@@ -3067,17 +3120,28 @@ def collect(
     for plan, found, telemetry, unwatched in zip(plans, trials, telemetries, bare):  # noqa: B905
         overhead = _overhead(found[0], unwatched[0]) if unwatched else None
         for k, own in enumerate(found):
-            check, plan["cross_check"] = None, None
-            if trtexec:
-                p50 = median(int(v) for t in own for v in t.series["infer"]) / 1e6
-                check, plan["cross_check"] = _cross_check(Path(paths[k]), plan, p50)
-            base = found[0] if k else None
-            records.append(record(own, plan, telemetry, base, overhead, check))
+            check, plan["cross_check"] = _cross_check(Path(paths[k]), plan, own) if trtexec else (None, None)
+            records.append(record(own, plan, telemetry, found[0] if k else None, overhead, check))
             series.append(_joined(own, telemetry))
     return records, series
 
 
-def _cross_check(path: Path, plan: dict[str, Any], p50: float) -> tuple[dict[str, Any] | None, str]:
+def _frames(paths: Sequence[Any], images: Any, seed: int, fresh: bool) -> Sequence[np.ndarray]:
+    """The frames to measure on, once it is clear that there is something to measure."""
+    in_memory = not isinstance(images, (str, Path))
+    if not paths or in_memory and not len(images):
+        raise EdgeError("A measurement needs at least one model and one image.")
+    if fresh and in_memory:
+        raise EdgeError("Several runs read the images in processes of their own: give the path of the images.")
+    frames: Sequence[np.ndarray] = images if in_memory else read_frames(images, seed)
+    for path in paths:
+        if not Path(path).exists():
+            raise EdgeError(f"There is no model file {path}.")
+    return frames
+
+
+def _cross_check(path: Path, plan: dict[str, Any], trials: Sequence[Trial]) -> tuple[dict[str, Any] | None, str]:
+    p50 = median(int(v) for t in trials for v in t.series["infer"]) / 1e6
     bundle = open_bundle(path) if is_bundle(path) else None  # a zip file's temporary folder lives as long
     file = bundle.model(plan["precision"] or "fp32", plan["provider"]) if bundle else path
     return cross_check(file, plan["fp16"], p50)
@@ -3608,15 +3672,7 @@ def _detect_arguments(detected: argparse.ArgumentParser) -> None:
     detected.set_defaults(run=_detect_command)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, readable with --help."""
-    top = argparse.ArgumentParser(prog="yolokd_edge.py", description="Run or measure an exported YOLO detector.")
-    top.add_argument("--version", action="version", version=VERSION)
-    verbs = top.add_subparsers(dest="verb", required=True)
-    device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
-    device.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
-    measured = verbs.add_parser("bench", help="measure latency")
+def _bench_arguments(measured: argparse.ArgumentParser) -> None:
     measured.add_argument("--model", nargs="+", help="ONNX files or bundles (default: the bundle this file lies in)")
     measured.add_argument("--source", help="an image or a folder, 32 or more if possible (default: the bundle's own)")
     measured.add_argument("--precision", help="which file of a bundle, or a list: fp32,int8 (default fp32)")
@@ -3645,6 +3701,17 @@ def parser() -> argparse.ArgumentParser:
     measured.add_argument("--seed", type=int, default=0, help="of image and model order (default 0)")
     measured.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
     measured.set_defaults(run=_bench_command)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, readable with --help."""
+    top = argparse.ArgumentParser(prog="yolokd_edge.py", description="Run or measure an exported YOLO detector.")
+    top.add_argument("--version", action="version", version=VERSION)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
+    device.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
+    _bench_arguments(verbs.add_parser("bench", help="measure latency"))
     checked = verbs.add_parser("doctor", help="say what is wrong with this installation and board")
     checked.add_argument("--model", help="an ONNX file or bundle that should run here")
     checked.add_argument("--provider", default="auto", choices=("auto", *PROVIDERS), help="where (default auto)")

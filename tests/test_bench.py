@@ -450,9 +450,9 @@ def test_runs_are_pooled_and_kept_apart() -> None:
 def test_ratio_to_the_first_model_is_taken_run_by_run() -> None:
     base = [session([level - 2] * 10) for level in (10.0, 20.0, 40.0)]
     other = [session([1.1 * level - 2] * 10) for level in (10.0, 20.0, 40.0)]
-    versus = edge._versus(other, base)
+    versus = edge._versus(other, base, {})
     assert versus["p50"]["ratio"] == pytest.approx(1.1) and versus["p50"]["ci95"] == pytest.approx([1.1, 1.1])
-    assert edge._versus(other[:2], base[:2])["p50"]["ci95"] is None  # two runs tell no spread
+    assert edge._versus(other[:2], base[:2], {})["p50"]["ci95"] is None  # two runs tell no spread
 
 
 def test_tail_is_attributed_to_what_happened_during_its_frames() -> None:

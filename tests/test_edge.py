@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,12 @@ def test_auto_takes_the_first_provider_that_is_active(tmp_path: Path, monkeypatc
 
 def test_the_file_is_python_3_8() -> None:
     ast.parse(EDGE_FILE.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_its_table_of_contents_is_true() -> None:
+    text = EDGE_FILE.read_text(encoding="utf-8")
+    listed = re.findall(r"^- (.+)$", ast.get_docstring(ast.parse(text)) or "", re.MULTILINE)
+    assert listed == re.findall(r"^# --- (.+?) -+$", text, re.MULTILINE) and listed
 
 
 def test_the_bare_file_imports_neither_torch_nor_ultralytics_nor_yolokd(tmp_path: Path) -> None:

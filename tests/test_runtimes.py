@@ -38,12 +38,12 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def farthest(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """Largest difference of detections, in pixels and scores."""
-    assert [len(f) for f in found] == [len(e) for e in expected] and sum(map(len, found)) >= 10
+    assert [len(f) for f in found] == [len(e) for e in expected] and sum(map(len, found)) >= 20
     return max(float(np.abs(f - e).max(initial=0)) for f, e in zip(found, expected, strict=True))
 
 
 def test_openvino_computes_what_onnxruntime_computes(teacher: Path, brief: None, tmp_path: Path) -> None:
-    openvino, frames = pytest.importorskip("openvino"), colour_frames(tmp_path, 4)
+    openvino, frames = pytest.importorskip("openvino"), colour_frames(tmp_path)
     file = export(teacher, tmp_path / "raw.onnx", imgsz=(96, 160))
     other, ours = (edge.Detector(file, provider, threads=1) for provider in ("openvino", "cpu"))
     assert other.contract == ours.contract
@@ -56,7 +56,7 @@ def test_openvino_computes_what_onnxruntime_computes(teacher: Path, brief: None,
 @pytest.mark.slow  # the exporter optimises for a while
 def test_ncnn_computes_what_onnxruntime_computes(teacher: Path, brief: None, tmp_path: Path) -> None:
     pytest.importorskip("pnnx")
-    ncnn, frames = pytest.importorskip("ncnn"), colour_frames(tmp_path, 4)
+    ncnn, frames = pytest.importorskip("ncnn"), colour_frames(tmp_path)
     file = export(teacher, tmp_path / "raw.onnx", imgsz=(96, 160))
     folder = YOLO(shutil.copy(teacher, tmp_path / "t.pt")).export(format="ncnn", imgsz=(96, 160))
     other, ours = edge.Detector(folder, "ncnn", threads=1), edge.Detector(file, threads=1)
