@@ -133,13 +133,13 @@ def response(classes=6, batch=2, imgsz=64, seed=0):
     return View(STRIDES, logits=logits, boxes=torch.cat((corner - 9, corner + 13), -1))
 
 
-@pytest.mark.parametrize("classes", [3, 6])
+@pytest.mark.parametrize("classes", [3, 20])
 def test_what_is_stored_is_what_was_said(classes):
     view, grid = response(classes), Grid(STRIDES, 64, CPU)
     records = grid.records({"one2many": view}, layout(STRIDES, 64, classes, 1, 20))
     back = grid.views(records, ("one2many",))["one2many"]
     points = torch.from_numpy(records["points"][:, 0].astype(np.int64))
-    best, places = cache.rows(view.logits, points).topk(min(classes, 4))
+    best, places = cache.rows(view.logits, points).topk(min(classes, cache.CLASSES))
     assert torch.allclose(cache.rows(back.logits, points).gather(2, places), best, rtol=1e-3, atol=1e-3)
     assert torch.allclose(cache.rows(back.boxes, points), cache.rows(view.boxes, points), atol=0.3)
     least = cache.rows(view.logits, points).amax(-1).amin(-1)
@@ -363,13 +363,13 @@ def epochs_of(caplog):
 
 
 @pytest.mark.slow
-def test_from_the_second_epoch_on_no_teacher_runs(teacher, untrained, tmp_path, caplog, monkeypatch):
+def test_from_the_second_epoch_on_no_teacher_runs(teacher, tmp_path, caplog, monkeypatch):
     data = compose(tmp_path / "scenes", train=16, val=8, imgsz=64, seed=3)
     arguments = {
         **TINY, "data": str(data), "teacher": str(teacher), "cache": "teacher,ram", "cache_views": 1, "epochs": 3,
         "close_mosaic": 1, "model": str(teacher.parent / "student.pt"), "init": "own", "project": str(tmp_path),
     }  # fmt: skip
-    monkeypatch.setattr(LOGGER, "propagate", True)
+    LOGGER.addHandler(caplog.handler)
     cold = train(**arguments, name="cold").trainer
     assert epochs_of(caplog) == [(0, 16), (16, 0), (0, 16)]  # the last without mosaic
     assert "at most" in caplog.text and "Left out: method pkd" in caplog.text
@@ -378,6 +378,7 @@ def test_from_the_second_epoch_on_no_teacher_runs(teacher, untrained, tmp_path, 
     assert epochs_of(caplog) == [(16, 0)] * 3
     for a, b in zip(cold.ema.ema.state_dict().values(), warm.ema.ema.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+    LOGGER.removeHandler(caplog.handler)
     # without the cache the same views give nearly the same loss
     monkeypatch.setattr(KDTrainer, "_open_caches", lambda self: [])
     plain = train(**arguments, name="plain").trainer
@@ -386,6 +387,6 @@ def test_from_the_second_epoch_on_no_teacher_runs(teacher, untrained, tmp_path, 
             trainer.table = list(csv.DictReader(file))
     for name in ("logit_loss", "bckdb_loss"):
         a, b = (float(t.table[0][f"train/{name}"]) for t in (cold, plain))
-        assert a == pytest.approx(b, rel=0.1)
+        assert a == pytest.approx(b, rel=0.03)
     with (cold.save_dir / "args.yaml").open() as file:
         assert yaml.safe_load(file)["kd"]["cache"] == {"views": 1, "limit": 10.0}

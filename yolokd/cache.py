@@ -32,7 +32,9 @@ from yolokd.views import View
 
 NEEDS = frozenset({"logits", "boxes"})  # fields of a view that are stored
 SCORE = 0.01  # as many anchor points are stored as have a higher one
-CLASSES = 4  # highest logits stored of a point; where the teacher has no more, all are
+# Highest logits stored of a point; where the teacher has no more, all are. Of ten classes the best four alone changed
+# the gradient of a soft target by 7 %, all of them by 0.7 %.
+CLASSES = 16
 TINY = 1e-7  # a lower score is stored as this
 GB = 1e9
 
