@@ -50,7 +50,7 @@ def main(model: str, teacher: str, data: str, out: str, method: str = "", **sett
 def run(key: str, model: str, teacher: str, settings: dict[str, Any]) -> list[dict[str, str]]:
     """Rows of results.csv of a training under one method, of the student alone without a key."""
     if key:
-        student = train(model=model, teacher=teacher, method=key, **settings)
+        student = train(model=model, teacher=teacher, method=key, init="own", **settings)  # the term's part alone
     else:
         student = YOLO(model)
         student.train(**settings)
