@@ -253,22 +253,20 @@ def test_two_ranks_share_the_gradients_of_student_and_adapters(tmp_path: Path):
     """Adapters outside DDP's buckets drift apart, rank by rank, without any error."""
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    alone, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # as the ranks: a sum in another order decides another tie of a max pooling
-    try:
-        for rank in range(2):
-            distiller = make("yolo26n", "yolo11n")
-            alone.append(backward(distiller, distiller, half(batch(SIZE), rank)))
-    finally:
-        torch.set_num_threads(threads)
+    alone = []
+    for rank in range(2):
+        distiller = make("yolo26n", "yolo11n")
+        alone.append(backward(distiller, distiller, half(batch(SIZE), rank)))
     names = alone[0]["grads"].keys()
     assert ranks[0]["grads"].keys() == ranks[1]["grads"].keys() == names
     assert any(n.startswith("pairings.0.methods.pkd_loss.adapters") for n in names)
+    # a bias that a later batch norm takes away has a gradient of rounding errors alone, which follow the threads
+    rounding = 1e-6 * max(g.abs().max().item() for g in alone[0]["grads"].values())
     for name in names:
         a, b = (r["grads"][name] for r in ranks)
         assert torch.equal(a, b), name
         mean = (alone[0]["grads"][name] + alone[1]["grads"][name]) / 2
-        torch.testing.assert_close(a, mean, rtol=1e-3, atol=1e-4 * mean.abs().max().item() + 1e-7, msg=name)
+        torch.testing.assert_close(a, mean, rtol=1e-3, atol=1e-4 * mean.abs().max().item() + rounding, msg=name)
         assert a.abs().max() > 0 or not name.startswith("methods"), name
     for rank, single in zip(ranks, alone, strict=True):
         for name in ("pkd_loss", "logit_loss"):
