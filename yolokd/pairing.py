@@ -301,10 +301,7 @@ def levels_for(
     if not tap and f"{kind(student.spec)}/{kind(teacher.spec)}" != "dense/dense":
         return student.strides, teacher.strides  # matched by their boxes, wherever they come from
     if resize and tap in MAPS and not method.needs and teacher.strides:
-        nearest = tuple(
-            min(teacher.strides, key=lambda t: (abs(s.bit_length() - t.bit_length()), t)) for s in student.strides
-        )
-        return student.strides, nearest
+        return student.strides, tuple(nearest(stride, teacher.strides) for stride in student.strides)
     common = common_strides(student, teacher)
     return common, common
 

@@ -31,7 +31,7 @@ class Method(nn.Module):
     paper: ClassVar[str]  # authors, title, year, arXiv number
     reported: ClassVar[str]  # the gain that was published for detection: detectors, figures and, in brackets, where
     # What a gain of 1 multiplies the value by, so that it means about the same for every method: 0.3 (0.2 to 0.41) of
-    # the task's gradient on the neck (on the stages, for the backbone). Measured with balance=log on the first 40 steps
+    # the task's gradient on the neck (on the stages, for the backbone). Measured with balance=log on the first 20 steps
     # of a YOLO11 at width 0.125 that leaves another domain, under a YOLO11n, at 160 px and batch 16, while it learned
     # from its labels and the adapters from their terms. The value itself stays the equation's.
     unit: ClassVar[float] = 1.0

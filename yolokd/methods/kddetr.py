@@ -2,7 +2,8 @@
 
 Y. Wang, X. Li, S. Weng, G. Zhang, H. Yue, H. Feng, J. Han, E. Ding: "KD-DETR: Knowledge Distillation for Detection
 Transformer with Consistent Distillation Points Sampling", 2022, arXiv:2211.08071; code:
-https://github.com/wennyuhey/KD-DETR, which we could not read, and read in the copy Myleswork/KD-DETR at eecf170.
+https://github.com/wennyuhey/KD-DETR, of which we read only the copy
+Myleswork/KD-DETR at eecf170.
 
 With m over the queries asked, d over the student's decoder layers, t the teacher's last answer and c_m = max_k
 sigmoid(z_tm):
