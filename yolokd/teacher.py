@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
+from ultralytics.utils import WINDOWS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolokd.detectors import TASKS, vit
@@ -129,8 +131,8 @@ class Teacher:
     ) -> None:
         self.reader, self.fields, self.scale = reader, fields, scale
         reader.freeze(fields, branches)
-        # Convolutions run faster on channels-last maps, on CPU and CUDA alike.
-        self.model = reader.model.to(device, memory_format=torch.channels_last)
+        self.layout = layout(device)
+        self.model = reader.model.to(device, memory_format=self.layout)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # AutoBatch deep-copies the training model
@@ -140,7 +142,7 @@ class Teacher:
         """What it makes of images (B, C, H, W) in [0, 1]: a function from strides to views by branch."""
         seen_images = scaled(images, self.scale, max(self.reader.strides))
         with self.reader.record(self.fields) as seen:
-            self.model(seen_images.contiguous(memory_format=torch.channels_last))
+            self.model(seen_images.contiguous(memory_format=self.layout))
 
         @torch.no_grad()
         def views(strides: tuple[int, ...]) -> dict[str, View]:
@@ -148,6 +150,15 @@ class Teacher:
             return {branch: settle(view, images, seen_images, self.reader.spec.dense) for branch, view in found.items()}
 
         return views
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The memory format in which convolutions run fastest: channels last on x86 CPUs and CUDA, where that is right (MPS
+    computes something else then) and fast (under Windows CUDA does not gain).
+    """
+    on_cpu = device.type == "cpu" and platform.machine() in {"AMD64", "x86_64"} and torch.backends.mkldnn.is_available()
+    on_cuda = device.type == "cuda" and not WINDOWS
+    return torch.channels_last if on_cpu or on_cuda else torch.contiguous_format
 
 
 def scaled(images: Tensor, scale: float, stride: int) -> Tensor:

@@ -86,6 +86,8 @@ class KDMixin(BaseTrainer):
             best = kd.get("teachers") == "best"
             pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
+            if self.distiller.gains and self.device.type == "cpu" and getattr(self.args, "channels_last", None) is not False:
+                student.to(memory_format=teacher.layout(self.device))  # as Ultralytics does on CUDA only
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
         if unwrap_model(self.model) is not student:
@@ -361,4 +363,6 @@ def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str
 def sign(file: Path, entry: dict[str, Any]) -> None:
     """Add the entry to a finished checkpoint under the key "yolokd"."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # written by this process a moment ago
+    for model in filter(None, (checkpoint.get("model"), checkpoint.get("ema"))):
+        model.to(memory_format=torch.contiguous_format)  # older releases of Ultralytics cannot fuse another one
     torch.save({**checkpoint, "yolokd": entry}, file)

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
 
-from yolokd.methods.pkd import EPS, PKD, standardise
+from yolokd.methods.pkd import EPS, PKD, decorrelation
 
 
 def standardised(values: list[float]) -> list[float]:
@@ -97,6 +97,9 @@ def swapped(pair):
     return type(pair)(pair.teacher_spec, pair.student_spec, pair.teacher, pair.student, pair.batch)
 
 
-def test_gradient_of_standardise():
-    x = torch.randn(2, 2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert gradcheck(standardise, (x,))
+def test_gradient_of_decorrelation():
+    generator = torch.Generator().manual_seed(0)
+    w, s, t = (
+        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((3, 2), (2, 2, 2, 3), (2, 3, 2, 3))
+    )
+    assert gradcheck(lambda w, s: decorrelation(w, s, t), (w.requires_grad_(), s.requires_grad_()))

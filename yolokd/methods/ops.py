@@ -79,14 +79,20 @@ def adapters(pairs: Iterable[tuple[int, int]], bias: bool = True) -> nn.ModuleLi
     return nn.ModuleList(nn.Conv2d(s, t, kernel_size=1, bias=bias) for s, t in pairs)
 
 
-def adapted(student: View, teacher: View, tap: str, adapters: nn.ModuleList) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (A(s), t) of equal shape (B, C_t, H_s, W_s), one a map of the tap; t carries no gradient."""
+def paired(
+    student: View, teacher: View, tap: str, adapters: nn.ModuleList
+) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """(adapter, s, t) for every map of the tap: (B, C_s, H_s, W_s) and (B, C_t, H_s, W_s); t carries no gradient."""
     s_maps: tuple[Tensor, ...] = shown(getattr(student, tap), tap)
     t_maps: tuple[Tensor, ...] = shown(getattr(teacher, tap), tap)
-    pairs = []
-    for adapter, s, t in zip(adapters, s_maps, t_maps, strict=True):
-        pairs.append((adapter(wide(s)), resize(wide(t.detach()), s)))
-    return pairs
+    return [
+        (adapter, wide(s), resize(wide(t.detach()), s)) for adapter, s, t in zip(adapters, s_maps, t_maps, strict=True)
+    ]
+
+
+def adapted(student: View, teacher: View, tap: str, adapters: nn.ModuleList) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (A(s), t) of equal shape (B, C_t, H_s, W_s), one a map of the tap; t carries no gradient."""
+    return [(adapter(s), t) for adapter, s, t in paired(student, teacher, tap, adapters)]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ At one level, with every channel c standardised over the batch and all cells, on
 
 and the mean over levels, so a value between 0 (r = 1) and 2 (r = -1), near 1 for unrelated maps.
 
+A(s) = W s is linear, so its moments follow from those of s (C_s channels) and t: var A(s)_c = w_c' Cov(s) w_c and
+cov(A(s)_c, t_c) = w_c' Cov(s, t_c). The loss is computed from these, and no map of A(s) or n is ever made.
+
 Where the authors' code (in mmrazor) departs from this, or we from it, and why:
 - It divides by the sample standard deviation plus 1e-6. We take the population variance, for which the equality with
   1 - r is exact, with eps inside the root: at a constant channel the derivative of a bare root is infinite.
@@ -58,11 +61,21 @@ class PKD(Method):
         self.adapters = ops.adapters(ops.widths("pkd", student, teacher, tap, self.taps), bias=False)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        pairs = ops.adapted(student, teacher, self.tap, self.adapters)
-        return ops.level_mean([(standardise(s) - standardise(t)).square().mean() / 2 for s, t in pairs])
+        pairs = ops.paired(student, teacher, self.tap, self.adapters)
+        return ops.level_mean([decorrelation(adapter.weight.flatten(1), s, t) for adapter, s, t in pairs])
 
 
-def standardise(x: Tensor) -> Tensor:
-    """Every channel to mean 0 and variance 1 over batch and cells, (B, C, H, W) -> (B, C, H, W)."""
-    x = x - x.mean((0, 2, 3), keepdim=True)
-    return x * (x.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
+def decorrelation(w: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The loss at one level; w (C_t, C_s), s (B, C_s, H, W), t (B, C_t, H, W) without gradient -> ()."""
+    x, y = centred(s), centred(t)
+    variance = ((w @ (x.T @ x)) * w).sum(1).clamp_min(0) / len(x)
+    covariance = (w * (y.T @ x)).sum(1) / len(x)
+    wanted = y.square().mean(0)
+    own = variance / (variance + EPS) + wanted / (wanted + EPS)
+    return (own / 2 - covariance * ((variance + EPS) * (wanted + EPS)).rsqrt()).mean()
+
+
+def centred(x: Tensor) -> Tensor:
+    """Every channel to mean 0 over batch and cells, one row a cell: (B, C, H, W) -> (B H W, C)."""
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    return rows - rows.mean(0)

@@ -156,7 +156,7 @@ def _measure(
         def look(data: dict[str, Tensor] = data) -> None:
             teacher: Any = pairing.teacher
             with torch.no_grad(), teacher.reader.record(pairing.fields) as left["teacher"], _amp(device):
-                teacher.model(data["img"].contiguous(memory_format=torch.channels_last))
+                teacher.model(data["img"].contiguous(memory_format=teacher.layout))
 
         def look_at_maps(data: dict[str, Tensor] = data) -> None:
             with _amp(device):
