@@ -86,7 +86,8 @@ class KDMixin(BaseTrainer):
             best = kd.get("teachers") == "best"
             pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
-            if self.distiller.gains and self.device.type == "cpu" and getattr(self.args, "channels_last", None) is not False:
+            asked = getattr(self.args, "channels_last", None)
+            if self.distiller.gains and self.device.type == "cpu" and asked is not False:
                 student.to(memory_format=teacher.layout(self.device))  # as Ultralytics does on CUDA only
             if "balance" in kd:
                 self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)

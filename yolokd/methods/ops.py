@@ -79,9 +79,7 @@ def adapters(pairs: Iterable[tuple[int, int]], bias: bool = True) -> nn.ModuleLi
     return nn.ModuleList(nn.Conv2d(s, t, kernel_size=1, bias=bias) for s, t in pairs)
 
 
-def paired(
-    student: View, teacher: View, tap: str, adapters: nn.ModuleList
-) -> list[tuple[nn.Module, Tensor, Tensor]]:
+def paired(student: View, teacher: View, tap: str, adapters: nn.ModuleList) -> list[tuple[Any, Tensor, Tensor]]:
     """(adapter, s, t) for every map of the tap: (B, C_s, H_s, W_s) and (B, C_t, H_s, W_s); t carries no gradient."""
     s_maps: tuple[Tensor, ...] = shown(getattr(student, tap), tap)
     t_maps: tuple[Tensor, ...] = shown(getattr(teacher, tap), tap)
