@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import platform
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ultralytics import YOLO
 
 from yolokd.detectors import RTDETRReader, YoloReader
 from yolokd.errors import UsageError
-from yolokd.teacher import Teacher, fit_channels, load, locate, scaled
+from yolokd.teacher import Teacher, fit_channels, layout, load, locate, scaled
 from yolokd.views import DENSE, MAPS
 
 ALL = frozenset(DENSE)
@@ -113,6 +114,26 @@ def test_a_teacher_of_towers_keeps_its_head():
     """Towers are maps too, but inside the head."""
     teacher = make(build("yolo11n"), ("one2many",), frozenset({"towers"}))
     assert len(views(teacher, images())["one2many"].towers) == 6
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "windows", "fast"),
+    [
+        ("cpu", "x86_64", False, True),
+        ("cpu", "AMD64", True, True),
+        ("cpu", "aarch64", False, False),
+        ("cuda", "x86_64", False, True),
+        ("cuda", "aarch64", False, True),
+        ("cuda", "AMD64", True, False),
+        ("mps", "arm64", False, False),
+    ],
+)
+def test_layout(device, machine, windows, fast, monkeypatch):
+    """On MPS channels last computes something else; under Windows CUDA trained three times slower with it."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr("yolokd.teacher.WINDOWS", windows)
+    assert (layout(torch.device(device)) == torch.channels_last) is fast
 
 
 def test_a_copy_is_the_teacher_itself():

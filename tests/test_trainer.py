@@ -35,6 +35,7 @@ import yolokd
 from yolokd.cli import main
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
+from yolokd.teacher import layout
 from yolokd.trainer import KDMixin, KDTrainer
 from yolokd.verbs.train import scaled, train
 
@@ -107,7 +108,13 @@ def test_without_an_active_term_it_is_the_stock_trainer_bit_for_bit(family, scen
         return {}
 
     monkeypatch.setattr(Distiller, "values", no_values)
-    silent = fit(model, name="silent", teacher=teacher, method="pkd", init="own", **common)
+    ours = {
+        "teacher": teacher,
+        "method": "pkd",
+        "init": "own",
+        "channels_last": False,
+    }  # another layout rounds otherwise
+    silent = fit(model, name="silent", **ours, **common)
     assert len(calls) == 2 * 3, "teacher and taps must have run in both epochs"
     assert len(adapters(silent)) == 3
     assert len(adapters(off)) == 0
@@ -218,6 +225,20 @@ def tensors(thing: Any) -> Iterator[torch.Tensor]:
     elif isinstance(thing, (dict, list, tuple)):
         for part in thing.values() if isinstance(thing, dict) else thing:
             yield from tensors(part)
+
+
+@slow
+def test_convolutions_run_in_the_fast_layout_and_files_have_the_usual_one(run):
+    """Older releases of Ultralytics cannot fuse a channels-last file."""
+
+    def formats(model: Any) -> set[bool]:
+        kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape[1:]) > 1]
+        return {w.is_contiguous() for w in kernels}
+
+    fast = layout(torch.device("cpu")) == torch.channels_last
+    assert formats(run.trainer.distiller.module) == {not fast}
+    for file in ("best.pt", "last.pt"):
+        assert formats(read(run.trainer.wdir / file)["model"]) == {True}
 
 
 @slow
