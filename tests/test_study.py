@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 from cli_for_tests import contents, refusal
+from models_for_tests import layout
 from training_for_tests import ASSETS, TINY
 
 from yolokd import cli
@@ -124,7 +125,7 @@ def test_arms_are_interleaved_by_seed(given, tmp_path):
         ("method=pkd", "list the arms in methods="),
         ("resume=True", "goes on where it stopped"),
         ("project=runs", "out="),
-        ("val=False", "needs its checkpoint and its validation"),
+        ("save=False", "needs its checkpoint"),
         ("jobs=0", "jobs=0"),
         ("threads=two", "threads=two"),
         ("epoch=3", "did you mean 'epochs'"),
@@ -359,3 +360,19 @@ def test_a_real_study_with_an_interrupted_run(given, tmp_path):
     assert 0.3 < report["teacher"]["map50"] <= 1 and report["versions"][0]["ultralytics"]
     made = yaml.safe_load((tmp_path / "study" / "strong" / "seed1" / "train" / "args.yaml").read_text())
     assert made["kd"]["methods"]["logit"]["gain"] == 2 and made["seed"] == 1
+
+
+@pytest.mark.slow
+def test_a_study_of_an_rtdetr_student_validated_at_the_end_only(given, tmp_path):
+    """The run's process must find the trainer of its student by itself, and a YAML that YOLO() cannot open."""
+    small = tmp_path / "smalln.yaml"
+    shape = {k: v for k, v in layout("rtdetr-2-20-32").items() if k not in {"scale", "yaml_file"}}
+    small.write_text(yaml.safe_dump(shape))
+    given = {**given, "model": str(small), "epochs": 2, "val": False}
+    report = study("match", seeds=1, out="study", **given)
+    assert not report["failed"] and report["missing"] == 0
+    assert {r["arm"] for r in report["runs"]} == {"alone", "match"}
+    for run in report["runs"]:
+        with (tmp_path / "study" / run["arm"] / "seed0" / "train" / "results.csv").open() as file:
+            losses = [float(row["val/giou_loss"]) for row in csv.DictReader(file)]
+        assert losses[0] == 0 < losses[1], "only the last epoch was to be validated"

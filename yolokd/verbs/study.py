@@ -38,7 +38,7 @@ OF_THE_STUDY = {
     "seed": "give seeds=",
     "resume": "the same command goes on where it stopped",
     **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the study's folder is out="),
-    **dict.fromkeys(("save", "val"), "a run needs its checkpoint and its validation"),
+    "save": "a run needs its checkpoint",
     "mode": "a study trains",
 }
 ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
@@ -101,7 +101,7 @@ def study(
         jobs: runs at a time.
         threads: CPU threads of each; by default the usable cores are shared out.
         **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
-            apply to the arms that use it.
+            apply to the arms that use it. With val=False a run is validated after its last epoch only.
 
     Returns:
         What OUT/compare.json holds: per run and per arm mAP as fractions and seconds, paired differences as fractions.

@@ -28,20 +28,18 @@ def main() -> None:
 
 
 def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Train, going on from the last epoch of an interrupted run; accuracy is that of the best epoch, as upstream's."""
-    from ultralytics import YOLO
+    """Train, going on from the last epoch of an interrupted run; accuracy is that of the best epoch, as
+    upstream's, or of the last one with val=False, which validates no other."""
+    from yolokd.trainer import trainer_for
+    from yolokd.verbs.train import _open_student
 
     target = folder / "train"
     last = _interrupted(target)
     if last is None and target.exists():
         shutil.rmtree(target)  # this run's own leftovers, of no use
-    student = YOLO(str(last or arguments["model"]))
+    student = _open_student(last or arguments["model"])
     student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
-    trainer = None
-    if "teacher" in arguments:
-        from yolokd.trainer import KDTrainer
-
-        trainer = KDTrainer
+    trainer = trainer_for(student.model) if "teacher" in arguments else None
     if last is not None:
         student.train(trainer=trainer, resume=True, save_dir=str(target))
     else:
