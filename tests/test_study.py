@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ import yaml
 from cli_for_tests import contents, refusal
 from models_for_tests import layout
 from training_for_tests import ASSETS, TINY
+from ultralytics import YOLO
 
 from yolokd import cli
 from yolokd.errors import UsageError
@@ -19,7 +21,7 @@ from yolokd.stats import NO_EVIDENCE, ONE_RUN
 from yolokd.verbs import study as verb
 from yolokd.verbs import study_report
 from yolokd.verbs.study import Job, build_arms, plan_study, read_arms, read_seeds, run_all, study
-from yolokd.verbs.study_run import RESULT
+from yolokd.verbs.study_run import RESULT, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
 # A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
@@ -331,6 +333,45 @@ def test_csv_has_a_line_a_run():
 
 
 # --- The real thing ---
+
+
+def relabelled(scenes, folder, keep: dict[int, int], names: dict[int, str]):
+    """YAML of the same validation images in which class i is keep[i], and objects of other classes are unmarked."""
+    source = scenes.parent
+    for labels in (source / "labels" / "val").glob("*.txt"):
+        rows = [line.split() for line in labels.read_text().splitlines()]
+        kept = [" ".join([str(keep[int(row[0])]), *row[1:]]) for row in rows if int(row[0]) in keep]
+        (folder / "labels" / "val").mkdir(parents=True, exist_ok=True)
+        (folder / "labels" / "val" / labels.name).write_text("\n".join(kept))
+    shutil.copytree(source / "images" / "val", folder / "images" / "val")
+    file = folder / "data.yaml"
+    file.write_text(yaml.safe_dump({"path": str(folder), "train": "images/val", "val": "images/val", "names": names}))
+    return file
+
+
+@pytest.mark.slow
+def test_a_teacher_is_scored_by_the_names_of_its_classes(scenes, tmp_path):
+    """Class 3 of the data is not class 3 of the teacher."""
+    names = yaml.safe_load(scenes.read_text())["names"]
+
+    def score(data, **more) -> float:
+        given = {"model": TEACHER, "data": str(data), "imgsz": 64, "batch": 8, "workers": 0, "device": "cpu", **more}
+        return validate(tmp_path / "run", given, 1)["map50"]
+
+    whole = score(scenes)
+    turned = {i: (i + 3) % 10 for i in names}
+    for folder, title in (("turned", str), ("named", lambda name: f"my {name}")):
+        (tmp_path / folder).mkdir()
+        data = relabelled(scenes, tmp_path / folder, turned, {turned[i]: title(name) for i, name in names.items()})
+        more = {"class_map": {name: title(name) for name in names.values()}} if folder == "named" else {}
+        assert score(data, **more) == pytest.approx(whole, abs=1e-9) and whole > 0.3
+    (tmp_path / "few").mkdir()
+    box = YOLO(TEACHER).val(data=str(scenes), imgsz=64, batch=8, workers=0, device="cpu", plots=False).box
+    (first, second, *_), each = box.ap_class_index.tolist(), box.ap50
+    few = relabelled(scenes, tmp_path / "few", {second: 0, first: 1}, {0: names[second], 1: names[first]})
+    assert score(few) == pytest.approx((each[0] + each[1]) / 2), "other classes' detections are no false alarms"
+    other = next(name for i, name in names.items() if i not in (first, second))
+    assert score(few, class_map={other: names[second]}) < score(few), "another class may be meant"
 
 
 @pytest.mark.slow

@@ -275,6 +275,8 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job:
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
     arguments = {"model": teacher.locate(common["teacher"]), "imgsz": DEFAULT_CFG_DICT["imgsz"]}
     arguments |= {k: common[k] for k in of_validation if k in common}
+    if config.is_file_name(given := arguments.get("classes")) or isinstance(given, dict):
+        arguments["class_map"] = config.read_classes(arguments.pop("classes"))
     if not isinstance(arguments.get("batch", 16), int) or arguments.get("batch", 16) < 1:
         del arguments["batch"]  # -1 and 0.8 let the training find its own
     if Path(str(arguments["data"])).is_file():

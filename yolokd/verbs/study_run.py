@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from yolokd.classes import ClassMap, match
+
 SPEC, RESULT = "run.json", "result.json"
 
 
@@ -59,13 +63,38 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
 
 
 def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
-    """The teacher's accuracy on the same images."""
+    """The teacher's accuracy on the same images, its classes taken by name for those of the data."""
     from ultralytics import YOLO
+    from ultralytics.data.utils import check_det_dataset
 
     teacher = YOLO(arguments["model"])
     teacher.add_callback("on_val_start", lambda validator: _set_threads(threads))
-    given = {k: v for k, v in arguments.items() if k != "model"}
-    return _accuracy(teacher.val(**given, plots=False, save_dir=str(folder / "val")).results_dict)
+    given = {k: v for k, v in arguments.items() if k not in ("model", "class_map")}
+    names = check_det_dataset(arguments["data"])["names"]
+    classes = None if arguments.get("single_cls") else match(names, teacher.names, arguments.get("class_map"))
+    validator = None if classes is None else renamed(teacher._smart_load("validator"), classes, len(teacher.names))
+    metrics = teacher.val(validator, **given, plots=False, save_dir=str(folder / "val"))
+    return _accuracy(metrics.results_dict)
+
+
+def renamed(validator: type, classes: ClassMap, count: int) -> type:
+    """A validator of Ultralytics that counts detections of a teacher with so many classes as of the data's classes;
+    those of classes that the data lacks are left out.
+    """
+    table = torch.full((count,), -1)
+    for own, group in zip(classes.student, classes.teacher, strict=True):
+        table[group] = own
+
+    class Renamed(validator):  # type: ignore[misc]
+        def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+            images = super().postprocess(preds)
+            known = [table.to(image["cls"].device)[image["cls"].long()] for image in images]
+            return [
+                {**{k: v[cls >= 0] for k, v in image.items()}, "cls": cls[cls >= 0].to(image["cls"].dtype)}
+                for image, cls in zip(images, known, strict=True)
+            ]
+
+    return Renamed
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -81,8 +110,6 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
 
 def _interrupted(target: Path) -> Path | None:
     """The checkpoint from which an interrupted training can go on, if there is one."""
-    import torch
-
     last = target / "weights" / "last.pt"
     if not last.is_file():
         return None
@@ -94,13 +121,10 @@ def _interrupted(target: Path) -> Path | None:
 
 
 def _set_threads(threads: int) -> None:
-    import torch
-
     torch.set_num_threads(threads)
 
 
 def _versions() -> dict[str, str]:
-    import torch
     import ultralytics
 
     from yolokd import __version__
