@@ -85,7 +85,7 @@ def renamed(validator: type, classes: ClassMap, count: int) -> type:
     for own, group in zip(classes.student, classes.teacher, strict=True):
         table[group] = own
 
-    class Renamed(validator):  # type: ignore[misc]
+    class Renamed(validator):
         def postprocess(self, preds: Any) -> list[dict[str, Any]]:
             images = super().postprocess(preds)
             known = [table.to(image["cls"].device)[image["cls"].long()] for image in images]
