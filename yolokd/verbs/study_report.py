@@ -148,12 +148,13 @@ def as_csv(report: Mapping[str, Any]) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report for people; mAP in percent."""
     about, seeds = report["arguments"], report["seeds"]
+    epoch = "best" if about.get("val", True) else "last"
     parts = [
         f"# {len(report['summary'])} arms, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
         f"Student `{about['model']}`, teacher `{about['teacher']}`, data `{about['data']}`. Settings: "
         + (", ".join(f"`{k}={v}`" for k, v in about.items() if k not in ("model", "teacher", "data")) or "defaults")
         + ".",
-        "mAP in percent on the validation images, of each run's best epoch; mean ± standard deviation over seeds. "
+        f"mAP in percent on the validation images, of each run's {epoch} epoch; mean ± standard deviation over seeds. "
         "Time: epochs with their validations, median of the ratios to the student alone of the same seed"
         + (f" ({report['jobs']} runs at a time)" if report["jobs"] > 1 else "")
         + ".",
