@@ -37,11 +37,11 @@ def centred(box: list[float]) -> list[float]:
     return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]]
 
 
-def objects(logits: list, boxes: list, dense: bool, o) -> list:
+def objects(logits: list, boxes: list, sets: bool, o) -> list:
     """(scores, box) of the objects that an image's predictions stand for, best first."""
     found = [([sigmoid(z) for z in zs], box) for zs, box in zip(logits, boxes, strict=True)]
     found = sorted((x for x in found if max(x[0]) > o.least), key=lambda x: -max(x[0]))
-    if not dense:
+    if sets:
         return found[: o.objects]
     kept: list = []
     for scores, box in found:
@@ -126,8 +126,8 @@ def reference(pair, o, bare=False):
     size = (pair.batch["img"].shape[-2], pair.batch["img"].shape[-1])
     s = change(pair.student, torch.Tensor.tolist, ("logits", "boxes"))
     t = change(pair.teacher, torch.Tensor.tolist, ("logits", "boxes"))
-    dense = pair.teacher_spec.dense
-    targets = [objects(zs, bs, dense, o) for zs, bs in zip(t.logits, t.boxes, strict=True)]
+    sets = not (pair.teacher_spec.dense or pair.student_spec.dense)
+    targets = [objects(zs, bs, sets, o) for zs, bs in zip(t.logits, t.boxes, strict=True)]
     if pair.student_spec.dense:
         chosen = [aligned(*image, o) for image in zip(s.logits, s.boxes, targets, strict=True)]
         return lambda student, _: on_points(student.logits, student.boxes, chosen, targets, size, o)
