@@ -417,3 +417,12 @@ def test_a_study_of_an_rtdetr_student_validated_at_the_end_only(given, tmp_path)
         with (tmp_path / "study" / run["arm"] / "seed0" / "train" / "results.csv").open() as file:
             losses = [float(row["val/giou_loss"]) for row in csv.DictReader(file)]
         assert losses[0] == 0 < losses[1], "only the last epoch was to be validated"
+
+
+def test_an_arm_is_not_scored_at_another_epoch_than_the_rest():
+    """Without its own val= it follows the study; with one, a best epoch would meet a last one."""
+    arms = {"alone": {"method": "alone"}, "quick": {"method": "pkd", "val": False}}
+    with pytest.raises(UsageError, match=r"^arm quick: val=False is for all arms alike: give it beside arms=\.$"):
+        build_arms(arms, {"teacher": TEACHER})
+    made = build_arms({**arms, "quick": {"method": "pkd"}}, {"teacher": TEACHER, "val": False})
+    assert [arm.arguments["val"] for arm in made] == [False, False]

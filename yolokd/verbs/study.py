@@ -214,6 +214,8 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
     for name, own in given.items():
         method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
         _refuse_owned(own, f"arm {name}: ")
+        if "val" in own:  # a best epoch is not to be compared with a last one
+            raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
         if method in (ALONE, BUILTIN):
             if odd := [k for k in own if "." in k or (k in config.OURS and k not in ("width", "depth"))]:
                 raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
