@@ -18,6 +18,7 @@ from training_for_tests import TINY
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from yolokd import cache, config
@@ -105,14 +106,22 @@ def test_workers_and_epochs_see_the_same_views(dataset, workers):
 def test_the_fingerprint_knows_images_labels_and_augmentations(tmp_path):
     yaml_file = compose(tmp_path / "scenes", train=4, val=2, imgsz=64, seed=3)
 
-    def of(**changes):
+    def of(build=build_yolo_dataset, **changes):
         data = check_det_dataset(str(yaml_file))
         args = get_cfg(DEFAULT_CFG, {"imgsz": 64, **changes})
-        return fingerprint(Views(build_yolo_dataset(args, data["train"], 8, data), 3, 0), "more")
+        return fingerprint(Views(build(args, data["train"], 8, data), 3, 0), "more")
+
+    def of_rtdetr(args, path, batch, data):
+        """It stretches images to the square where a YOLO's are padded."""
+        return RTDETRDataset(
+            img_path=path, imgsz=args.imgsz, batch_size=batch, augment=True, hyp=args, rect=False, data=data,
+            task="detect", classes=None, cache=None, single_cls=False, prefix="", fraction=1.0,
+        )  # fmt: skip
 
     first = of()
     assert of(epochs=7, lr0=0.1) == first
     changed = [of(mosaic=0.5), of(hsv_h=0.3), of(scale=0.4), of(copy_paste=0.1), of(fliplr=0.0), of(imgsz=96)]
+    changed.append(of(of_rtdetr))
     label = next((tmp_path / "scenes").rglob("*/train/*.txt"))
     label.write_text("0 0.5 0.5 0.25 0.25\n")
     next(label.parent.parent.glob("*.cache")).unlink()
@@ -120,7 +129,7 @@ def test_the_fingerprint_knows_images_labels_and_augmentations(tmp_path):
     picture = next(f for f in (tmp_path / "scenes" / "images" / "train").iterdir())
     picture.write_bytes(picture.read_bytes() + b"\0")
     changed.append(of())
-    assert len({first, *changed}) == 9
+    assert len({first, *changed}) == 10
 
 
 def response(classes=6, batch=2, imgsz=64, seed=0):

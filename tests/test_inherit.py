@@ -192,6 +192,19 @@ def test_the_trainer_starts_the_student_and_leaves_every_random_stream(set_up):
     assert all(p.requires_grad for n, p in inherited.model.module.named_parameters() if "dfl" not in n)
 
 
+@pytest.mark.parametrize("imgsz", [100, [100, 70]])
+def test_a_side_that_is_no_multiple_of_the_stride_is_made_one(set_up, imgsz):
+    """Ultralytics does so only after the student has been started: images of 100 pixels fit no pyramid."""
+    trainer = set_up("teacher", imgsz=imgsz, **({"teacher_imgsz": 128} if imgsz == 100 else {}))
+    assert trainer.args.imgsz == 128 and trainer.args.kd["start"] == "teacher"
+    assert trainer.distiller.pairings[0].teacher.scale == 1
+
+
+def test_large_images_are_fewer_but_enough_to_choose_by():
+    assert [inherit.images_for(side) for side in (160, 640, 1280)] == [512, 44, 23]
+    assert [inherit.unseen_of(n) for n in (512, 44, 24, 16, 2)] == [64, 14, 8, 5, 1]
+
+
 def test_kd_0_is_the_student_alone_and_so_starts_as_it_is(set_up):
     assert set_up(None, kd=0).args.kd["start"] == "own"
     assert set_up(None).args.kd["init"] == "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import platform
@@ -283,6 +284,23 @@ def test_a_teacher_of_another_image_size_speaks_of_the_students_places(scale):
         assert same
         torch.testing.assert_close(found.boxes[:, n], whole.boxes[:, same[0]] / scale, rtol=1e-5, atol=1e-4)
     assert [m.shape[-1] for m in found.neck] == [16 * scale, 8 * scale, 4 * scale]
+
+
+@pytest.mark.parametrize("size", [(96, 160), (128, 192)])
+def test_a_teacher_with_a_level_more_takes_sides_that_are_no_multiple_of_its_stride(size):
+    """P6: it sees the next size that its pyramid can have, and speaks of the student's places as ever."""
+    strides, fields = (8, 16, 32), frozenset(("logits", "boxes"))
+    teacher = Teacher(YoloReader(build("yolov8n-p6", dtype=torch.float32)), fields, ("one2many",), CPU)
+    x = images(2, *size, dtype=torch.float32)
+    found = teacher(x)(strides)["one2many"]
+    assert found.logits.shape[1] == sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in strides)
+    double = teacher(scaled(x, 1.0, 64))(strides)["one2many"]
+    if size == (128, 192):
+        assert torch.equal(found.boxes, double.boxes)
+    else:  # 128 x 192 seen for 96 x 160: the first anchor point is the first there
+        torch.testing.assert_close(found.boxes[:, 0, 3], double.boxes[:, 0, 3] * 96 / 128)
+    with pytest.raises(RuntimeError):
+        teacher.model(x[..., :96, :96])  # what would happen without
 
 
 def test_a_set_of_another_image_size_is_in_the_students_pixels():

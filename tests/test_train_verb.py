@@ -159,6 +159,16 @@ def test_a_data_set_that_is_not_there(refused, place, text, named):
     assert "data=mine.yaml cannot be used" in said and named in said
 
 
+def test_a_training_folder_without_images(refused, place, scenes):
+    """Ultralytics looks for the validation's folder only, before it makes the run's."""
+    (place / "none").mkdir()
+    val = scenes.parent / "images" / "val"
+    for train in ("none", "gone"):
+        (place / "mine.yaml").write_text(f"path: {place}\ntrain: {train}\nval: {val}\nnames: {{0: a}}\n")
+        said = refused("data=mine.yaml")
+        assert f"(train: {place / train} has no images)" in said
+
+
 @pytest.mark.parametrize(
     "file", ["text.pt", "empty.pt", "truncated.pt", "gone.pt", "gone.yaml", "data.txt", "data.yaml", "", "cut.onnx"]
 )
@@ -176,7 +186,7 @@ def test_a_student_that_is_no_model(refused, damaged, file):
         "cwd.tau=2", "kd=-1", "kd=nan", "kd={}", "pkd.gain=x", "epoch=3", "teachr=x", "epochs=abc", "imgsz='x'",
         "device=banana", "distill_model=x.pt", "compile=True", "quantize=8", "pretrained=none.pt", "cfg=none.yaml",
         "resume=none.pt", "resume=True", "epochs", "width=0", "width=-1", "width=abc", "width=nan", "depth=0",
-        "depth=5",
+        "depth=5", "optimizer=foo", "split=test",
     ],
 )  # fmt: skip
 def test_an_argument_that_is_refused_by_name(refused, argument):
@@ -204,7 +214,10 @@ def test_scaling_needs_a_family(refused, teacher, place):
 def test_a_folder_that_holds_a_run(refused, place):
     (place / "old" / "weights").mkdir(parents=True)
     (place / "old" / "weights" / "best.pt").write_bytes(b"mine")
-    assert "already holds a run" in refused(f"save_dir={place / 'old'}")
+    assert "is not empty" in refused(f"save_dir={place / 'old'}")
+    (place / "project").mkdir()
+    (place / "project" / "thesis.tex").write_text("mine")  # with several GPUs Ultralytics would empty the folder
+    assert "is not empty" in refused(f"save_dir={place / 'project'}")
 
 
 def test_a_checkpoint_that_cannot_be_resumed(refused, teacher):

@@ -32,6 +32,7 @@ from yolokd.errors import UsageError
 from yolokd.solve import least_squares, logistic, patches, pick
 
 PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
+LEAST_UNSEEN = 16  # images on which "auto" chooses, which nothing was fitted to
 PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
 POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
 LAST_POINTS = 2**15
@@ -41,7 +42,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     """Start the student as `init=` says and return how it starts, "own" or "teacher".
 
     "auto" takes the teacher's if the student's own weights, given last convolutions and batch norm statistics that are
-    fitted in the same way, have the higher detection loss on an eighth of the images, which nothing was fitted to.
+    fitted in the same way, have the higher detection loss on some of the images, which nothing was fitted to.
     Own weights are left exactly as they are.
 
     Args:
@@ -57,7 +58,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
         return "own"
-    fitted = len(batch["img"]) - max(len(batch["img"]) // 8, 1)
+    fitted = len(batch["img"]) - unseen_of(len(batch["img"]))
     images = batch["img"][:fitted]
     lesson = Lesson(teacher, matched, images)
     own = copy.deepcopy(student.model.state_dict())
@@ -71,6 +72,17 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
+
+
+def images_for(side: int) -> int:
+    """How many images of side x side pixels `start` should be given."""
+    seen = PIXELS_SEEN // side**2
+    return seen + max(LEAST_UNSEEN - seen // 8, 0)
+
+
+def unseen_of(images: int) -> int:
+    """How many of so many images are kept from the fit: an eighth, or if that is few, up to a third."""
+    return max(images // 8, min(LEAST_UNSEEN, images // 3), 1)
 
 
 def partners(how: str, student: Reader, teacher: Reader) -> list[Pair]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.checks import check_imgsz
 
 from yolokd import cache, selection
 from yolokd import teacher as teachers
@@ -127,6 +128,7 @@ def plan(
     names: dict[int, str],
     classes: ClassMap | None = None,
     scale: float = 1.0,
+    other: bool = False,
 ) -> Plan:
     """Which methods a student will be taught by under a teacher.
 
@@ -135,6 +137,7 @@ def plan(
         names: index -> name of the data's classes, which the student learns.
         classes: shared classes, None where teacher and data have the same.
         scale: sides of the teacher's images as a multiple of the student's.
+        other: whether the teacher's images may be of another size than the student's; they are at another scale.
 
     Raises:
         UsageError: an option is out of range, a method does not apply to the pair, or none of a recipe does.
@@ -154,7 +157,9 @@ def plan(
             other_task.append(f"method {key} needs {', '.join(sorted(lost))}, which {student.spec.name} does not show.")
             continue  # no news, as it would be if the teacher alone lacked them
         try:
-            method, place = _build(key, options, student, teacher, len(names), classes, scale, kd.get("levels"))
+            method, place = _build(
+                key, options, student, teacher, len(names), classes, other or scale != 1, kd.get("levels")
+            )
             if "cache" in kd:
                 check_stored(key, method, teacher.spec)
         except UsageError as error:
@@ -169,30 +174,40 @@ def plan(
     return Plan(teacher, terms, used, refused, classes, scale)
 
 
-def plans(student: Reader, kd: dict[str, Any], data: dict[str, Any], imgsz: Any, single_cls: bool) -> list[Plan]:
+def fitting_side(imgsz: Any, model: Any) -> int:
+    """The side of a student's images that Ultralytics will make of imgsz=: a multiple of its largest stride."""
+    grid = max(int(model.stride.max()), 32)
+    return int(check_imgsz(imgsz, stride=grid, floor=grid, max_dim=1))
+
+
+def plans(
+    student: Reader, kd: dict[str, Any], data: dict[str, Any], side: int, single_cls: bool, varied: bool = False
+) -> list[Plan]:
     """A plan for each teacher of the folded options; loads them.
 
     Args:
         data: Ultralytics' description of the data set: its ``names`` and image ``channels``.
-        imgsz: the student's, in pixels, or [height, width].
-        single_cls: every class of the data counts as one, and so every class of a teacher.
+        side: of the student's images, in pixels.
+        single_cls: every class of the data counts as one, and so every class of a teacher that stands for one of it.
+        varied: whether images of other sizes come too (multi_scale, rect).
     """
-    side = max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz
-    scale = (kd.get("teacher_imgsz") or side) / side
     made = []
     for path in kd["teacher"]:
         model = teachers.load(path, kd.get("teacher_contract"), kd.get("teacher_names"))
         teachers.fit_channels(model, data.get("channels", 3))
         given = kd.get("classes")
         if single_cls:
-            given = {str(name): str(data["names"][0]) for name in model.names.values()}
+            given = {str(name): str(data["names"][0]) for name in given or model.names.values()}
         reader = read(model)
+        scale = teachers.fitting(kd.get("teacher_imgsz") or side, max(reader.strides)) / side
+        other = scale != 1 or (varied and max(reader.strides) > max(32, *student.strides))
         if kd.get("teachers") == "best" and (missing := selection.NEEDS - reader.spec.shows):
             raise UsageError(
                 f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "
                 "use teachers=average."
             )
-        made.append(plan(student, reader, kd, data["names"], match(data["names"], model.names, given), scale))
+        shared = match(data["names"], model.names, given)
+        made.append(plan(student, reader, kd, data["names"], shared, scale, other))
     terms = [term for one in made for term in one.terms.values()]
     if kd.get("unlabeled_ratio") and all(term.method.truth for term in terms):
         raise UsageError(
@@ -219,7 +234,7 @@ def _build(
     teacher: Reader,
     classes: int,
     shared: ClassMap | None,
-    scale: float,
+    other: bool,
     levels: str | None,
 ) -> tuple[Method, Place]:
     name, _, tap = key.partition("@")
@@ -229,7 +244,7 @@ def _build(
     check_tap(key, cls, tap, student.spec, teacher.spec)
     place = levels_for(key, cls, tap, student, teacher, levels == "resize")
     specs = replace(student.spec_at(place[0]), classes=classes), teacher.spec_at(place[1])
-    if scale != 1:  # bins count the teacher's own cells
+    if other:  # bins count the teacher's own cells
         specs = specs[0], replace(specs[1], bins=0, shows=specs[1].shows - {"bins", "finish"})
     if cls.classwise and shared is not None:
         specs = replace(specs[0], classes=shared.shared), replace(specs[1], classes=shared.shared)

@@ -115,7 +115,8 @@ def fingerprint(dataset: Any, *more: Any) -> str:
         for array in (label["cls"], label["bboxes"], *(label.get("segments") or ())):
             found.update(np.ascontiguousarray(array).tobytes() + b"\n")
     settings = [(type(part).__name__, _settings(part)) for part in walk(dataset.transforms)]
-    shape = [dataset.imgsz, dataset.channels]
+    # by its type, an RT-DETR's data set stretches images where a YOLO's pads them
+    shape = [type(getattr(dataset, "dataset", dataset)).__qualname__, dataset.imgsz, dataset.channels]
     found.update(json.dumps([settings, shape, *more], sort_keys=True, default=str).encode())
     return found.hexdigest()
 

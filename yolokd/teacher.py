@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils import WINDOWS
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from yolokd.detectors import TASKS, vit
 from yolokd.detectors.onnx import OnnxDetector
@@ -60,6 +60,18 @@ def locate(teacher: Any) -> str:
     if str(teacher) in GITHUB_ASSETS_NAMES:
         return str(teacher)
     raise UsageError(f"teacher={teacher} does not exist: give the path of the trained model's .pt file.")
+
+
+def fetched(path: str) -> str:
+    """What `locate` gives, an official checkpoint by its file, which is downloaded if it is not there yet."""
+    if path not in GITHUB_ASSETS_NAMES:
+        return path
+    try:
+        return str(Path(attempt_download_asset(path)).resolve(strict=True))
+    except Exception as error:  # no network, a full disk ... each its own type
+        raise UsageError(
+            f"teacher={path} cannot be downloaded ({type(error).__name__}): give the path of a checkpoint."
+        ) from error
 
 
 def title(path: str) -> str:
@@ -161,9 +173,14 @@ def layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if on_cpu or on_cuda else torch.contiguous_format
 
 
+def fitting(side: int, stride: int) -> int:
+    """The side in pixels as a network of this largest stride can take it: the next multiple."""
+    return math.ceil(side / stride) * stride
+
+
 def scaled(images: Tensor, scale: float, stride: int) -> Tensor:
-    """Images with sides scaled and rounded to a multiple of the stride; untouched at scale 1."""
-    if scale == 1:
+    """Images with sides scaled and rounded to a multiple of the stride; untouched if they are as they should be."""
+    if scale == 1 and not any(side % stride for side in images.shape[-2:]):
         return images
     size = [max(round(side * scale / stride), 1) * stride for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)

@@ -30,7 +30,7 @@ from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
-from yolokd.pairing import Pairing, Plan, plans
+from yolokd.pairing import Pairing, Plan, fitting_side, plans
 from yolokd.repeat import SAMPLE, Rounds, Views, fingerprint, versions
 from yolokd.unlabeled import Images, Steps, Unlabeled, list_folder
 
@@ -72,6 +72,7 @@ class KDMixin(BaseTrainer):
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
         super().set_model_attributes()
         student, kd = self.model, self.args.kd
+        self.args.imgsz = fitting_side(self.args.imgsz, student)  # upstream does so a moment later
         if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
             raise UsageError(
                 f"{type(self).__name__} does not train a model that ends in {type(student.model[-1]).__name__}: "
@@ -81,7 +82,8 @@ class KDMixin(BaseTrainer):
         with torch.random.fork_rng(devices=cuda):  # adapters draw numbers: a student alone must see the same stream
             torch.manual_seed(self.args.seed)
             reader = read(student)
-            made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls)
+            varied = bool(self.args.multi_scale or self.args.rect)
+            made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls, varied)
             kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
             best = kd.get("teachers") == "best"
             pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
@@ -111,17 +113,20 @@ class KDMixin(BaseTrainer):
         if how == "own" or RANK not in {-1, 0} or not inherit.partners(how, student, plan.teacher):
             return "own"
         plan.teacher.model.to(self.device)
-        return inherit.start(how, student, plan.teacher, self._some_images(), plan.classes)
+        side = teacher.fitting(int(self.args.imgsz), max(plan.teacher.strides))
+        return inherit.start(how, student, plan.teacher, self._some_images(side), plan.classes)
 
-    def _some_images(self) -> dict[str, Any]:
+    def _some_images(self, side: int) -> dict[str, Any]:
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""
         args, streams = self.args, (random.getstate(), np.random.get_state())
-        self.args = IterableSimpleNamespace(**{**vars(args), "cache": False, "rect": False, "multi_scale": 0.0})
+        changes = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
+        self.args = IterableSimpleNamespace(**{**vars(args), **changes})
         random.seed(args.seed)
         np.random.seed(args.seed)
         try:
-            dataset = self.build_dataset(self.data["train"], "train", self.batch_size)
-            count = max(min(inherit.PIXELS_SEEN // int(args.imgsz) ** 2, len(dataset)), 16)  # of a few, some twice
+            # mosaic takes its parts from the last images, more than one also where the batch size is not known yet
+            dataset = self.build_dataset(self.data["train"], "train", max(self.batch_size, 16))
+            count = max(min(inherit.images_for(side), len(dataset)), 16)  # of a few, some twice
             items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
             batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
             return batch
@@ -306,6 +311,7 @@ class KDMixin(BaseTrainer):
             "dataset": Path(str(self.args.data)).name,
             "split": self.args.split,
             "n_images": len(self.test_loader.dataset),
+            "imgsz": int(self.args.imgsz),
             "map50": float(self.metrics["metrics/mAP50(B)"]),
             "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
             **{  # of what a task has besides boxes

@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 
 from yolokd import config, inherit
 from yolokd.detectors import TASKS, read
 from yolokd.errors import UsageError
-from yolokd.pairing import plans
+from yolokd.pairing import fitting_side, plans
 from yolokd.trainer import trainer_for
 
 
@@ -93,14 +94,20 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     config.check_values(arguments)
     if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
         _open_student(pretrained, "pretrained")
+    optimizer = str(arguments.get("optimizer") or "auto").lower()
+    if optimizer not in {"auto", "musgd", *(name.lower() for name in vars(torch.optim))}:
+        raise UsageError(
+            f"optimizer={arguments['optimizer']} is none that Ultralytics has: leave it out for its choice."
+        )
     folder = arguments.get("save_dir")
-    if folder and (Path(folder) / "weights").exists():
-        raise UsageError(f"save_dir={folder} already holds a run: choose another folder.")
+    if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        # over what is there Ultralytics writes, and with several GPUs it empties the folder first
+        raise UsageError(f"save_dir={folder} is not empty, perhaps by an earlier run: choose another folder.")
 
 
 def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
-    data = _read_data(arguments.get("data"))
+    data = read_data(arguments)
     kd, single = arguments["kd"], bool(arguments.get("single_cls"))
     if single:
         data = {**data, "names": {0: "item"}}
@@ -109,19 +116,37 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
         if "kpt_shape" not in data:
             raise UsageError(f"data={arguments['data']} has no kpt_shape, such as [17, 3]: a pose model needs it.")
         reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
-    made = plans(reader, kd, data, arguments.get("imgsz") or 640, single)
+    varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
+    made = plans(reader, kd, data, fitting_side(arguments.get("imgsz") or 640, student.model), single, varied)
     inherit.partners(kd["init"], reader, made[0].teacher)
 
 
-def _read_data(data: Any) -> dict[str, Any]:
-    if not data:
+def read_data(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The data set that a training's arguments name, as Ultralytics describes it, once its images are seen to exist."""
+    if not (data := arguments.get("data")):
         raise UsageError("no data: give a data set's YAML, data=my.yaml.")
+    split = arguments.get("split") or "val"
+    named = f"data={data}" + (f" split={split}" if arguments.get("split") else "")
     try:
-        return check_det_dataset(str(data))  # type: ignore[no-any-return]
+        file = convert_ndjson_to_yolo_if_needed(data, arguments.get("fraction", 1.0), split=split)
+        found: dict[str, Any] = check_det_dataset(str(file), split=split)
     except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
         raise UsageError(
-            f"data={data} cannot be used ({config.one_line(error)}); give a data set's YAML whose folders exist."
+            f"{named} cannot be used ({config.one_line(error)}); give a data set's YAML whose folders exist."
         ) from error
+    for key in ("train", split):  # Ultralytics has looked for the validation's folders only, and into none
+        places: Any = found.get(key)
+        for place in places if isinstance(places, list) else [places]:
+            if not place or not _holds_images(Path(str(place))):
+                raise UsageError(f"{named} cannot be used ({key}: {place} has no images): mend its paths.")
+    return found
+
+
+def _holds_images(place: Path) -> bool:
+    """Whether a folder has an image somewhere in it; a file is a list of images."""
+    if place.is_dir():
+        return any(file.suffix[1:].lower() in IMG_FORMATS for file in place.rglob("*"))
+    return place.is_file()
 
 
 def scaled(model: str, width: float | None = None, depth: float | None = None) -> str:
