@@ -124,6 +124,9 @@ def test_classes_of_the_teacher_alone_still_say_where_objects_are():
         match(NAMES, model.names, None),
     )
     assert "logit" not in made.methods and any("logit" in reason for reason in made.refused)
+    assert made.methods.keys() == {"pkd", "bckd_box"}, "with weight=teacher boxes are weighed by any class"
+    with pytest.raises(UsageError, match="bckd_box compares scores class by class"):
+        distiller(model, "bckd_box")
 
 
 def test_a_student_of_three_classes_under_a_teacher_of_five():

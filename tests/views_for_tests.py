@@ -15,6 +15,7 @@ from torchvision.ops import box_convert
 
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
+from yolokd.teacher import AT_POINTS
 from yolokd.views import FIELDS, MAPS, Spec, View
 
 SIZES = ((4, 6), (2, 3))  # H, W a level, those of an image of 32 x 48 pixels
@@ -60,6 +61,9 @@ def make_pair(
     images, specs, views = make_batch(seed, batch, sizes[0]), [], []
     for i, head in enumerate(heads.split("/")):
         view = make_view(2 * seed + i, batch, widths[i], sizes[i], classes[i], dtype)
+        if sizes[i] != sizes[0]:  # what it shows at anchor points, it shows at the student's, whatever its maps' sizes
+            there = make_view(2 * seed + i, batch, widths[i], sizes[0], classes[i], dtype)
+            view = replace(view, **{field: getattr(there, field) for field in AT_POINTS})
         facts = {"bins": BINS, "keypoints": JOINTS, "name": ("small", "large")[i]}
         if head == "set":
             size = (images["img"].shape[-2], images["img"].shape[-1])

@@ -41,11 +41,11 @@ def richness(logits: list, maps: tuple) -> list:
 def reference(method: FRS):
     def loss(student, teacher) -> float:
         s_maps, t_maps = getattr(student, method.tap), getattr(teacher, method.tap)
-        weights = richness(teacher.logits, t_maps)
+        weights = richness(teacher.logits, s_maps)
         levels = []
         for s, t, w, conv in zip(s_maps, t_maps, weights, method.adapters, strict=True):
             height, width = len(s[0][0]), len(s[0][0][0])
-            a, b, w = conv1x1(s, conv), resize(t, height, width), resize(w, height, width)
+            a, b = conv1x1(s, conv), resize(t, height, width)
             square = energy = total = 0.0
             for i in range(len(b)):
                 for y in range(height):

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
 
-from yolokd.methods.pkd import EPS, PKD, decorrelation
+from yolokd.methods.pkd import EPS, PKD, centred, decorrelation
 
 
 def standardised(values: list[float]) -> list[float]:
@@ -103,3 +103,19 @@ def test_gradient_of_decorrelation():
         torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((3, 2), (2, 2, 2, 3), (2, 3, 2, 3))
     )
     assert gradcheck(lambda w, s: decorrelation(w, s, t), (w.requires_grad_(), s.requires_grad_()))
+
+
+def test_channels_that_cancel_do_not_leave_the_range():
+    """Rounding in float32 must not make a loss of minus thousands, to which descent would be drawn, where the adapter
+    takes away a common mode ten thousand times as strong as the rest."""
+    generator = torch.Generator().manual_seed(0)
+    rest = torch.randn(1, 32, 24, 24, dtype=torch.float64, generator=generator)
+    common = torch.randn(1, 1, 24, 24, dtype=torch.float64, generator=generator)
+    t = rest[:, :8] + 0.5 * torch.randn(1, 8, 24, 24, dtype=torch.float64, generator=generator)
+    for strength in (1.0, 100.0, 1e4):
+        s = rest + strength * common + 100 * strength
+        w = torch.linalg.lstsq(centred(s), centred(t)).solution.T
+        exact = decorrelation(w, s, t).item()
+        value = decorrelation(w.float(), s.float(), t.float()).item()
+        assert -1e-6 <= value <= 2
+        assert strength > 100 or value == pytest.approx(exact, abs=5e-3)

@@ -151,7 +151,7 @@ def pfi_reference(method, sizes):
             height, width = sizes[0][level]
             a, b = conv1x1(s, conv), resize(t, height, width)
             p_s = plane(student.logits, level, sizes[0])
-            p_t = resize(plane(teacher.logits, level, sizes[1]), height, width)
+            p_t = plane(teacher.logits, level, sizes[0])
             error = energy = total = 0.0
             for i in range(len(a)):
                 for y in range(height):

@@ -24,7 +24,7 @@ def reference(method: SL2):
         for s, t, layers in zip(
             getattr(student, method.tap), getattr(teacher, method.tap), method.adapters, strict=True
         ):
-            rows, columns = len(t[0][0]), len(t[0][0][0])
+            rows, columns = len(s[0][0]), len(s[0][0][0])
             weights = [
                 [
                     [
@@ -36,7 +36,7 @@ def reference(method: SL2):
             ]
             start += rows * columns
             size = len(s[0][0]), len(s[0][0][0])
-            a, b, w = project(s, layers), resize(t, *size), resize(weights, *size)
+            a, b, w = project(s, layers), resize(t, *size), weights
             error = energy = total = 0.0
             for i in range(len(b)):
                 for y in range(size[0]):

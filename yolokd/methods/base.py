@@ -40,7 +40,7 @@ class Method(nn.Module):
     student_needs: frozenset[str] = frozenset()  # fields of the student's view that it reads and not of the teacher's
     teacher_needs: frozenset[str] = frozenset()  # and the other way round
     heads: ClassVar[tuple[str, ...]] = ANY_HEADS  # pairs "student/teacher" of kinds of heads it can compare
-    classwise: ClassVar[bool] = False  # compares logits class by class, so that both sides need the same classes
+    classwise: bool = False  # compares logits class by class, so both sides need the same; an option may alter it
     truth: ClassVar[bool] = False  # needs the batch's objects: images without ground truth teach nothing by it
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
 

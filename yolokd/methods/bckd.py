@@ -103,6 +103,7 @@ class BCKDBox(Method):
         if options.weight == "gap":
             ops.check_classes("bckd_box with weight='gap'", student, teacher)
         self.weight = options.weight
+        self.classwise = options.weight == "gap"  # the teacher's highest score needs no class of the data
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_s, z_t = both_logits(student, teacher)

@@ -25,7 +25,7 @@ Where we depart, and why:
   gradient; taking it away makes 0 the optimum, so that the number in the log can be read.
 - The code's adapter is a 3x3 conv, ours 1x1: the term then adds a twentieth to a small student's own step on a CPU.
 - `relative` (default) divides by the teacher's own weighted mean square; False gives the authors' feature part.
-- A teacher's map of another size is interpolated to the student's, and the weights with it.
+- A teacher's map of another size is interpolated to the student's; scores are at the student's anchor points.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class FRS(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         richness = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(richness, ops.shown(getattr(teacher, self.tap), self.tap))
+        weights = ops.level_maps(richness, ops.shown(getattr(student, self.tap), self.tap))
         losses = []
         for (s, t), w in zip(ops.adapted(student, teacher, self.tap, self.adapters), weights, strict=True):
             scale = 1 if self.relative else t.shape[1]  # the authors' error is a sum over channels
-            losses.append(scale * ops.weighted_error(s, t, ops.resize(w, s), self.relative))
+            losses.append(scale * ops.weighted_error(s, t, w, self.relative))
         return ops.level_mean(losses)
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from yolokd.methods import ops
@@ -68,9 +69,11 @@ class PKD(Method):
 def decorrelation(w: Tensor, s: Tensor, t: Tensor) -> Tensor:
     """The loss at one level; w (C_t, C_s), s (B, C_s, H, W), t (B, C_t, H, W) without gradient -> ()."""
     x, y = centred(s), centred(t)
-    variance = ((w @ (x.T @ x)) * w).sum(1).clamp_min(0) / len(x)
     covariance = (w * (y.T @ x)).sum(1) / len(x)
     wanted = y.square().mean(0)
+    # where w cancels what the channels have in common, rounding may leave less than the covariance allows
+    least = covariance.square() / (wanted + EPS)
+    variance = torch.maximum(((w @ (x.T @ x)) * w).sum(1) / len(x), least)
     own = variance / (variance + EPS) + wanted / (wanted + EPS)
     return (own / 2 - covariance * ((variance + EPS) * (wanted + EPS)).rsqrt()).mean()
 

@@ -32,6 +32,7 @@ Where we depart, and why:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,11 +142,12 @@ class PFI(Method):
         self.adapters = ops.adapters(ops.widths("pfi", student, teacher, tap, self.taps))
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        scores = [score_maps(view, self.tap) for view in (student, teacher)]
+        maps = ops.shown(getattr(student, self.tap), self.tap)
+        scores = [score_maps(view, maps) for view in (student, teacher)]
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
         losses = []
         for (s, t), p_s, p_t in zip(pairs, *scores, strict=True):
-            gap = (p_s - ops.resize(p_t, p_s)).square().mean(1, keepdim=True)
+            gap = (p_s - p_t).square().mean(1, keepdim=True)
             plain = not self.relative  # the weighted mean would divide by the gaps, as relative does
             losses.append((gap * (s - t).square()).mean() if plain else ops.weighted_error(s, t, gap, True))
         return ops.level_mean(losses)
@@ -156,8 +158,8 @@ def log_softmax(z: Tensor, counts: Tensor) -> Tensor:
     return z.masked_fill(~counts, torch.finfo(torch.float32).min / 4).log_softmax(-1)
 
 
-def score_maps(view: View, tap: str) -> list[Tensor]:
-    """Class scores as L maps (B, K, H, W), without gradient."""
+def score_maps(view: View, like: Sequence[Tensor]) -> list[Tensor]:
+    """Class scores as L maps (B, K, H, W), without gradient; like the student's maps, whose cells are the points."""
     scores = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid()
-    maps = ops.level_maps(scores.mT.flatten(0, 1), ops.shown(getattr(view, tap), tap))
+    maps = ops.level_maps(scores.mT.flatten(0, 1), like)
     return [m.reshape(len(scores), -1, *m.shape[-2:]) for m in maps]

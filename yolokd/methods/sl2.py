@@ -19,8 +19,8 @@ Where Ultralytics' code departs from this, or we from it, and why:
 - Its projector has C_t channels inside, which cost more than a tenth of a YOLO11n's own step under a YOLO11s at 640 px.
   Ours has `width` as many.
 - It averages the logits of a dual head's two branches. Our view shows one branch; its logits give the weights.
-- It takes the neck of an equal stride and size only. A teacher's map of another size is interpolated to the student's,
-  and the weights with it.
+- It takes the neck of an equal stride and size only. A teacher's map of another size is interpolated to the student's;
+  the scores are at the student's anchor points already.
 """
 
 from __future__ import annotations
@@ -68,11 +68,9 @@ class SL2(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         score = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(score, ops.shown(getattr(teacher, self.tap), self.tap))
+        weights = ops.level_maps(score, ops.shown(getattr(student, self.tap), self.tap))
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
-        losses = [
-            ops.weighted_error(s, t, ops.resize(w, s), self.relative) for (s, t), w in zip(pairs, weights, strict=True)
-        ]
+        losses = [ops.weighted_error(s, t, w, self.relative) for (s, t), w in zip(pairs, weights, strict=True)]
         return ops.level_mean(losses)
 
 
