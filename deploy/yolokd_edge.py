@@ -2546,7 +2546,7 @@ def _images(frames: Sequence[np.ndarray]) -> dict[str, Any]:
 def _versus(trials: Sequence[Trial], base: Sequence[Trial] | None, missing: dict[str, str]) -> dict[str, Any] | None:
     """Ratio of this model's percentiles to those of the first model, run by run: both met the same background load.
 
-    The interval is a bootstrap over the runs, null below three of them.
+    The interval is a bootstrap over the runs, null below five of them, of which it could not hold 95 %.
     """
     if not base:
         missing["results.versus_first"] = "this is the first or only model"
@@ -2558,11 +2558,11 @@ def _versus(trials: Sequence[Trial], base: Sequence[Trial] | None, missing: dict
             missing["results.versus_first." + key] = "a run has too few samples"
             continue
         ratios, ends = np.array([a[key] / b[key] for a, b in pairs]), None
-        if len(ratios) >= 3:
+        if len(ratios) >= 5:
             draws = np.median(np.random.RandomState(0).choice(ratios, (1000, len(ratios))), 1)
             ends = [percentile(draws, 0.025), percentile(draws, 0.975)]
         else:
-            missing[f"results.versus_first.{key}.ci95"] = "fewer than three runs"
+            missing[f"results.versus_first.{key}.ci95"] = "fewer than five runs"
         out[key] = {"ratio": float(np.median(ratios)), "ci95": ends}
     return out
 
@@ -3224,6 +3224,9 @@ def _new_report(out: str | Path, overwrite: bool = False) -> Path:
     for path in (out, out.with_suffix(".npz")):
         if path.exists() and not overwrite:
             raise EdgeError(f"{path} exists already; choose another name for the report.")
+    above = next(p for p in out.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(str(above), os.W_OK):
+        raise EdgeError(f"{out} cannot be written, {above} is no folder of yours: name a file elsewhere.")
     return out
 
 

@@ -448,11 +448,14 @@ def test_runs_are_pooled_and_kept_apart() -> None:
 
 
 def test_ratio_to_the_first_model_is_taken_run_by_run() -> None:
-    base = [session([level - 2] * 10) for level in (10.0, 20.0, 40.0)]
-    other = [session([1.1 * level - 2] * 10) for level in (10.0, 20.0, 40.0)]
+    levels = (10.0, 20.0, 40.0, 15.0, 30.0)
+    base = [session([level - 2] * 10) for level in levels]
+    other = [session([1.1 * level - 2] * 10) for level in levels]
     versus = edge._versus(other, base, {})
     assert versus["p50"]["ratio"] == pytest.approx(1.1) and versus["p50"]["ci95"] == pytest.approx([1.1, 1.1])
-    assert edge._versus(other[:2], base[:2], {})["p50"]["ci95"] is None  # two runs tell no spread
+    few: dict[str, str] = {}
+    assert edge._versus(other[:4], base[:4], few)["p50"]["ci95"] is None  # their extremes hold 87.5 %, not 95
+    assert few["results.versus_first.p50.ci95"] == "fewer than five runs"
 
 
 def test_tail_is_attributed_to_what_happened_during_its_frames() -> None:

@@ -322,6 +322,13 @@ def test_figures_of_a_graph_known_by_hand(tmp_path: Path) -> None:
     assert (figures["parameters"], figures["gflops"], figures["peak_activation_bytes"]) == (216, None, None)
 
 
+def test_a_file_without_a_fixed_shape_has_no_slowest_nodes(unpacked: Path, tmp_path: Path, capsys) -> None:
+    model = onnx.load(unpacked / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    assert "has no fixed input shape" in refusal(capsys, tmp_path, "inspect", f"model={tmp_path / 'dynamic.onnx'}")
+
+
 def test_inspect_shows_the_slowest_nodes(unpacked: Path, capsys) -> None:
     assert cli.main(["inspect", f"model={unpacked / 'model.onnx'}", "top=4"]) == 0
     lines = capsys.readouterr().out.splitlines()

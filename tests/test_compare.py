@@ -155,6 +155,21 @@ def test_paired_runs_cancel_what_both_met():
     assert middle == pytest.approx(1.1) and low < 0.9 and high > 1.3 and how == "5 and 5 runs"
 
 
+def test_three_runs_are_judged_by_what_three_can_tell():
+    """Their extremes, 4.5 to 5.6 %, would be a certain regression above 4 %; three runs leave 3.7 to 6.4 % open."""
+    old, new = record(10, (10.0, 10.0, 10.0)), record(10.5, (10.45, 10.5, 10.56))
+    middle, low, high, how = ratio(old, new, "total.p50", paired=True)
+    assert middle == pytest.approx(1.0503, abs=1e-4) and how == "3 paired runs"
+    assert (low, high) == (pytest.approx(1.0367, abs=1e-4), pytest.approx(1.0641, abs=1e-4))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_judging(tmp_path, capsys, monkeypatch):
+    both = [write(tmp_path / f"{n}.json", record(10, RUNS)) for n in ("a", "b")]
+    monkeypatch.setattr("os.access", lambda *a, **k: False)  # root may write anywhere
+    said = refusal(capsys, tmp_path, "compare", *map(str, both), "--junit", str(tmp_path / "gate.xml"))
+    assert "gate.xml cannot be written" in said
+
+
 def test_intervals_within_runs_combine_as_errors_do():
     """Equal, symmetric intervals on the log scale grow by the root of two."""
     s = 1.02

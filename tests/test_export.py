@@ -113,20 +113,40 @@ def test_images_to_compare_on_are_colour_and_not_square(scenes):
     assert {p.parent for p in parity.real_images({"val": str(folder)})} == {parity.real_images(None)[0].parent, folder}
 
 
+def test_images_of_a_nested_split_and_without_damaged_ones(tmp_path):
+    """Ultralytics looks into folders below, and passes over what cannot be decoded."""
+    (tmp_path / "valid" / "images").mkdir(parents=True)
+    bus = parity.real_images(None)[0]
+    good = tmp_path / "valid" / "images" / f"b{bus.suffix}"
+    good.write_bytes(bus.read_bytes())
+    (tmp_path / "valid" / "images" / "a.jpg").write_bytes(b"cut short")
+    (tmp_path / "empty").mkdir()
+    assert parity.real_images({"val": str(tmp_path / "valid")}) == [*parity.real_images(None), good]
+    assert parity.real_images({"val": str(tmp_path / "empty")}) == parity.real_images(None)
+
+
 def test_provenance_and_accuracy_travel_from_the_checkpoint(teacher, exported, instead, tmp_path):
     made_by = {
         "teacher": {"file": "big.pt", "sha256": "0"},
         "methods": {"pkd": {"gain": 1.0}},
         "gain": 2.0,
         "dataset": "scenes.yaml",
-        "accuracy": {"dataset": "scenes.yaml", "map50": 0.5, "end2end": False},
+        "accuracy": {"dataset": "scenes.yaml", "map50": 0.5, "end2end": False, "imgsz": 160},
     }
     torch.save({**torch.load(teacher, weights_only=False), "yolokd": made_by}, tmp_path / "best.pt")
     instead(exported)
     assert cli.main(["export", f"model={tmp_path / 'best.pt'}"]) == 0
     made = entry(tmp_path / "best.onnx")
     assert {k: made[k] for k in made_by} == made_by and made["parity"]["reference"].startswith("best.pt")
-    assert verb.describe(made_by, E2E)["accuracy"] is None, "measured on the raw head, not on the NMS-free one"
+    for contract, imgsz, why in (
+        (E2E, 160, "measured on the raw head, not on the NMS-free one"),
+        (RAW, 320, "measured at another size"),
+        (RAW, [160, 96], "measured at another size"),
+        (NMS, 160, "measured at a confidence of 0.001, and the file knows none below its own"),
+    ):
+        assert verb.describe(made_by, contract, imgsz)["accuracy"] is None, why
+    assert verb.describe(made_by, RAW, [160, 160])["accuracy"] == made_by["accuracy"]
+    assert verb.describe({}, RAW, 160)["accuracy"] is None
     missing = {}
     assert yolokd_edge._parity(Detector(tmp_path / "best.onnx").contract, missing)["pass"] and not missing
 

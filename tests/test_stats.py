@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from yolokd.stats import BETTER, NO_EVIDENCE, ONE_RUN, WORSE, paired, t_quantile
+from yolokd.stats import BETTER, NO_EVIDENCE, ONE_RUN, WORSE, apart, paired, t_quantile
 
 # Two-sided 95 % and 99 % points of Student's t, as printed in any table.
 TABLE = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604), 5: (2.571, 4.032),
@@ -57,3 +58,28 @@ def test_one_pair_has_no_interval():
     assert (found.mean, found.sd, found.low, found.high) == (3.0, None, None, None)
     with pytest.raises(ValueError):
         paired([])
+
+
+def test_two_samples_by_hand():
+    """Means 2 and 5, variances 1 and 4 of three each: error sqrt(5/3), Welch's df 50/17 = 2.94, so t of 2 = 4.3027."""
+    found = apart([1, 2, 3], [3, 5, 7])
+    half = 4.302653 * math.sqrt(5 / 3)
+    assert (found.mean, found.low, found.high) == (3, pytest.approx(3 - half), pytest.approx(3 + half))
+
+
+def test_two_samples_without_spread_differ_for_certain():
+    found = apart([1, 1], [3, 3, 3])
+    assert (found.mean, found.low, found.high) == (2, 2, 2)
+    with pytest.raises(ValueError):
+        apart([1], [2, 3])
+
+
+@pytest.mark.parametrize(("runs", "paired_runs"), [(3, True), (3, False), (5, True), (5, False)])
+def test_few_runs_are_covered_as_promised(runs, paired_runs):
+    """An interval over 3 runs must hold the truth 95 times in 100; the extremes of 3 hold it 75 times."""
+    random = np.random.default_rng(0)
+    held = 0
+    for before, after in random.normal(size=(2000, 2, runs)):
+        found = paired((after - before).tolist()) if paired_runs else apart(before, after)
+        held += found.low <= 0 <= found.high
+    assert 0.935 < held / 2000 < (0.965 if paired_runs else 0.99)

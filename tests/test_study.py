@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+import torch
 import yaml
 from cli_for_tests import contents, refusal
 from models_for_tests import layout
@@ -16,12 +17,13 @@ from training_for_tests import ASSETS, TINY
 from ultralytics import YOLO
 
 from yolokd import cli
+from yolokd import teacher as teachers
 from yolokd.errors import UsageError
 from yolokd.stats import NO_EVIDENCE, ONE_RUN
 from yolokd.verbs import study as verb
 from yolokd.verbs import study_report
 from yolokd.verbs.study import Job, build_arms, plan_study, read_arms, read_seeds, run_all, study
-from yolokd.verbs.study_run import RESULT, validate
+from yolokd.verbs.study_run import RESULT, _interrupted, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
 # A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
@@ -227,6 +229,64 @@ def test_a_changed_teacher_is_noticed(given, scripted, tmp_path):
     own.write_bytes(own.read_bytes() + b" ")
     with pytest.raises(UsageError, match="the file model= has changed"):
         study("pkd", seeds=1, out="study", **{**given, "teacher": str(own)})
+
+
+def test_a_changed_recipe_is_noticed(given, scripted, tmp_path):
+    """run.json names the file only: an edited gain must not count as done."""
+    (tmp_path / "mine.yaml").write_text("methods: {logit: {gain: 1}}\n")
+    study("mine.yaml", seeds=1, out="study", **given)
+    (tmp_path / "mine.yaml").write_text("methods: {logit: {gain: 50}}\n")
+    with pytest.raises(UsageError, match="mine seed 0 with other settings .the file method= has changed"):
+        study("mine.yaml", seeds=1, out="study", **given)
+
+
+def test_an_official_teacher_is_fetched_before_anything_is_noted(given, scripted, tmp_path, monkeypatch):
+    """Its bare name in a run's note and its file later would make the same command another study."""
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        shutil.copy(ASSETS / "teacher.pt", tmp_path / name)
+        return name
+
+    monkeypatch.setattr(teachers, "attempt_download_asset", download)
+    for _ in range(2):
+        study("builtin,pkd", seeds=1, out="study", **{**given, "teacher": "yolo11s.pt"})
+    assert asked == ["yolo11s.pt"] and set(starts(tmp_path / "study").values()) == {1}
+    said = json.loads((tmp_path / "study" / "builtin" / "seed0" / "run.json").read_text())
+    assert said["arguments"]["distill_model"] == str(tmp_path / "yolo11s.pt")
+
+
+def test_an_official_teacher_without_a_network_is_one_sentence(given, monkeypatch):
+    def download(name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(teachers, "attempt_download_asset", download)
+    with pytest.raises(UsageError, match=r"teacher=yolo11s.pt cannot be downloaded \(ConnectionError\)"):
+        study("pkd", seeds=1, out="study", **{**given, "teacher": "yolo11s.pt"})
+
+
+def test_several_teachers_have_no_score_of_their_own(given, scripted, tmp_path):
+    own = tmp_path / "second.pt"
+    own.write_bytes((ASSETS / "teacher.pt").read_bytes() + b" ")
+    both = {**given, "teacher": f"{given['teacher']},{own}"}
+    report = study("pkd", seeds=1, out="study", **both)
+    assert starts(tmp_path / "study") == {"alone/seed0": 1, "pkd/seed0": 1} and report["teacher"] is None
+    assert "| pkd | neck | 1 |" in (tmp_path / "study" / "compare.md").read_text()
+    own.write_bytes(b"changed")
+    with pytest.raises(UsageError, match="the file teacher= has changed"):
+        study("pkd", seeds=1, out="study", **both)
+    with pytest.raises(UsageError, match="arm builtin: Ultralytics' own distillation takes one teacher"):
+        study("builtin", seeds=1, out="other", **both)
+
+
+def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
+    """Ultralytics cannot resume what has no epoch left, however often it is asked."""
+    file = tmp_path / "weights" / "last.pt"
+    file.parent.mkdir()
+    for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
+        torch.save({"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}, file)
+        assert _interrupted(tmp_path) == wanted
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):

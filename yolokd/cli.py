@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -29,9 +30,10 @@ yolokd: train a small YOLO under a large one, export it, measure it.
 Every other argument of `yolo train` is passed on, of `yolo export` imgsz, opset, simplify and device (...).
 A student smaller than a family's smallest: model=yolo11n.yaml width=0.125 depth=0.5
 Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive or a study's run failed, 4 provider not active,
-5 exported file differs from the checkpoint.
+5 exported file differs from the checkpoint, 70 anything else that failed (with a traceback).
 """
 CODES = (1, 2, 3, 4, 5)
+DEFECT = 70  # not 1, by which Python ends and a gate means a regression
 STAND_ON_ULTRALYTICS = {"train", "export", "bundle", "demo", "steptime"}
 
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         code = getattr(error, "code", None)
         if not isinstance(code, int) or code not in CODES:  # an HTTP error has a code too
-            raise
+            traceback.print_exc()
+            return DEFECT
         print(f"yolokd: {error}", file=sys.stderr)
         return code
     return 0

@@ -125,6 +125,8 @@ def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) 
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0]
+        if not all(isinstance(side, int) for side in feed.shape):
+            raise EdgeError(f"{file} has no fixed input shape ({feed.shape}), to time its nodes at: export it for one.")
         kind = np.float16 if feed.type == "tensor(float16)" else np.float32
         noise = np.random.default_rng(0).random(feed.shape, np.float32).astype(kind)
         for _ in range(5 + runs):

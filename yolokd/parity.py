@@ -7,15 +7,17 @@ compared along with the network.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import LOGGER
 
 from yolokd import compat
-from yolokd.deploy.yolokd_edge import RAW, Detector, list_images, read_image
+from yolokd.deploy.yolokd_edge import IMAGE_SUFFIXES, RAW, Detector, EdgeError, read_image
 from yolokd.errors import ParityError, UsageError
 
 TOLERANCE = {
@@ -178,5 +180,16 @@ def real_images(data: dict[str, Any] | None, most: int = 8) -> list[Path]:
     found = [p for p in sorted(Path(ASSETS).glob("*.jpg"))]
     folder = (data or {}).get("val")
     if isinstance(folder, (str, Path)) and Path(folder).is_dir():
-        found += list_images(folder)[:most]
+        inside = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found += itertools.islice(filter(readable, inside), most)
     return found
+
+
+def readable(path: Path) -> bool:
+    """Whether a file decodes as an image; of a data set's Ultralytics leaves out those that do not, with a warning."""
+    try:
+        read_image(path)
+    except EdgeError:
+        LOGGER.warning(f"Left out {path}, which cannot be decoded.")
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Statistics of few runs: Student's t and paired differences. Standard library only."""
+"""Statistics of few runs: Student's t, paired differences and two samples. Standard library only."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ class Paired:
         return BETTER if self.low > 0 else WORSE if self.high < 0 else NO_EVIDENCE
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Difference of two means with its confidence interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
     """Mean difference of pairs and its t interval, which assumes that the differences are roughly normal."""
     if not differences:
@@ -38,6 +47,23 @@ def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
     sd = statistics.stdev(differences)
     half = t_quantile(0.5 + confidence / 2, len(differences) - 1) * sd / math.sqrt(len(differences))
     return Paired(tuple(differences), mean, sd, mean - half, mean + half)
+
+
+def apart(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Difference:
+    """Difference of the means of two independent samples and its interval (Welch, Biometrika 34, 1947).
+
+    Each needs two values or more. Welch's degrees of freedom are rounded down, which makes the interval wider.
+    """
+    if min(len(before), len(after)) < 2:
+        raise ValueError("apart() needs two values or more on each side")
+    mean = statistics.fmean(after) - statistics.fmean(before)
+    shares = [(statistics.variance(x) / len(x), len(x) - 1) for x in (before, after)]
+    square = sum(share for share, _ in shares)
+    if square == 0:
+        return Difference(mean, mean, mean)
+    df = math.floor(square**2 / sum(share**2 / free for share, free in shares) + 1e-9)
+    half = t_quantile(0.5 + confidence / 2, max(df, 1)) * math.sqrt(square)
+    return Difference(mean, mean - half, mean + half)
 
 
 def t_quantile(p: float, df: int) -> float:

@@ -40,7 +40,7 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed} is not a whole number of 0 or more.")
-    out = (Path(out) if out else increment_path(Path("runs/demo"))).resolve()
+    out = (Path(str(out)) if out else increment_path(Path("runs/demo"))).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"out={out} exists and is not an empty folder: name a new one.")
     data = write_data(out / "data", seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,15 @@ def bench(
     for key, number in {"time_limit": time_limit, "idle": idle}.items():
         if number is not None and not (isinstance(number, int | float) and number >= 0):
             raise yolokd_edge.EdgeError(f"{key}={number} is not a number of seconds: write one such as {key}=10.")
+    source = str(source)  # a folder's name may be a number
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         raise yolokd_edge.EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")
+    runs = Path(str(project)).expanduser()
+    above = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # found now, not after minutes of measuring
+        raise yolokd_edge.EdgeError(
+            f"project={project} cannot be written, {above} is no folder of yours: name another."
+        )
     records: list[dict[str, Any]]
     records, series = yolokd_edge.collect(
         paths,
@@ -97,9 +105,9 @@ def bench(
 
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
 
-    folder = Path(increment_path(Path(project) / (name or "bench"), exist_ok=exist_ok))
-    yolokd_edge.write_report(records, series, folder / "report.json", overwrite=exist_ok)
+    folder = Path(increment_path(runs / str(name or "bench"), exist_ok=exist_ok))
     print(yolokd_edge.table(records))
+    yolokd_edge.write_report(records, series, folder / "report.json", overwrite=exist_ok)
 
     from yolokd.report import latency
 

@@ -24,7 +24,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import ASSETS, LOGGER
 
-from yolokd import __version__, config, graph, quantize
+from yolokd import __version__, config, graph, parity, quantize
 from yolokd.deploy import yolokd_edge as edge
 from yolokd.errors import ParityError, UsageError
 from yolokd.verbs import export as exporting
@@ -143,7 +143,7 @@ def _models(
     if fp16:
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
     if int8 and dataset:
-        images = _spread(_split(dataset, "train"), calib)
+        images = list(filter(parity.readable, _spread(_split(dataset, "train"), calib)))
         for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
             file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
             models[file.name] = _entry(file, "int8", name)
@@ -264,7 +264,8 @@ def _spread(paths: Sequence[Path], most: int) -> list[Path]:
 
 def _candidates(dataset: dict[str, Any] | None) -> list[Path]:
     photographs = sorted(Path(ASSETS).glob("*.jpg"))
-    return _spread(_split(dataset, "val"), CANDIDATES) + photographs if dataset else photographs
+    own = filter(parity.readable, _spread(_split(dataset, "val"), CANDIDATES)) if dataset else ()
+    return [*own, *photographs]
 
 
 def _varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:

@@ -7,13 +7,12 @@ A gate for CI: it passes only what is shown not to be slower than allowed, fails
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from yolokd import reports
+from yolokd import reports, stats
 from yolokd.errors import GateError, UsageError
 from yolokd.reports import get
 from yolokd.verbs import compare_report
@@ -21,9 +20,8 @@ from yolokd.verbs import compare_report
 SCHEMA = "yolokd.compare/1"
 PASS, REGRESSION, INCONCLUSIVE, PROVIDER, PARITY = 0, 1, 3, 4, 5
 NAMES = {PASS: "pass", REGRESSION: "regression", INCONCLUSIVE: "inconclusive", PROVIDER: "provider", PARITY: "parity"}
-LEAST_RUNS = 3  # below, a bootstrap over runs says nothing
+LEAST_RUNS = 3  # below, the runs say nothing of how they spread
 LEAST_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
-DRAWS = 10_000
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -125,8 +123,8 @@ def _check_outputs(asked: dict[str, str | Path | None]) -> dict[str, Path]:
     for kind, path in outputs.items():
         if path.exists() or list(outputs.values()).count(path) > 1:
             raise UsageError(f"{kind}={path} exists already or is named twice: name a new file.")
-        if not path.parent.is_dir():
-            raise UsageError(f"{kind}={path} cannot be written: {path.parent} is no folder.")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{kind}={path} cannot be written: {path.parent} is no folder of yours, name another.")
     return outputs
 
 
@@ -274,16 +272,27 @@ def judge_metric(old: Record, new: Record, metric: str, limit: float, paired: bo
 
 
 def ratio(old: Record, new: Record, metric: str, paired: bool) -> tuple[float, float, float, str] | None:
-    """(ratio, low, high, how) with a 95 % interval: over paired runs, over runs, or from within one run each."""
+    """(ratio, low, high, how) with a 95 % interval: over paired runs, over runs, or from within one run each.
+
+    Over runs it is Student's t on the log scale, which holds for as few as these (a bootstrap of so few does not), and
+    the ratio is that of the runs' geometric means.
+    """
     before, after = (_by_run(r, metric) for r in (old, new))
-    random = np.random.default_rng(0)  # the same reports must give the same verdict
+    old_logs, new_logs = ([math.log(v) for v in values] for values in (before, after))
+    found: stats.Paired | stats.Difference
     if paired and len(before) == len(after) >= LEAST_RUNS:
-        ratios = np.array(after) / np.array(before)
-        draws = np.median(random.choice(ratios, (DRAWS, len(ratios))), 1)
-        return (float(np.median(ratios)), *_middle_95(draws), f"{len(ratios)} paired runs")
-    if min(len(before), len(after)) >= LEAST_RUNS:
-        a, b = (np.median(random.choice(np.array(v), (DRAWS, len(v))), 1) for v in (after, before))
-        return (float(np.median(after) / np.median(before)), *_middle_95(a / b), f"{len(before)} and {len(after)} runs")
+        found = stats.paired([b - a for a, b in zip(old_logs, new_logs, strict=True)])
+        how = f"{len(before)} paired runs"
+    elif min(len(before), len(after)) >= LEAST_RUNS:
+        found, how = stats.apart(old_logs, new_logs), f"{len(before)} and {len(after)} runs"
+    else:
+        return _within_runs(old, new, metric)
+    assert found.low is not None and found.high is not None  # of one pair only there is no interval
+    return math.exp(found.mean), math.exp(found.low), math.exp(found.high), how
+
+
+def _within_runs(old: Record, new: Record, metric: str) -> tuple[float, float, float, str] | None:
+    """The same from the frames' own intervals; None without them."""
     stage, key = metric.split(".")
     ends = [get(r, f"results.stages.{stage}.ci95.{key}") for r in (old, new)]
     if not all(isinstance(e, list) and len(e) == 2 and all(reports.number(v) and v > 0 for v in e) for e in ends):
@@ -298,11 +307,6 @@ def _by_run(record: Record, metric: str) -> list[float]:
     """The figure of each run, or none of them if one lacks it."""
     values = [get(run, f"stages.{metric}") for run in record["results"].get("runs") or []]
     return [] if None in values else values
-
-
-def _middle_95(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _combine(x: float, x_ends: Sequence[float], y: float, y_ends: Sequence[float]) -> tuple[float, float, float]:

@@ -74,6 +74,8 @@ def export(
         raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} has not: choose raw or nms.")
     if not isinstance(student.model.model[-1], Detect):
         raise UsageError(f"model={checkpoint} is no YOLO: yolokd exports models with a Detect head so far.")
+    if (channels := int(student.model.yaml.get("channels", 3))) != 3:
+        raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
     made_by = student.ckpt.get("yolokd") or {}
     if "imgsz" not in arguments:
         arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
@@ -89,7 +91,7 @@ def export(
                 f"contract={contract} was asked for and Ultralytics exported {got}: choose another contract."
             )
         figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments))
-        entry = describe(made_by, wanted) | {"parity": figures}
+        entry = describe(made_by, wanted, arguments["imgsz"]) | {"parity": figures}
         onnx.helper.set_model_props(
             graph, {p.key: p.value for p in graph.metadata_props} | {"yolokd": json.dumps(entry)}
         )
@@ -107,9 +109,15 @@ def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
         raise UsageError(f"Ultralytics refuses to export: {config.one_line(error)}.") from error
 
 
-def describe(made_by: dict[str, Any], contract: str) -> dict[str, Any]:
-    """The metadata entry "yolokd": what the file puts out and where the model comes from; null where nobody knows."""
-    accuracy = made_by.get("accuracy")
+def describe(made_by: dict[str, Any], contract: str, imgsz: Any) -> dict[str, Any]:
+    """The metadata entry "yolokd": what the file puts out and where the model comes from; null where nobody knows.
+
+    The training's accuracy is the file's only where both see images of the same size, neither has decided on a
+    confidence yet, and it is the same branch of a dual head.
+    """
+    known = made_by.get("accuracy") or {}
+    sides = set(imgsz) if isinstance(imgsz, (list, tuple)) else {imgsz}
+    same = sides == {known.get("imgsz")} and contract != NMS and known["end2end"] == (contract == E2E)
     return {
         "schema": "yolokd.export/1",
         "yolokd_version": __version__,
@@ -118,8 +126,7 @@ def describe(made_by: dict[str, Any], contract: str) -> dict[str, Any]:
         "methods": made_by.get("methods"),
         "gain": made_by.get("gain"),
         "dataset": made_by.get("dataset"),
-        # A dual head's two branches differ in accuracy: only the validated one's is known.
-        "accuracy": accuracy if accuracy and accuracy["end2end"] == (contract == E2E) else None,
+        "accuracy": known if same else None,
     }
 
 

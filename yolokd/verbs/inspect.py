@@ -17,7 +17,7 @@ def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any
         threads: onnxruntime's threads while the nodes are timed.
         top: how many nodes to show.
     """
-    path = Path(model)
+    path = Path(str(model))
     for key, value in (("threads", threads), ("top", top)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise EdgeError(f"{key}={value} is not a whole number of 1 or more.")

@@ -28,7 +28,7 @@ from yolokd.methods import METHODS
 from yolokd.verbs import study_report
 from yolokd.verbs.methods import LEVELS
 from yolokd.verbs.study_run import RESULT, SPEC, write_json
-from yolokd.verbs.train import _check_arguments, _open_student, _read_data, preflight, scaled
+from yolokd.verbs.train import _check_arguments, _open_student, preflight, read_data, scaled
 
 SCHEMA = "yolokd.study/1"
 ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are no method of ours; the teacher's own folder
@@ -41,6 +41,7 @@ OF_THE_STUDY = {
     "save": "a run needs its checkpoint",
     "mode": "a study trains",
 }
+FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
 ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
 RUNNER = "import sys; sys.path[:] = [p for p in sys.path if p]; from yolokd.verbs.study_run import main; main()"
 
@@ -74,10 +75,14 @@ class Study:
     out: Path
     arms: list[Arm]
     seeds: list[int]
-    teacher: Job
+    teacher: Job | None
     jobs: dict[tuple[str, int], Job]  # (arm, seed), in the order in which they run
     common: dict[str, Any]
     failed: dict[str, str] = field(default_factory=dict)  # label -> the last line of the log
+
+    def everything(self) -> list[Job]:
+        """The runs, the teacher's own validation first."""
+        return [*filter(None, [self.teacher]), *self.jobs.values()]
 
 
 def study(
@@ -136,8 +141,10 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
         if not arguments.get(key):
             raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
     numbers = read_seeds(seeds)
+    found = [teacher.fetched(t) for t in teacher.locate_all(arguments["teacher"])]
+    arguments = {**arguments, "teacher": found[0] if len(found) == 1 else found}
     chosen = build_arms(read_arms(methods, arms), arguments)
-    folder = Path(out).expanduser().resolve()
+    folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
         raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
     checked = [preflight_arm(arm) for arm in chosen]
@@ -147,7 +154,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
         for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # none is always the first
     }
     plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments)
-    for job in (plan.teacher, *jobs.values()):
+    for job in plan.everything():
         _refuse_other_settings(job, out)
     return plan
 
@@ -219,7 +226,11 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
         if method in (ALONE, BUILTIN):
             if odd := [k for k in own if "." in k or (k in config.OURS and k not in ("width", "depth"))]:
                 raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
-            distilled = {"distill_model": teacher.locate(common["teacher"])} if method == BUILTIN else {}
+            distilled = {"distill_model": common["teacher"]} if method == BUILTIN else {}
+            if distilled and not str(common["teacher"]).endswith(".pt"):
+                raise UsageError(
+                    f"arm {name}: Ultralytics' own distillation takes one teacher, a .pt file: leave it out."
+                )
             arms.append(Arm(name, {**shared, **distilled, **own}))
             continue
         keys = config.method_keys(config.chosen(method, {}))
@@ -258,7 +269,7 @@ def preflight_arm(arm: Arm) -> Arm:
         if "teacher" in arguments:
             preflight(student, folded)
         else:
-            _read_data(arguments["data"])
+            read_data(arguments)
     except UsageError as error:
         raise UsageError(f"arm {arm.name}: {error}") from error
     for key in ("model", "data", "teacher", "distill_model"):
@@ -272,10 +283,14 @@ def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:
     return {"kind": "train", "arguments": arguments, "inputs": _hashes(arguments)}
 
 
-def _teacher_job(out: Path, common: dict[str, Any]) -> Job:
-    """The teacher's validation, on the same images at the same size as the students'."""
+def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
+    """The teacher's validation, on the same images at the same size as the students'; none of what Ultralytics cannot
+    validate: several teachers, a backbone, an ONNX file of somebody else's.
+    """
+    if not str(common["teacher"]).endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+        return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
-    arguments = {"model": teacher.locate(common["teacher"]), "imgsz": DEFAULT_CFG_DICT["imgsz"]}
+    arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}
     arguments |= {k: common[k] for k in of_validation if k in common}
     if config.is_file_name(given := arguments.get("classes")) or isinstance(given, dict):
         arguments["class_map"] = config.read_classes(arguments.pop("classes"))
@@ -286,10 +301,16 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job:
     return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
 
 
-def _hashes(arguments: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files that the arguments name: a changed teacher makes another run."""
-    files = {k: Path(str(arguments[k])) for k in ("model", "teacher", "distill_model", "data") if arguments.get(k)}
-    return {k: hashlib.sha256(f.read_bytes()).hexdigest() for k, f in files.items() if f.is_file()}
+def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """SHA-256 of the files that the arguments name: a changed teacher or recipe makes another run."""
+    found: dict[str, Any] = {}
+    for key in FILES:
+        given = arguments.get(key)
+        files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
+        sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+        if sums:
+            found[key] = sums[0] if len(sums) == 1 else sums
+    return found
 
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:
@@ -324,7 +345,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 def _carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
     described = {"schema": SCHEMA, "arguments": plan.common, "arms": {a.name: a.arguments for a in plan.arms}}
     write_json(plan.out / "study.json", described)
-    everything = [plan.teacher, *plan.jobs.values()]
+    everything = plan.everything()
     waiting = [job for job in everything if job.result() is None]
     done = len(everything) - len(waiting)
     print(f"{len(everything)} runs in {plan.out}, {done} already done, {jobs} at a time with {threads} threads each")
@@ -401,7 +422,7 @@ def _report(plan: Study, jobs: int, plot: bool = False) -> dict[str, Any]:
         arms={arm.name: arm.level for arm in plan.arms},
         seeds=plan.seeds,
         results=results,
-        teacher=plan.teacher.result(),
+        teacher=plan.teacher.result() if plan.teacher else None,
         failed=plan.failed,
     )
     about = {"schema": SCHEMA, "arguments": plan.common, "jobs": jobs}

@@ -117,7 +117,9 @@ def _interrupted(target: Path) -> Path | None:
         checkpoint = torch.load(last, map_location="cpu", weights_only=False)  # written by a run of this study
     except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
         return None
-    return last if checkpoint.get("optimizer") is not None and checkpoint.get("epoch", -1) >= 0 else None
+    # of the last epoch nothing is left to train, and what comes after it cannot be asked for by itself: begin again
+    left = checkpoint.get("train_args", {}).get("epochs", 0) - 1 - checkpoint.get("epoch", -1)
+    return last if checkpoint.get("optimizer") is not None and checkpoint.get("epoch", -1) >= 0 and left > 0 else None
 
 
 def _set_threads(threads: int) -> None:
