@@ -11,13 +11,15 @@ import torch
 from models_for_tests import NAMES, batch, build, images
 from torch import nn
 from training_for_tests import ASSETS, TINY
+from ultralytics.data.base import BaseDataset
+from ultralytics.nn.modules.block import A2C2f
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
 from yolokd import inherit, solve
 from yolokd.channels import Follow, channels, index, mark
 from yolokd.classes import match
-from yolokd.detectors.blocks import bare, pairs
+from yolokd.detectors.blocks import bare, pairs, sums, walk
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 from yolokd.trainer import KDTrainer
@@ -203,6 +205,89 @@ def test_a_side_that_is_no_multiple_of_the_stride_is_made_one(set_up, imgsz):
 def test_large_images_are_fewer_but_enough_to_choose_by():
     assert [inherit.images_for(side) for side in (160, 640, 1280)] == [512, 44, 23]
     assert [inherit.unseen_of(n) for n in (512, 44, 24, 16, 2)] == [64, 14, 8, 5, 1]
+
+
+def test_what_auto_chooses_on_shares_no_photograph_with_what_was_fitted_to(set_up, monkeypatch):
+    """Mosaic mixes four photographs, by default of those that were loaded last."""
+    trainer, loaded = set_up("own"), []
+    get, load = BaseDataset.__getitem__, BaseDataset.load_image
+    monkeypatch.setattr(BaseDataset, "__getitem__", lambda self, i: loaded.append(set()) or get(self, i))
+    monkeypatch.setattr(BaseDataset, "load_image", lambda self, i, **k: loaded[-1].add(i) or load(self, i, **k))
+    found = trainer._some_images(64)
+    unseen = inherit.unseen_of(len(found["img"]))
+    seen, kept = set().union(*loaded[:-unseen]), set().union(*loaded[-unseen:])
+    assert len(loaded) == len(found["img"]) >= 16 and len(seen) > len(kept) > 1
+    assert not seen & kept and max(map(len, loaded)) > 2, "mosaics, and apart"
+
+
+def test_too_little_memory_keeps_the_own_start_and_says_so(monkeypatch):
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    own, said = copy.deepcopy(student.state_dict()), []
+
+    def fail(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inherit, "detection_loss", fail)
+    monkeypatch.setattr(inherit.LOGGER, "warning", said.append)
+    x = images(4, 64, 64, dtype=torch.float32)
+    assert learn(student, teacher, x, "auto") == "own" and "too little memory" in said[0]
+    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
+    monkeypatch.setattr(inherit, "Lesson", fail)
+    with pytest.raises(UsageError, match="init=teacher: .* memory"):
+        learn(student, teacher, x)
+
+
+def test_a_filter_of_zeros_in_the_teacher_leaves_the_student_finite():
+    student, teacher = student_of("yolo11n", 0.5, 0.25, torch.float32), build("yolo11n", dtype=torch.float32)
+    teacher.model[-1].cv2[0][0].conv.weight.data[3] = 0  # pruned, and kept: the student's tower is as wide
+    learn(student, teacher, images(8, 64, 64, dtype=torch.float32))
+    assert all(torch.isfinite(v).all() for v in student.state_dict().values())
+
+
+def test_distances_become_distributions_that_mean_them():
+    sides = torch.rand(50, 4, dtype=torch.float64) * 14 + 0.5
+    found = inherit.expected_sides(inherit.distributions(sides, 16))
+    torch.testing.assert_close(found, sides, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        inherit.expected_sides(inherit.distributions(torch.tensor([[-1.0, 0.0, 15.0, 40.0]]), 16)),
+        torch.tensor([[0.0, 0.0, 15.0, 15.0]]), atol=0.15, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_student_of_distributions_learns_boxes_from_a_teacher_of_distances():
+    student, teacher = build("yolo11n", dtype=torch.float32), build("yolo26n", seed=1, dtype=torch.float32)
+    x = images(8, 64, 64, dtype=torch.float32)
+
+    def apart() -> float:
+        mine, theirs = raw(student, x)[0], raw(teacher, x)[0]
+        points = inherit.expected_sides(mine.mT.flatten(0, 1)).clamp(0, 15)
+        return float((points - theirs.mT.flatten(0, 1).clamp(0, 15)).square().mean())
+
+    before = apart()
+    learn(student, teacher, x)
+    assert apart() < before / 2
+
+
+@pytest.mark.slow
+def test_two_convolutions_that_are_added_put_out_the_same_channels():
+    """YOLOv9's re-parametrised convolutions: a 3x3 and a 1x1."""
+    student, teacher = (YoloReader(build(f, dtype=torch.float32)) for f in ("yolov9t", "yolov9s"))
+    x = images(4, 64, 64, dtype=torch.float32)
+    matched = inherit.partners("teacher", student, teacher)
+    pupil = inherit.Pupil(student.model, matched, inherit.Lesson(teacher, matched, x), None)
+    pupil.learn(x)
+    added = list(sums(student.model))
+    assert len(added) > 10 and all(first in pupil.chosen for first, _ in added)
+    assert all(torch.equal(index(pupil.chosen[a]), index(pupil.chosen[b])) for a, b in added)
+
+
+def test_a_share_of_a_residual_that_is_learned_is_left_alone():
+    """YOLO12's larger scales add gamma times the last convolution's output to the input."""
+    with_share, without = (A2C2f(64, 64, 1, True, 1, residual).eval() for residual in (True, False))
+    for student, teacher in ((with_share, without), (without, with_share), (with_share, with_share)):
+        assert {p.name for p in walk(student, teacher, "x")} & {"x.cv1", "x.cv2"} == {"x.cv1"}
+    assert "x.cv2" in {p.name for p in walk(without, without, "x")}
 
 
 def test_kd_0_is_the_student_alone_and_so_starts_as_it_is(set_up):

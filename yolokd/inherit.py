@@ -15,6 +15,7 @@ convolutions) follow the choice made where they come from, see `channels`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ultralytics.utils import LOGGER
 
 from yolokd.channels import Channels, Follow, channels, index, mark
 from yolokd.classes import ClassMap
-from yolokd.detectors.blocks import Pair, bare, pairs, residuals
+from yolokd.detectors.blocks import Pair, bare, pairs, residuals, sums
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
@@ -34,6 +36,7 @@ from yolokd.solve import least_squares, logistic, patches, pick
 PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
 LEAST_UNSEEN = 16  # images on which "auto" chooses, which nothing was fitted to
 PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
+LARGEST = 896  # side of what is seen of an image where gradients are taken, a multiple of every stride
 POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
 LAST_POINTS = 2**15
 
@@ -53,15 +56,34 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
         classes: which the two share; None where they have the same.
 
     Raises:
-        UsageError: "teacher" is asked for and no layer has a partner.
+        UsageError: "teacher" is asked for, and no layer has a partner or the device's memory is too small.
     """
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
         return "own"
+    own = copy.deepcopy(student.model.state_dict())
+    try:
+        return _better(how, student, teacher, matched, batch, classes, own)
+    except torch.OutOfMemoryError as error:
+        if how == "teacher":
+            raise UsageError(
+                f"init=teacher: too little memory to run {teacher.spec.name} on one image with gradients: "
+                "leave init= out, or choose a smaller imgsz= or teacher."
+            ) from error
+    student.model.load_state_dict(own)
+    torch.cuda.empty_cache()
+    LOGGER.warning("init=auto: too little memory to solve for the teacher's start, the student keeps its own.")
+    return "own"
+
+
+def _better(
+    how: str, student: Reader, teacher: Reader, matched: list[Pair], batch: dict[str, Tensor],
+    classes: ClassMap | None, own: dict[str, Tensor],
+) -> str:  # fmt: skip
+    """`start` where layers correspond; own is what the student's weights are."""
     fitted = len(batch["img"]) - unseen_of(len(batch["img"]))
     images = batch["img"][:fitted]
     lesson = Lesson(teacher, matched, images)
-    own = copy.deepcopy(student.model.state_dict())
     Pupil(student.model, matched, lesson, classes).learn(images)
     if how == "teacher":
         return how
@@ -69,6 +91,8 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
     inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)
     student.model.load_state_dict(own)
     Pupil(student.model, [p for p in matched if p.last], lesson, classes).learn(images)
+    if not math.isfinite(cost):
+        LOGGER.warning("init=auto: what was solved from the teacher is not finite, so the student keeps its own start.")
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
@@ -168,6 +192,7 @@ class Lesson:
         fields = frozenset({"logits", "boxes"})
         with hooked(hooks), torch.enable_grad():
             for images in batches:
+                images = images[..., :LARGEST, :LARGEST]  # statistics of places: memory must not grow with the size
                 with self.teacher.record(fields) as maps:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
@@ -276,6 +301,10 @@ class Pupil:
         for p in self.matched:
             if not (p.last or p.depthwise or p.student in follows):
                 self.free[p.name] = self._free_choice(p)
+        names = {p.student: p.name for p in self.matched}
+        for first, second in sums(self.model):
+            if {first, second} <= names.keys():
+                self.free[names[second]] = self.free[names[first]]
         with raw_outputs(self.model), hooked(hooks), Follow():
             self.model(images)
         return len(self.chosen)
@@ -286,7 +315,9 @@ class Pupil:
         if p.kind == "class" and self.classes is not None:
             wanted, chosen = self._shared(wanted, p.student.out_channels)
         elif p.kind == "box" and p.student.out_channels != p.teacher.out_channels:
-            wanted, chosen = expected_sides(wanted), identity(4)
+            sides = wanted if wanted.shape[1] == 4 else expected_sides(wanted)
+            count = p.student.out_channels
+            wanted, chosen = sides if count == 4 else distributions(sides, count // 4), identity(count)
         place, conv = index(chosen), bare(p.student)
         if place is None or len(place) != conv.out_channels or sum(w for _, w in chosen or ()) != wanted.shape[1]:
             return
@@ -302,7 +333,8 @@ class Pupil:
             return
         # batch norm takes any scale: the teacher's, so that an optimizer's steps are as large beside the weights
         size = bare(p.teacher).weight.square().mean((1, 2, 3)).sqrt()[place.to(x.device)[rows]]
-        scale = size / weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
+        mine = weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
+        scale = torch.where(size > 0, size / mine, 1.0)  # a pruned filter has no scale
         conv.weight[rows] = weight * scale[:, None, None, None]
         self.pending[p.student.bn] = rows, scale, bias
 
@@ -384,6 +416,12 @@ def expected_sides(logits: Tensor) -> Tensor:
     """Distances (points, 4), in cells, from the logits (points, 4 R) of their distributions."""
     bins = logits.reshape(len(logits), 4, -1)
     return bins.softmax(-1) @ torch.arange(bins.shape[-1], dtype=bins.dtype, device=bins.device)
+
+
+def distributions(sides: Tensor, bins: int) -> Tensor:
+    """Logits (points, 4 bins) of distributions around distances (points, 4) in cells, of variance 1/4."""
+    places = torch.arange(bins, dtype=sides.dtype, device=sides.device)
+    return (-2 * (places - sides.clamp(0, bins - 1)[..., None]).square()).flatten(1)
 
 
 @contextmanager

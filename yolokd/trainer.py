@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,23 @@ class KDMixin(BaseTrainer):
         return inherit.start(how, student, plan.teacher, self._some_images(side), plan.classes)
 
     def _some_images(self, side: int) -> dict[str, Any]:
-        """One batch of the training's images, augmented as in training, that leaves every random stream as it was."""
+        """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
+        last `inherit.unseen_of` of it share no photograph with the others."""
         args, streams = self.args, (random.getstate(), np.random.get_state())
         changes = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
         self.args = IterableSimpleNamespace(**{**vars(args), **changes})
         random.seed(args.seed)
         np.random.seed(args.seed)
         try:
-            # mosaic takes its parts from the last images, more than one also where the batch size is not known yet
             dataset = self.build_dataset(self.data["train"], "train", max(self.batch_size, 16))
             count = max(min(inherit.images_for(side), len(dataset)), 16)  # of a few, some twice
-            items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
+            unseen, order = inherit.unseen_of(count), np.random.permutation(len(dataset))
+            cut = max(len(order) * unseen // count, 1) if len(order) > 1 else 0
+            items = []
+            for group, wanted in ((order[cut:], count - unseen), (order[:cut] if cut else order, unseen)):
+                # mosaic takes partners from the buffer: none of those that are fitted to gets among the unseen
+                dataset.buffer, dataset.max_buffer_length = group.tolist(), sys.maxsize
+                items += [dataset[i] for i in np.resize(group, wanted).tolist()]
             batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
             return batch
         finally:

@@ -18,6 +18,7 @@ from ultralytics.nn.modules.block import (
     CIB,
     PSA,
     SPPF,
+    A2C2f,
     AAttn,
     ABlock,
     Attention,
@@ -26,7 +27,7 @@ from ultralytics.nn.modules.block import (
     PSABlock,
     RepNCSPELAN4,
 )
-from ultralytics.nn.modules.conv import Conv
+from ultralytics.nn.modules.conv import Conv, RepConv
 from ultralytics.nn.modules.head import Detect
 
 from yolokd.detectors.yolo import BRANCHES
@@ -99,6 +100,8 @@ def walk(student: Any, teacher: Any, name: str, split: bool = False) -> Iterator
     if isinstance(student, (nn.ModuleList, nn.Sequential)) and len(mine) != len(theirs):
         step = len(theirs) / len(mine)
         theirs = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(mine)} if step > 1 else theirs
+    if any(isinstance(m, A2C2f) and m.gamma is not None for m in (student, teacher)):
+        del mine["cv2"]  # its output is added to the input by a learned share, of which a convolution knows nothing
     for key in mine.keys() & theirs.keys():
         if isinstance(student, ATTENTION) and key == "qkv":
             yield Pair(f"{name}.qkv", student.qkv, teacher.qkv, attention=(student, teacher))
@@ -130,6 +133,13 @@ def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[Pair]:
                 other, path = theirs[levels.index(stride)], f"{name}.{attribute}.{level}"
                 yield from walk(tower, other, path)
                 yield Pair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind)
+
+
+def sums(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Pairs of convolutions of one input whose outputs are added, so that they must put out the same channels."""
+    for module in model.modules():
+        if isinstance(module, RepConv):
+            yield module.conv1, module.conv2
 
 
 def residuals(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
