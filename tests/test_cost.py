@@ -67,7 +67,9 @@ def test_the_verb_reads_dotted_options(monkeypatch):
     assert seen == {"imgsz": "320", "mgd.form": "full"}
 
 
-@pytest.mark.parametrize("argument", ["imgs=320", "imgsz=0", "model=none.yaml", "method=pkdd", "mgd.form=half"])
+@pytest.mark.parametrize(
+    "argument", ["imgs=320", "imgsz=0", "imgsz=100", "model=none.yaml", "method=pkdd", "mgd.form=half"]
+)
 def test_the_verb_refuses(argument, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert argument.partition("=")[0].partition(".")[0] in refusal(capsys, tmp_path, "methods", "--cost", argument)

@@ -90,6 +90,10 @@ def cost(
     network, other = _open("model", model).train().to(place), _open_teacher(teacher)
     student, classes = read(network), match(network.names, other.names, None)
     whole = Plan(read(other), {}, {}, [], classes, 1.0)
+    if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
+        raise UsageError(
+            f"imgsz={imgsz} is no multiple of the largest stride, {grid}: give {teachers.fitting(imgsz, grid)}."
+        )
     keys, _ = methods_for(
         config.chosen(method or list(METHODS), dotted), f"{kind(student.spec)}/{kind(whole.teacher.spec)}"
     )
