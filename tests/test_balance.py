@@ -156,8 +156,10 @@ def test_the_option(value, share, teacher):
     assert config.fold({"teacher": str(teacher), "balance": value})["kd"]["balance"] == share
 
 
-def test_the_option_off(teacher):
-    assert "balance" not in config.fold({"teacher": str(teacher), "balance": "off"})["kd"]
+@pytest.mark.parametrize("value", ["off", False])
+def test_the_option_off(value, teacher):
+    """In a file of arguments, YAML reads the word as False."""
+    assert "balance" not in config.fold({"teacher": str(teacher), "balance": value})["kd"]
 
 
 @pytest.mark.parametrize("value", [0, -1, "much", True, math.inf])

@@ -147,7 +147,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
     if "teacher.names" in ours:
         kd["teacher_names"] = read_names(ours["teacher.names"])
-    if ours.get("balance", "off") not in ("off", False):  # what YAML makes of off
+    if (given := ours.get("balance", "off")) != "off" and given is not False:  # which YAML makes of off
         kd["balance"] = balance(ours["balance"])
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
