@@ -113,6 +113,20 @@ def test_images_to_compare_on_are_colour_and_not_square(scenes):
     assert {p.parent for p in parity.real_images({"val": str(folder)})} == {parity.real_images(None)[0].parent, folder}
 
 
+def test_rounding_that_tips_nms_is_no_difference(teacher, exported, monkeypatch):
+    """Of two boxes at the overlap limit the last digit decides which goes: equal predictions must be judged equal."""
+    infer, moved = Detector.infer, np.random.default_rng(0)
+
+    def rounded(self, blob):
+        out = infer(self, blob)
+        return out + moved.uniform(-1, 1, out.shape).astype(np.float32) * np.array([[5e-3]] * 4 + [[1e-5]] * 10)
+
+    monkeypatch.setattr(Detector, "infer", rounded)
+    found = parity.compare(teacher, exported, parity.real_images(None), {"conf": 1e-4})
+    assert found["pass"] and found["dets"]["unmatched"] == 0 and found["dets"]["n"] > 100
+    assert 1e-3 < found["raw"]["max_abs_box"] < 1e-2
+
+
 def test_images_of_a_nested_split_and_without_damaged_ones(tmp_path):
     """Ultralytics looks into folders below, and passes over what cannot be decoded."""
     (tmp_path / "valid" / "images").mkdir(parents=True)
