@@ -3224,10 +3224,15 @@ def _new_report(out: str | Path, overwrite: bool = False) -> Path:
     for path in (out, out.with_suffix(".npz")):
         if path.exists() and not overwrite:
             raise EdgeError(f"{path} exists already; choose another name for the report.")
-    above = next(p for p in out.absolute().parents if p.exists())
-    if not above.is_dir() or not os.access(str(above), os.W_OK):
-        raise EdgeError(f"{out} cannot be written, {above} is no folder of yours: name a file elsewhere.")
+    check_writable(out, str(out))
     return out
+
+
+def check_writable(place: Path, said: str) -> None:
+    """Refuse a file or folder that cannot be made there, now and not after minutes of measuring."""
+    above = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    if not os.access(str(above), os.W_OK) or (above != place.absolute() and not above.is_dir()):
+        raise EdgeError(f"{said} cannot be written, {above} is no folder of yours: name a place elsewhere.")
 
 
 def bench(

@@ -139,7 +139,7 @@ def test_images_of_a_nested_split_and_without_damaged_ones(tmp_path):
     assert parity.real_images({"val": str(tmp_path / "empty")}) == parity.real_images(None)
 
 
-def test_provenance_and_accuracy_travel_from_the_checkpoint(teacher, exported, instead, tmp_path):
+def test_provenance_and_accuracy_travel_from_the_checkpoint(teacher, tmp_path):
     made_by = {
         "teacher": {"file": "big.pt", "sha256": "0"},
         "methods": {"pkd": {"gain": 1.0}},
@@ -148,19 +148,18 @@ def test_provenance_and_accuracy_travel_from_the_checkpoint(teacher, exported, i
         "accuracy": {"dataset": "scenes.yaml", "map50": 0.5, "end2end": False, "imgsz": 160},
     }
     torch.save({**torch.load(teacher, weights_only=False), "yolokd": made_by}, tmp_path / "best.pt")
-    instead(exported)
-    assert cli.main(["export", f"model={tmp_path / 'best.pt'}"]) == 0
+    assert cli.main(["export", f"model={tmp_path / 'best.pt'}", "imgsz=160"]) == 0
     made = entry(tmp_path / "best.onnx")
     assert {k: made[k] for k in made_by} == made_by and made["parity"]["reference"].startswith("best.pt")
-    for contract, imgsz, why in (
-        (E2E, 160, "measured on the raw head, not on the NMS-free one"),
-        (RAW, 320, "measured at another size"),
-        (RAW, [160, 96], "measured at another size"),
-        (NMS, 160, "measured at a confidence of 0.001, and the file knows none below its own"),
+    for contract, hw, why in (
+        (E2E, (160, 160), "measured on the raw head, not on the NMS-free one"),
+        (RAW, (320, 320), "measured at another size"),
+        (RAW, (160, 96), "measured at another size"),
+        (NMS, (160, 160), "measured at a confidence of 0.001, and the file knows none below its own"),
     ):
-        assert verb.describe(made_by, contract, imgsz)["accuracy"] is None, why
-    assert verb.describe(made_by, RAW, [160, 160])["accuracy"] == made_by["accuracy"]
-    assert verb.describe({}, RAW, 160)["accuracy"] is None
+        assert verb.describe(made_by, contract, hw)["accuracy"] is None, why
+    assert verb.describe(made_by, RAW, (160, 160))["accuracy"] == made_by["accuracy"]
+    assert verb.describe({}, RAW, (160, 160))["accuracy"] is None
     missing = {}
     assert yolokd_edge._parity(Detector(tmp_path / "best.onnx").contract, missing)["pass"] and not missing
 

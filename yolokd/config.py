@@ -148,7 +148,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "teacher.names" in ours:
         kd["teacher_names"] = read_names(ours["teacher.names"])
     if (given := ours.get("balance", "off")) != "off" and given is not False:  # which YAML makes of off
-        kd["balance"] = balance(ours["balance"])
+        kd["balance"] = balance(given)
     if "levels" in ours:
         kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:

@@ -137,7 +137,7 @@ def plan(
         names: index -> name of the data's classes, which the student learns.
         classes: shared classes, None where teacher and data have the same.
         scale: sides of the teacher's images as a multiple of the student's.
-        other: whether the teacher's images may be of another size than the student's; they are at another scale.
+        other: whether some of the teacher's images may be of another size than the student's even so.
 
     Raises:
         UsageError: an option is out of range, a method does not apply to the pair, or none of a recipe does.
@@ -200,7 +200,7 @@ def plans(
             given = {str(name): str(data["names"][0]) for name in given or model.names.values()}
         reader = read(model)
         scale = teachers.fitting(kd.get("teacher_imgsz") or side, max(reader.strides)) / side
-        other = scale != 1 or (varied and max(reader.strides) > max(32, *student.strides))
+        other = varied and max(reader.strides) > max(32, *student.strides)  # then it may see a larger image
         if kd.get("teachers") == "best" and (missing := selection.NEEDS - reader.spec.shows):
             raise UsageError(
                 f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,7 @@ def bench(
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         raise yolokd_edge.EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")
     runs = Path(str(project)).expanduser()
-    above = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):  # found now, not after minutes of measuring
-        raise yolokd_edge.EdgeError(
-            f"project={project} cannot be written, {above} is no folder of yours: name another."
-        )
+    yolokd_edge.check_writable(runs, f"project={project}")
     records: list[dict[str, Any]]
     records, series = yolokd_edge.collect(
         paths,

@@ -86,12 +86,12 @@ def export(
         file = _to_onnx(copy, {**compat.head_arguments(contract), **arguments})
         graph = onnx.load(file)
         onnx.checker.check_model(graph)
-        if (got := Detector(file).contract.output) != wanted:
+        if (got := Detector(file).contract).output != wanted:
             raise UsageError(
-                f"contract={contract} was asked for and Ultralytics exported {got}: choose another contract."
+                f"contract={contract} was asked for and Ultralytics exported {got.output}: choose another contract."
             )
         figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments))
-        entry = describe(made_by, wanted, arguments["imgsz"]) | {"parity": figures}
+        entry = describe(made_by, wanted, got.hw) | {"parity": figures}
         onnx.helper.set_model_props(
             graph, {p.key: p.value for p in graph.metadata_props} | {"yolokd": json.dumps(entry)}
         )
@@ -109,15 +109,14 @@ def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
         raise UsageError(f"Ultralytics refuses to export: {config.one_line(error)}.") from error
 
 
-def describe(made_by: dict[str, Any], contract: str, imgsz: Any) -> dict[str, Any]:
+def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dict[str, Any]:
     """The metadata entry "yolokd": what the file puts out and where the model comes from; null where nobody knows.
 
     The training's accuracy is the file's only where both see images of the same size, neither has decided on a
     confidence yet, and it is the same branch of a dual head.
     """
     known = made_by.get("accuracy") or {}
-    sides = set(imgsz) if isinstance(imgsz, (list, tuple)) else {imgsz}
-    same = sides == {known.get("imgsz")} and contract != NMS and known["end2end"] == (contract == E2E)
+    same = set(hw) == {known.get("imgsz")} and contract != NMS and known["end2end"] == (contract == E2E)
     return {
         "schema": "yolokd.export/1",
         "yolokd_version": __version__,

@@ -118,8 +118,8 @@ def _interrupted(target: Path) -> Path | None:
     except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
         return None
     # of the last epoch nothing is left to train, and what comes after it cannot be asked for by itself: begin again
-    left = checkpoint.get("train_args", {}).get("epochs", 0) - 1 - checkpoint.get("epoch", -1)
-    return last if checkpoint.get("optimizer") is not None and checkpoint.get("epoch", -1) >= 0 and left > 0 else None
+    unfinished = 0 <= checkpoint.get("epoch", -1) < checkpoint.get("train_args", {}).get("epochs", 0) - 1
+    return last if checkpoint.get("optimizer") is not None and unfinished else None
 
 
 def _set_threads(threads: int) -> None:
