@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, sigmoid, without_objects
 
 from yolokd.methods import METHODS, ops
-from yolokd.methods.roi import RoI
+from yolokd.methods.roi import RoI, thinned
 
 
 def regions(teacher, batch, options) -> list:
@@ -52,6 +52,16 @@ def test_equals_reference(tap, sizes, boxes, score, nms, cells, relative):
     pair = exact(make_pair(boxes, batch=2, sizes=sizes, classes=(3, 5)))
     method = build("roi", pair, tap, **options)
     check(method, pair, reference(method, pair.batch), [tap])
+
+
+@pytest.mark.parametrize(
+    ("objects", "kept"),
+    [(1, [3, 4]), (2, [1, 3, 4]), (3, [1, 2, 3, 4]), (4, [0, 1, 2, 3, 4]), (1000, [0, 1, 2, 3, 4])],
+)
+def test_of_many_objects_so_many_are_taken_evenly(objects, kept):
+    boxes, index = torch.rand(5, 4), torch.tensor([2, 2, 2, 2, 0])
+    got, image = thinned(boxes, index, objects)
+    assert got.tolist() == boxes[kept].tolist() and image.tolist() == index[kept].tolist()
 
 
 @pytest.mark.parametrize(("count", "iou", "least"), [(10, 0.5, 0.25), (4, 0.3, 0.0), (30, 0.0, 0.6), (30, 0.9, 0.0)])

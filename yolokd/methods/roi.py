@@ -10,7 +10,8 @@ u_r (channels times cells) and A a trained 1x1 conv:
     loss     = mean over levels
 
 The regions of an image are its ground truth boxes and the teacher's `boxes` most confident ones (score above `score`,
-after NMS at IoU `nms` over all classes, clipped to the image). An object that both name counts twice.
+after NMS at IoU `nms` over all classes, clipped to the image). An object that both name counts twice. Of more than
+`objects` ground truth boxes of an image so many are taken, evenly in their order: memory grows with the regions.
 
 Where we depart, and why (the authors have published no code):
 - The paper's regions are the proposals of a region proposal network, which a one-stage detector lacks. Its confident
@@ -39,6 +40,7 @@ from yolokd.views import Spec, View
 class RoIOptions:
     """Options of RoI mimic."""
 
+    objects: int = 50  # ground truth boxes an image at most, evenly taken where there are more
     boxes: int = 10  # the teacher's most confident boxes an image, besides ground truth; 0: ground truth alone
     score: float = 0.25  # a teacher's box counts above this score
     nms: float = 0.5  # of the teacher's boxes that overlap by more than this IoU the best counts
@@ -46,6 +48,7 @@ class RoIOptions:
     relative: bool = True  # divide by the mean square of the teacher's pooled features; False: the paper's loss
 
     def __post_init__(self) -> None:
+        ops.check_choice("roi.objects", self.objects, tuple(range(1, 1001)))
         ops.check_choice("roi.boxes", self.boxes, tuple(range(101)))
         ops.check_number("roi.score", self.score, inclusive=True)
         ops.check_number("roi.nms", self.nms, inclusive=True)
@@ -87,8 +90,17 @@ def regions(
     teacher: View, batch: dict[str, Tensor], size: tuple[int, int], options: RoIOptions
 ) -> tuple[Tensor, Tensor]:
     """Boxes to pool from (N, 4), ground truth first, and their image (N,)."""
-    true, true_index = ops.ground_truth(batch)
+    true, true_index = thinned(*ops.ground_truth(batch), options.objects)
     score = ops.confidence(ops.shown(teacher.logits, "logits"))
     boxes = ops.wide(ops.shown(teacher.boxes, "boxes"))
     seen, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
     return torch.cat((true.to(seen), seen)), torch.cat((true_index.to(index), index))
+
+
+def thinned(boxes: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many boxes of an image, every k-th in their order; boxes (M, 4) and their images (M,)."""
+    same = index[:, None] == index
+    count = same.sum(1).clamp(min=most)
+    rank = same.tril(-1).sum(1)
+    kept = (rank + 1) * most // count > rank * most // count
+    return boxes[kept], index[kept]
