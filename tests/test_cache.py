@@ -281,6 +281,21 @@ def test_a_view_is_asked_for_once(tmp_path):
     assert torch.allclose(ops.confidence(more.logits[:1]).amax(), ops.confidence(fresh.logits).amax(), atol=1e-3)
 
 
+def test_boxes_are_stored_in_full_precision_whatever_the_teacher_runs_in(tmp_path):
+    """A box of 600 pixels decoded in bfloat16 is off by up to four of them."""
+    reader = read(build("yolo11n", dtype=torch.float32))
+    teacher, x = Teacher(reader, cache.NEEDS, ("one2many",), CPU), images(2, 640, 640, dtype=torch.float32)
+    points = sum((640 // s) ** 2 for s in STRIDES)
+    store = Store(tmp_path / "a.bin", layout(STRIDES, 640, reader.spec.classes, 1, points), 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        stored = Cache(teacher, ("one2many",), store, 640, CPU)(x, [0, 1])(STRIDES)["one2many"].boxes
+        shown = teacher(x)
+        with torch.autocast("cpu", enabled=False):
+            said = shown(STRIDES)["one2many"].boxes
+        rounded = teacher(x)(STRIDES)["one2many"].boxes
+    assert (rounded - said).abs().max() > 1 > 0.2 > (stored - said).abs().max()
+
+
 def opened(folder, views="a", file="b", limit=1e9, called=None):
     some = torch.zeros(2, 3, 64, 64)
     return open_all(

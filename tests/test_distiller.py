@@ -175,6 +175,12 @@ def test_a_tensor_goes_through_the_student_and_in_training_through_the_teacher_t
     assert len(calls) == 1
 
 
+def test_without_a_term_autobatch_sees_the_student_alone():
+    distiller = make("yolo26n", kd=0.0)
+    distiller.pairings[0].teacher.model.register_forward_pre_hook(lambda module, args: pytest.fail("it ran"))
+    assert set(distiller(batch(SIZE)["img"])) == {"one2many", "one2one"}
+
+
 def test_terms_are_computed_outside_autocast():
     """Sums of squares overflow in half precision, and an adapter's convolution would be one."""
     distiller = make(method="pkd,logit,bckd_box")

@@ -6,6 +6,7 @@ import json
 import math
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -113,6 +114,15 @@ def test_a_file_of_one_size_and_one_image_at_a_time(tmp_path):
     assert len(model(white(3))["boxes"]) == 3
     pairs = OnnxDetector(save(tmp_path / "two.onnx", "raw", (2, 3, "h", "w")))
     assert [detections(pairs(white(3)), i)[0][2] for i in range(3)] == pytest.approx([0.9, 0.45, 0.225], abs=1e-3)
+
+
+def test_a_gpu_runs_the_file_where_the_images_are(tmp_path, monkeypatch):
+    detector, asked = OnnxDetector(save(tmp_path / "a.onnx")), []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, providers: asked.append(providers))
+    for device in ("cuda:0", "cuda:1", "cuda:1"):
+        detector._session(torch.device(device))
+    assert asked == [[("CUDAExecutionProvider", {"device_id": i})] for i in (0, 1)]
 
 
 def test_gray_and_more_channels():

@@ -207,9 +207,10 @@ def test_large_images_are_fewer_but_enough_to_choose_by():
     assert [inherit.unseen_of(n) for n in (512, 44, 24, 16, 2)] == [64, 14, 8, 5, 1]
 
 
-def test_what_auto_chooses_on_shares_no_photograph_with_what_was_fitted_to(set_up, monkeypatch):
+@pytest.mark.parametrize("more", [{}, {"method": "logit", "cache": "teacher"}, {"mixup": 1.0}])
+def test_what_auto_chooses_on_shares_no_photograph_with_what_was_fitted_to(set_up, monkeypatch, more):
     """Mosaic mixes four photographs, by default of those that were loaded last."""
-    trainer, loaded = set_up("own"), []
+    trainer, loaded = set_up("own", **more), []
     get, load = BaseDataset.__getitem__, BaseDataset.load_image
     monkeypatch.setattr(BaseDataset, "__getitem__", lambda self, i: loaded.append(set()) or get(self, i))
     monkeypatch.setattr(BaseDataset, "load_image", lambda self, i, **k: loaded[-1].add(i) or load(self, i, **k))

@@ -205,6 +205,11 @@ def test_a_key_given_twice(refused):
     assert "epochs= is given twice" in refused("epochs=1", "epochs=2")
 
 
+def test_autobatch_is_for_one_device(refused):
+    """Ultralytics raises for it too, but after it has made the run's folder."""
+    assert "batch=-1 is for one device, and device=0,1" in refused("batch=-1", "device=0,1")
+
+
 def test_scaling_needs_a_family(refused, teacher, place):
     assert f"model={teacher} is not a YAML" in refused(f"model={teacher}", "width=0.5")
     assert "has no scales" in refused("model=yolov3.yaml", "width=0.5")

@@ -31,6 +31,7 @@ from yolokd.teacher import Shown, Teacher
 from yolokd.views import View
 
 NEEDS = frozenset({"logits", "boxes"})  # fields of a view that are stored
+FORMAT = 2  # 1: boxes decoded in a GPU's half precision
 SCORE = 0.01  # as many anchor points are stored as have a higher one
 # Highest logits stored of a point; where the teacher has no more, all are. Of ten classes the best four alone changed
 # the gradient of a soft target by 7 %, all of them by 0.7 %.
@@ -245,7 +246,9 @@ class Cache:
         new = [i for i, record in enumerate(found) if record is None]
         if new:
             shown = self.teacher(images if len(new) == len(images) else images[new])
-            for i, record in zip(new, self.grid.records(shown(self.grid.strides), self.store.kind), strict=True):
+            with torch.autocast(images.device.type, enabled=False):  # boxes are decoded in full precision, as for terms
+                records = self.grid.records(shown(self.grid.strides), self.store.kind)
+            for i, record in zip(new, records, strict=True):
                 self.store.write(numbers[i], record)
                 found[i] = record
         self.seen, self.ran = self.seen + len(images), self.ran + len(new)
@@ -279,7 +282,7 @@ def open_all(
     made = []
     for teacher, branches, file in teachers:
         reader = teacher.reader
-        about = [views, file, teacher.scale, list(branches), reader.strides, SCORE, CLASSES]
+        about = [FORMAT, views, file, teacher.scale, list(branches), reader.strides, SCORE, CLASSES]
         name = f"{reader.spec.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
         known = sorted(int(f.stem.rpartition("-")[2]) for f in folder.glob(f"{glob.escape(name)}-*.bin"))
         points = known[-1] if known else points_above(teacher(images)(reader.strides))

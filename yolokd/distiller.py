@@ -77,7 +77,7 @@ class Distiller(nn.Module):
         a term is the mean over all images, and weighs as it does without them.
         """
         if not isinstance(x, dict):
-            if self.training:  # AutoBatch measures memory this way: let it see the teachers'
+            if self.training and self.gains:  # AutoBatch measures memory this way: let it see the teachers'
                 for pairing in self.pairings:
                     pairing.teacher(x)
             return self.module(x, *args, **kwargs)

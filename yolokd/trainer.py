@@ -86,6 +86,9 @@ class KDMixin(BaseTrainer):
             varied = bool(self.args.multi_scale or self.args.rect)
             made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls, varied)
             kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
+            if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
+                for buffer in student.buffers():
+                    torch.distributed.broadcast(buffer, 0)
             best = kd.get("teachers") == "best"
             pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
@@ -121,7 +124,9 @@ class KDMixin(BaseTrainer):
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
         last `inherit.unseen_of` of it share no photograph with the others."""
         args, streams = self.args, (random.getstate(), np.random.get_state())
-        changes = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
+        changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
+        changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
+        changes["kd"] = {key: value for key, value in args.kd.items() if key != "cache"}
         self.args = IterableSimpleNamespace(**{**vars(args), **changes})
         random.seed(args.seed)
         np.random.seed(args.seed)
@@ -209,7 +214,7 @@ class KDMixin(BaseTrainer):
         whole, rest = divmod(len(loader.sampler), loader.batch_size)
         sizes = [loader.batch_size] * whole + [rest] * (rest > 0)
         steps = Steps(len(images), sizes, kd["unlabeled_ratio"], self.args.seed, max(RANK, 0), ranks)
-        self.unlabeled = Unlabeled(images, steps, self.args.workers)
+        self.unlabeled = Unlabeled(images, steps, loader.num_workers, self.device.type == "cuda")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """As upstream, with the step's unlabelled images under a key of their own."""
@@ -225,6 +230,8 @@ class KDMixin(BaseTrainer):
         super().run_callbacks(event)
         if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
             self._log_images()
+        if event == "on_train_end" and self.unlabeled:
+            self.unlabeled.close()
 
     def _log_images(self) -> None:
         images, taught = self.distiller.images, self.distiller.taught

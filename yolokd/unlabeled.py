@@ -146,9 +146,10 @@ class Unlabeled:
         images: the folder.
         steps: which of them each step gets.
         workers: processes that read them.
+        pin: into memory from which a GPU copies at once.
     """
 
-    def __init__(self, images: Images, steps: Steps, workers: int) -> None:
+    def __init__(self, images: Images, steps: Steps, workers: int, pin: bool = False) -> None:
         self.steps = steps
         self.loader = DataLoader(
             images,
@@ -156,6 +157,7 @@ class Unlabeled:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=pin,
             generator=torch.Generator(),  # a loader draws a seed for its workers: not from everybody's stream
         )
         self.left: Iterator[Tensor | None] = iter(())
@@ -166,6 +168,11 @@ class Unlabeled:
         self.steps.epoch, self.wanted = epoch, 0
         self.left, self.counts = iter(self.loader), iter(self.steps.counts)
 
+    def close(self) -> None:
+        """End the loader's processes."""
+        self.left = iter(())
+        del self.loader
+
     def step(self, like: Tensor) -> Tensor | None:
         """The next step's images in [0, 1], square, with the longer side of labelled ones (B, C, H, W); None for none.
 
@@ -175,7 +182,7 @@ class Unlabeled:
         self.wanted += next(self.counts)
         if images is None:
             return None
-        images = images.to(like.device).to(like.dtype) / 255
+        images = images.to(like.device, non_blocking=True).to(like.dtype) / 255
         side = max(like.shape[-2:])
         if images.shape[-1] == side:
             return images

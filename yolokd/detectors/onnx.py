@@ -52,8 +52,8 @@ class OnnxDetector(nn.Module):
     def __init__(self, path: str, contract: str | None = None, names: dict[int, str] | None = None) -> None:
         super().__init__()
         self.path = path
-        self.sessions: dict[str, Any] = {}  # by kind of device
-        session = self._session("cpu")
+        self.sessions: dict[torch.device, Any] = {}
+        session = self._session(torch.device("cpu"))
         self.contract, self.names = _promise(session, path, contract, names)
         entry, self.outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
         shape = list(entry.shape)
@@ -73,11 +73,13 @@ class OnnxDetector(nn.Module):
             )
         self(torch.zeros(1, 3, self.height or 2 * STRIDE, self.width or 2 * STRIDE))  # its shapes are seen from one run
 
-    def _session(self, device: str) -> Any:
+    def _session(self, device: torch.device) -> Any:
         """The session for images on a device; ONNX Runtime's own build decides whether a GPU can be used."""
         if device not in self.sessions:
-            gpu = ["CUDAExecutionProvider"] if device == "cuda" else []
-            usable = [p for p in [*gpu, "CPUExecutionProvider"] if p in onnxruntime.get_available_providers()]
+            places: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
+            if device.type == "cuda":
+                places.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+            usable = [place for place in places if place[0] in onnxruntime.get_available_providers()]
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
             try:
@@ -116,7 +118,7 @@ class OnnxDetector(nn.Module):
 
     def _run(self, images: Tensor) -> list[Tensor]:
         blob = images.half() if self.float16 else images
-        session = self._session(images.device.type)
+        session = self._session(images.device)
         found = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
         return [torch.from_numpy(out) for out in found]
 

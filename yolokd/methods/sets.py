@@ -108,7 +108,7 @@ def assignment(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGai
 
 def assigned(costs: Tensor, there: Tensor) -> Tensor:
     """The places that cost least in all, (D, B, n, Q) -> (D, B, n); there (D, B, n), true for the first so many."""
-    matrices = costs.flatten(0, 1).nan_to_num(WORST, WORST, -WORST).double().cpu().numpy()
+    matrices = costs.flatten(0, 1).nan_to_num(WORST, WORST, -WORST).cpu().double().numpy()
     places = np.zeros(matrices.shape[:2], dtype=np.int64)
     for place, matrix, count in zip(places, matrices, there.flatten(0, 1).sum(-1).tolist(), strict=True):
         place[:count] = cheapest(matrix[:count])

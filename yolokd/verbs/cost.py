@@ -87,7 +87,8 @@ def cost(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{key}={value} is not a whole number above 0.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, other = _open("model", model).train().to(place), _open_teacher(teacher)
+    network = _open("model", model).train().to(place, memory_format=teachers.layout(place))  # as in training
+    other = _open_teacher(teacher)
     student, classes = read(network), match(network.names, other.names, None)
     whole = Plan(read(other), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):

@@ -107,7 +107,7 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
     wait(trainer.device)
     start = time.perf_counter()
-    with autocast(trainer.amp, device=trainer.device.type):
+    with autocast(precision(trainer), device=trainer.device.type):
         loss, _ = trainer.model(trainer.preprocess_batch(batch))
     trainer.scaler.scale(loss.sum()).backward()
     trainer.optimizer_step()
@@ -120,10 +120,15 @@ def _look(trainer: Any, batch: dict[str, Any]) -> float:
     images = trainer.preprocess_batch(batch)["img"]
     wait(trainer.device)
     start = time.perf_counter()
-    with autocast(trainer.amp, device=trainer.device.type):
+    with autocast(precision(trainer), device=trainer.device.type):
         trainer.distiller.shown(images)
     wait(trainer.device)
     return time.perf_counter() - start
+
+
+def precision(trainer: Any) -> Any:
+    """Of a step, as Ultralytics' loop gives it to autocast."""
+    return torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
 
 
 def wait(device: torch.device) -> None:
