@@ -82,9 +82,7 @@ def check_values(arguments: dict[str, Any]) -> None:
         get_cfg(DEFAULT_CFG_DICT, {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT})
         check_imgsz(arguments.get("imgsz", 640), max_dim=2)
         if "," in device and arguments.get("batch", 16) < 1:
-            raise ValueError(
-                f"batch={arguments['batch']} is for one device, and device={device} is several: give a whole number"
-            )
+            raise ValueError(f"batch={arguments['batch']} is for one device, not device={device}: give a whole number")
         if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
             select_device(device, verbose=False)
     except (TypeError, ValueError, SyntaxError) as error:
