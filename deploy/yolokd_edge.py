@@ -418,7 +418,7 @@ def _profiled_coverage(path: Path, chain: list[Any], threads: int, provider: str
 class TensorRT(NamedTuple):
     """How TensorRT builds an engine through ONNX Runtime."""
 
-    fp16: bool = False
+    fp16: bool = False  # half precision for a file that is not; one that is gets it anyway
     cache: str | None = None  # folder of the engine and timing caches; YOLOKD_CACHE or ~/.cache/yolokd by default
     hw: tuple[int, int] | None = None  # input size, for a file exported without a fixed one
 
@@ -438,6 +438,30 @@ def _version_text(number: int) -> str:
     """8502 -> 8.5.2 and 100300 -> 10.3.0: the digits a part takes grew with TensorRT 10."""
     unit = 10000 if number >= 100000 else 1000
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
+
+
+def _onnxruntime_version() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", onnxruntime.__version__)[:2])
+
+
+def says_fp16(content: bytes) -> bool:
+    """Whether an ONNX file's metadata says half precision, which TensorRT up to 10 builds only where it may.
+
+    Asked before there is a session that could tell, so the entry is looked up in the file: key, tag, length, value.
+    """
+    found = re.search(rb"args\x12[\x00-\xff]{1,2}?(\{[^{}]*\})", content)
+    try:
+        return found is not None and _precision(ast.literal_eval(found.group(1).decode())) == "fp16"
+    except (ValueError, SyntaxError):
+        return False
+
+
+def check_fp16(fp16: bool, providers: Sequence[str]) -> None:
+    """Refuse half precision of TensorRT where TensorRT will not run."""
+    if fp16 and not {"trt", "auto"} & set(providers):
+        raise EdgeError(
+            "fp16 is an option of the provider trt; a bundle's FP16 file is chosen with the precision fp16."
+        )
 
 
 def _cache_root(tensorrt: TensorRT) -> Path:
@@ -464,9 +488,10 @@ def engine_key(path: Path, precision: str, hw: tuple[int, int] | None = None) ->
 
 def _tensorrt(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict[str, str]]:
     """What the record says about TensorRT, and the provider's options."""
-    content, version = path.read_bytes(), tensorrt_version()
+    content, version, runtime = path.read_bytes(), tensorrt_version(), _onnxruntime_version()
     int8 = b"QuantizeLinear" in content  # quantised in the graph: needs no calibration table, but the flag
-    precision = "+".join(["fp32"] + ["fp16"] * settings.fp16 + ["int8"] * int8)
+    half = settings.fp16 or says_fp16(content)
+    precision = "+".join(["fp32"] + ["fp16"] * half + ["int8"] * int8)
     folder = _cache_root(settings) / f"{path.stem}-{engine_key(path, precision, settings.hw)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -476,14 +501,16 @@ def _tensorrt(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict[str,
     if not hit:
         print(f"Building a TensorRT engine for {path}: minutes, once; kept in {folder}", file=sys.stderr)
     options = {
-        "trt_fp16_enable": str(settings.fp16),
+        "trt_fp16_enable": str(half),
         "trt_int8_enable": str(int8),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(folder),
     }
-    if version and version.startswith("10.") and int(version.split(".")[1]) < 8 and b"NonMaxSuppression" in content:
+    # An ONNX Runtime refuses the options that it does not know yet.
+    if runtime >= (1, 15):
+        options["trt_timing_cache_enable"] = "True"  # kept beside the engines
+    slow = version and version.startswith("10.") and int(version.split(".")[1]) < 8 and b"NonMaxSuppression" in content
+    if slow and runtime >= (1, 21):  # of those before, 1.20 leaves these nodes out by itself
         options["trt_op_types_to_exclude"] = "NonMaxSuppression,NonZero,RoiAlign"  # very slow inside TensorRT then
     facts = {"version": version, "fp16": settings.fp16, "int8": int8, "engine_cache": "hit" if hit else "miss"}
     facts.update(cache_dir=str(folder), build_s=None)
@@ -1058,16 +1085,19 @@ def own_bundle() -> Path:
 
 
 def verify(
-    bundle: Bundle, provider: str = "cpu", threads: int | None = None, precision: str = "fp32"
+    bundle: Bundle, provider: str = "cpu", threads: int | None = None, precision: str = "fp32", **settings: Any
 ) -> dict[str, Any]:
     """Compare what this device computes with what the bundle says was computed where it was made.
+
+    Further settings are Detector's own.
 
     Returns:
         ``pass`` and the figures it stands on: ``raw``, the largest differences of the network's output (boxes in input
         pixels) and their cosine, of the FP32 file alone; ``dets``, those of the detections (pixels of the image). The
-        tolerance is that of the file's precision; a GPU gets at least FP16's, because it computes FP32 in TF32.
+        tolerance is that of the file's precision; a GPU gets at least FP16's, because it computes FP32 in TF32, and
+        TensorRT in FP16 where it is asked to.
     """
-    detector = Detector(bundle.model(precision, provider), provider, threads)
+    detector = Detector(bundle.model(precision, provider), provider, threads, **settings)
     check_manifest(bundle, detector)
     expected, raws = _expectations(bundle)
     detector.conf, detector.iou, detector.max_det = (expected[key] for key in ("conf", "iou", "max_det"))
@@ -2951,7 +2981,8 @@ def cross_check(model: Path, fp16: bool, infer_p50: float) -> tuple[dict[str, An
     version = parse_trtexec(tool_output(program, "--help") or "")["version"] or tensorrt_version()
     if version is None:
         return None, "trtexec does not tell its version"
-    int8 = b"QuantizeLinear" in model.read_bytes()
+    content = model.read_bytes()
+    fp16, int8 = fp16 or says_fp16(content), b"QuantizeLinear" in content
     out: dict[str, Any] = {"tool": "trtexec", "version": version}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("plain", "gpu_graph"):
@@ -3089,6 +3120,7 @@ def collect(
     """
     limits = _limits(profile, time_limit_s)
     cells = _cells(threads, provider, imgsz, streams, precision)
+    check_fp16(fp16, [cell["provider"] for cell in cells])
     if repeats is None:
         repeats = REPEATS[profile] if isinstance(profile, str) else 1
     if not isinstance(repeats, int) or repeats < 1:
@@ -3586,8 +3618,15 @@ class Drawings:
             self.video.release()
 
 
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of a Detector for TensorRT's engine, and whether another provider will do."""
+    check_fp16(args.fp16, [args.provider])
+    return {"tensorrt": TensorRT(args.fp16, args.cache), "allow_fallback": args.allow_fallback}
+
+
 def _detect_command(args: argparse.Namespace) -> None:
-    detector = load(args.model, args.provider, args.threads, args.precision, args.conf, args.iou, args.max_det)
+    thresholds = (args.conf, args.iou, args.max_det)
+    detector = load(args.model, args.provider, args.threads, args.precision, *thresholds, **_engine(args))
     drawings = Drawings(args.save, args.source) if args.save else None
     try:
         for frame in read_source(args.source, args.frames):
@@ -3606,7 +3645,7 @@ def _verify_command(args: argparse.Namespace) -> None:
     path = own_bundle() if args.model is None else Path(args.model)
     if not is_bundle(path):
         raise EdgeError(f"{path} is no bundle: verify compares with what a bundle says, made with `yolokd bundle`.")
-    figures = verify(open_bundle(path), args.provider, args.threads, args.precision)
+    figures = verify(open_bundle(path), args.provider, args.threads, args.precision, **_engine(args))
     print(json.dumps(figures) if args.json else parity_text(figures))
     if not figures["pass"]:
         raise EdgeError("this device does not compute what the bundle says; see the figures above.", PARITY)
@@ -3702,9 +3741,6 @@ def _bench_arguments(measured: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--idle", type=_number(float, 0), default=10.0, metavar="S", help="idle baseline (default 10)"
     )
-    measured.add_argument("--fp16", action="store_true", help="half precision in TensorRT (provider trt)")
-    measured.add_argument("--cache", metavar="DIR", help="TensorRT's engines (default YOLOKD_CACHE or ~/.cache/yolokd)")
-    measured.add_argument("--allow-fallback", action="store_true", help="take the next provider if one is not active")
     measured.add_argument("--trtexec", action="store_true", help="measure with trtexec as well, where installed")
     measured.add_argument("--seed", type=int, default=0, help="of image and model order (default 0)")
     measured.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
@@ -3716,10 +3752,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="yolokd_edge.py", description="Run or measure an exported YOLO detector.")
     top.add_argument("--version", action="version", version=VERSION)
     verbs = top.add_subparsers(dest="verb", required=True)
-    device = argparse.ArgumentParser(add_help=False)
+    engine = argparse.ArgumentParser(add_help=False)
+    engine.add_argument("--fp16", action="store_true", help="half precision in TensorRT (provider trt)")
+    engine.add_argument("--cache", metavar="DIR", help="TensorRT's engines (default YOLOKD_CACHE or ~/.cache/yolokd)")
+    engine.add_argument("--allow-fallback", action="store_true", help="take the next provider if one is not active")
+    device = argparse.ArgumentParser(add_help=False, parents=[engine])
     device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
     device.add_argument("--threads", type=_number(int, 1), help="CPU threads (default: all usable cores)")
-    _bench_arguments(verbs.add_parser("bench", help="measure latency"))
+    _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
     checked = verbs.add_parser("doctor", help="say what is wrong with this installation and board")
     checked.add_argument("--model", help="an ONNX file or bundle that should run here")
     checked.add_argument("--provider", default="auto", choices=("auto", *PROVIDERS), help="where (default auto)")

@@ -274,6 +274,7 @@ def test_budgets_are_read_with_their_units() -> None:
     [
         (["--budget", "total.p99=15"], "is no budget: write a stage"),
         (["--bundle", "nowhere.zip"], "There is no bundle nowhere.zip."),
+        ([], "No bundle: give --bundle"),
     ],
 )
 def test_the_boards_tests_refuse_what_they_cannot_read(arguments: list[str], sentence: str, tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch,
     options = seen[0][0][0][1]
     folder = Path(first["cache_dir"])
     assert folder.parent == board / "cache" and folder.is_dir() and folder.name.startswith("a-")
-    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
+    assert options["trt_engine_cache_path"] == str(folder) and options["trt_timing_cache_enable"] == "True"
     assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("True", "False")
     assert options["trt_op_types_to_exclude"] == "NonMaxSuppression,NonZero,RoiAlign"
     assert first["engine_cache"] == "miss" and first["build_s"] is not None
@@ -313,6 +313,34 @@ def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch,
     model.write_bytes(b"graph QuantizeLinear")
     others.add((changed := opened(fp16=True))["cache_dir"])
     assert changed["int8"] and len(others) == 5 and str(folder) not in others
+
+
+@pytest.mark.parametrize(
+    ("runtime", "known"),
+    [
+        ("1.14.1", set()),
+        ("1.15.0", {"trt_timing_cache_enable"}),
+        ("1.20.2", {"trt_timing_cache_enable"}),
+        ("1.21.0", {"trt_timing_cache_enable", "trt_op_types_to_exclude"}),
+    ],
+)
+def test_an_older_onnxruntime_gets_only_options_that_it_knows(runtime: str, known: set, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", runtime)
+    monkeypatch.setattr(edge, "tensorrt_version", lambda: "10.3.0")
+    (tmp_path / "a.onnx").write_bytes(b"graph NonMaxSuppression")
+    _, options = edge._tensorrt(tmp_path / "a.onnx", edge.TensorRT(cache=str(tmp_path)))
+    always = {"trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
+    assert set(options) == always | known
+
+
+def test_a_file_in_half_precision_is_built_in_half_precision(tmp_path: Path) -> None:
+    for args, half in (("{'quantize': 16, 'nms': None}", True), ("{'half': True}", True), ("{'half': False}", False)):
+        file = toy(tmp_path / "a.onnx", np.zeros((1, 7, 42)), {**metadata(), "args": args})
+        facts, options = edge._tensorrt(file, edge.TensorRT(cache=str(tmp_path)))
+        assert (options["trt_fp16_enable"], facts["fp16"]) == (str(half), False)  # nobody asked TensorRT for it
+    long = {**metadata(), "args": str({"half": True, "data": "x" * 300})}  # a length of two bytes
+    assert edge.says_fp16(toy(tmp_path / "b.onnx", np.zeros((1, 7, 42)), long).read_bytes())
+    assert not edge.says_fp16(b"a graph") and not edge.says_fp16(b"args\x12\x02{(}")
 
 
 @pytest.mark.parametrize(

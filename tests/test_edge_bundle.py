@@ -213,6 +213,25 @@ def test_a_precision_that_is_not_there_is_named(folder: Path, images: Path, caps
     assert "A precision can be chosen from a bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["detect --source images", "verify", "bench --source images --quick"])
+def test_every_verb_takes_the_options_of_an_engine(verb: str, folder: Path, images: Path, monkeypatch, capsys) -> None:
+    seen = []
+
+    def opened(path: Path, provider: str, threads: int, tensorrt: edge.TensorRT) -> None:
+        seen.append((provider, tensorrt))
+        raise edge.EdgeError("stop here")
+
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(edge, "_open", opened)
+    monkeypatch.setattr(edge, "_expectations", lambda bundle: ({}, {}))
+    words = [*verb.split(), "--model", "edge", "--fp16", "--cache", "engines"]
+    assert edge.main([*words, "--provider", "trt"]) == 2
+    assert seen == [("trt", edge.TensorRT(True, "engines"))]
+    capsys.readouterr()
+    assert edge.main(words) == 2  # on the CPU it would silently do nothing
+    assert "fp16 is an option of the provider trt" in capsys.readouterr().err and len(seen) == 1
+
+
 def test_verify_needs_a_bundle_with_a_parity_pack(folder: Path, capsys) -> None:
     assert edge.main(["verify", "--model", str(folder)]) == 2
     assert "holds no parity/expected_dets.json" in capsys.readouterr().err
@@ -377,9 +396,11 @@ def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None
 SOAK = """
 import pytest, yolokd_edge as edge
 
+HOW = {"threads": 1, "provider": "trt", "fp16": True, "cache": "engines"}
+
 def pytest_collection_finish():
     def collect(paths, source, profile, **how):
-        assert profile.t_min_s == 60 and how == {"threads": 1, "provider": "cpu"}
+        assert profile.t_min_s == 60 and how == HOW
         total = edge.np.linspace(10e6, %s, 300).astype("int64")
         stages = {"total": {"p50": 10.0}}
         record = {
@@ -415,8 +436,7 @@ def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
         "soak",
         "--soak",
         "60",
-        "--threads",
-        "1",
+        *("--threads", "1", "--provider", "trt", "--fp16", "--cache", "engines"),
         "-p",
         "scripted",
         "--source",

@@ -47,6 +47,8 @@ def pytest_addoption(parser: Any) -> None:
     )
     group.addoption("--provider", default="cpu", help="cpu, cuda, trt, openvino or auto (default cpu)")
     group.addoption("--precision", default="fp32", help="fp32, fp16 or int8 (default fp32)")
+    group.addoption("--fp16", action="store_true", help="half precision in TensorRT (provider trt)")
+    group.addoption("--cache", metavar="DIR", help="TensorRT's engines (default YOLOKD_CACHE or ~/.cache/yolokd)")
     group.addoption("--threads", type=int, help="CPU threads (default: all usable cores)")
     group.addoption("--source", help="image or folder to measure on (default: the bundle's parity images)")
     group.addoption("--profile", default="standard", help="how long a run for budgets is (default standard: 30 s)")

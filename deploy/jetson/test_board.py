@@ -38,17 +38,25 @@ def pytest_generate_tests(metafunc: Any) -> None:
 @pytest.fixture(scope="session")
 def bundle(pytestconfig: Any) -> edge.Bundle:
     """The bundle, every file of it checked."""
-    path = pytestconfig.getoption("bundle")
+    path, own = pytestconfig.getoption("bundle"), Path(edge.__file__).resolve().parent
+    if not path and not (own / edge.MANIFEST).is_file():
+        pytest.exit("No bundle: give --bundle name-edge.zip.", returncode=edge.USAGE)
     try:
-        return edge.open_bundle(path or edge.own_bundle())
+        return edge.open_bundle(path or own)
     except edge.EdgeError as error:
-        pytest.exit(f"{error}" if path else "No bundle: give --bundle name-edge.zip.", returncode=error.code)
+        pytest.exit(str(error), returncode=error.code)
 
 
 @pytest.fixture(scope="session")
 def options(pytestconfig: Any) -> dict[str, Any]:
-    """Provider, threads and precision."""
-    return {key: pytestconfig.getoption(key) for key in ("provider", "threads", "precision")}
+    """Provider, threads, precision, and how TensorRT builds its engine."""
+    given = {key: pytestconfig.getoption(key) for key in ("provider", "threads", "precision")}
+    tensorrt = edge.TensorRT(pytestconfig.getoption("fp16"), pytestconfig.getoption("cache"))
+    try:
+        edge.check_fp16(tensorrt.fp16, [given["provider"]])
+    except edge.EdgeError as error:
+        pytest.exit(str(error), returncode=error.code)
+    return dict(given, tensorrt=tensorrt)
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +124,10 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Bench's record of the bundle's model, and its samples."""
     path = bundle.model(options["precision"], options["provider"])
+    engine = options["tensorrt"]
+    how.update(threads=options["threads"], provider=options["provider"], fp16=engine.fp16, cache=engine.cache)
     try:
-        records, series = edge.collect([path], source, threads=options["threads"], provider=options["provider"], **how)
+        records, series = edge.collect([path], source, **how)
     except edge.EdgeError as error:
         pytest.fail(str(error), pytrace=False)
     return records[0], series[0]
