@@ -1588,9 +1588,10 @@ def parse_nvpmodel(text: str) -> dict[str, Any] | None:
 
 
 def parse_jetson_clocks(text: str) -> dict[str, Any]:
-    """Clocks from `jetson_clocks --show`: unit (cpu0, GPU, EMC) -> its numbers, and locked: all of them pinned.
+    """Clocks from `jetson_clocks --show`: unit (cpu0, GPU, EMC) -> its numbers, and locked: these three kinds pinned.
 
-    A unit is pinned where least and greatest clock agree; EMC where FreqOverride is 1. locked is None without units.
+    A unit is pinned where least and greatest clock agree; EMC where FreqOverride is 1. Others, such as an AGX Orin's
+    DLA0_CORE, keep a range whatever jetson_clocks does. locked is None without units.
     """
     units: dict[str, Any] = {}
     for line in text.splitlines():
@@ -1598,8 +1599,34 @@ def parse_jetson_clocks(text: str) -> dict[str, Any]:
         numbers = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
         if head and "MinFreq" in numbers and "MaxFreq" in numbers and numbers.get("Online") != 0:
             units[head.group(1)] = numbers
-    pinned = [u["MinFreq"] == u["MaxFreq"] or u.get("FreqOverride") == 1 for u in units.values()]
+    judged = [numbers for name, numbers in units.items() if re.match(r"(cpu\d+|GPU|EMC)$", name)]
+    pinned = [u["MinFreq"] == u["MaxFreq"] or u.get("FreqOverride") == 1 for u in judged]
     return {"units": units, "locked": all(pinned) if pinned else None}
+
+
+def parse_get_throttled(text: str) -> int | None:
+    """The flags that a Raspberry Pi's `vcgencmd get_throttled` prints as throttled=0x50005."""
+    found = re.search(r"throttled=(0x[0-9a-fA-F]+)", text)
+    return int(found.group(1), 16) if found else None
+
+
+FIRMWARE = ("under-voltage", "the CPU's clock was capped", "throttled by the firmware", "soft temperature limit")
+
+
+def _firmware_signs(flags: Sequence[int]) -> tuple[list[str], list[str]]:
+    """What a Raspberry Pi's flags before and after measuring say: certain signs of throttling, and doubtful ones.
+
+    Bits 0 to 3 tell of now and 16 to 19 of any time since the start, so that one of those new since the first look
+    came up while measuring, and one that was there already hides whether it came again.
+    """
+    certain, doubtful = [], []
+    for bit, what in enumerate(FIRMWARE):
+        ever = [f >> 16 + bit & 1 for f in flags]
+        if any(f >> bit & 1 for f in flags) or ever and ever[-1] > ever[0]:
+            certain.append(f"throttled: {what}")
+        elif any(ever):
+            doubtful.append(f"throttling: {what} since the board started, perhaps again; restart it to be sure")
+    return certain, doubtful
 
 
 def l4t_version() -> str | None:
@@ -1668,8 +1695,8 @@ class Sensors:
         self.gpu = nodes[0] if nodes else None
         self.zones = [(_text(p / "type") or p.name, p) for p in _entries("/sys/class/thermal/thermal_zone*")]
         cooling = [(_text(p / "type") or p.name, p) for p in _entries("/sys/class/thermal/cooling_device*")]
-        # A fan that spins up cools, it throttles nothing; names repeat, so the number tells them apart.
-        self.cooling = [(f"{p.name}:{kind}", p / "cur_state") for kind, p in cooling if "fan" not in kind.lower()]
+        # Names repeat, so the number tells them apart.
+        self.cooling = [(f"{p.name}:{kind}", p / "cur_state") for kind, p in cooling if _throttles(kind)]
         hwmon = [(_text(p / "name"), p) for p in _entries("/sys/class/hwmon/hwmon*")]
         self.oc = [p for name, folder in hwmon if name == "soctherm_oc" for p in sorted(folder.glob("oc*_event_cnt"))]
         self.rails = [folder for name, folder in hwmon if name and name.startswith("ina3221")]
@@ -1729,10 +1756,22 @@ class Sensors:
             _whole(kind.with_name(kind.name.replace("_type", "_temp")))
             for _, zone in self.zones
             for kind in zone.glob("trip_point_*_type")
-            if _text(kind) == "passive"
+            if _text(kind) == "passive" and not _only_warns(zone, kind.name[len("trip_point_") : -len("_type")])
         ]
         known = [t / 1000 for t in trips if t is not None and t > 0]
         return min(known) if known else None
+
+
+def _throttles(kind: str) -> bool:
+    """Whether a cooling device slows something down: a fan cools, and a Jetson's hot-surface-alert only warns."""
+    return "fan" not in kind.lower() and kind != "hot-surface-alert"
+
+
+def _only_warns(zone: Path, trip: str) -> bool:
+    """Whether all cooling devices that a zone binds to a trip point throttle nothing; not where it names none."""
+    bound = [p for p in zone.glob("cdev*_trip_point") if _text(p) == trip]
+    kinds = [_text(zone / p.name[: -len("_trip_point")] / "type") for p in bound]
+    return bool(kinds) and not any(kind is None or _throttles(kind) for kind in kinds)
 
 
 class Monitor:
@@ -1750,6 +1789,7 @@ class Monitor:
         self.lines: list[tuple[int, str]] = []  # of tegrastats
         self.tegrastats = shutil.which("tegrastats")
         self.power_mode = parse_nvpmodel(tool_output("nvpmodel", "-q") or "")
+        self.firmware: list[int] = []  # a Raspberry Pi's throttling flags, before and after
         self.locked = parse_jetson_clocks(tool_output("jetson_clocks", "--show") or "")["locked"]
         self._process: Any = None
         self._threads: list[threading.Thread] = []
@@ -1757,6 +1797,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._look()
+        self._ask_firmware()
         if self.tegrastats:
             command = [self.tegrastats, "--interval", "100" if self.power else "1000"]
             try:
@@ -1783,6 +1824,7 @@ class Monitor:
         for thread in self._threads:
             thread.join(5)
         self._look()
+        self._ask_firmware()
 
     def _end(self, how: int) -> None:
         try:
@@ -1793,6 +1835,11 @@ class Monitor:
     def _start(self, target: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=target, daemon=True))
         self._threads[-1].start()
+
+    def _ask_firmware(self) -> None:
+        flags = parse_get_throttled(tool_output("vcgencmd", "get_throttled") or "")
+        if flags is not None:
+            self.firmware.append(flags)
 
     def _look(self) -> None:
         self.readings.append((self.clock(), self.sensors.read()))
@@ -1814,6 +1861,7 @@ class Monitor:
         return np.sort(np.array([t for t, _ in self.lines] + [t for t, _ in self.readings], np.int64))
 
 
+BUSY_GPU = 90  # % of load from which a governor has no reason to choose less than the highest clock
 Window = Tuple[int, int]  # start and end of a measurement on the clock, ns
 
 
@@ -1929,19 +1977,25 @@ class Telemetry:
         missing.update({"thermal." + k: why.get(k, "no thermal zone can be read") for k, v in out.items() if v is None})
         return out
 
+    def _slow_gpu(self) -> str | None:
+        """How far the GPU's clock stayed or fell below its highest, if it did."""
+        gpu, top = self.gpu_mhz(), (self.limits["gpu_hz"] or (None, None))[1]
+        if not gpu:
+            return None
+        highest, third = top / 1e6 if top else max(gpu), max(len(gpu) // 3, 1)
+        if median(gpu) < 0.97 * highest:
+            return f"the GPU ran at {median(gpu):.0f} of {highest:.0f} MHz"
+        first, last = median(gpu[:third]), median(gpu[-third:])
+        return f"the GPU clock fell from {first:.0f} to {last:.0f} MHz" if last < 0.97 * first else None
+
     def throttled(self, uses_gpu: bool) -> tuple[list[str], list[str]]:
         """Signs that the board slowed itself down: those that void the figures, and those that only cast doubt."""
-        certain, doubtful = [], []
-        gpu, top = self.gpu_mhz(), (self.limits["gpu_hz"] or (None, None))[1]
-        if uses_gpu and gpu:
-            highest = top / 1e6 if top else max(gpu)
-            if median(gpu) < 0.97 * highest:
-                certain.append(f"throttled: the GPU ran at {median(gpu):.0f} of {highest:.0f} MHz")
-            else:
-                third = max(len(gpu) // 3, 1)
-                first, last = median(gpu[:third]), median(gpu[-third:])
-                if last < 0.97 * first:
-                    certain.append(f"throttled: the GPU clock fell from {first:.0f} to {last:.0f} MHz")
+        certain, doubtful = _firmware_signs(self.monitor.firmware)
+        slow, loads = self._slow_gpu() if uses_gpu else None, self.gpu_loads()
+        if slow and (self.pinned() or loads and median(loads) >= BUSY_GPU):
+            certain.append(f"throttled: {slow}")
+        elif slow:  # a governor gives a GPU that often waits less than its highest clock
+            doubtful.append(f"dvfs: {slow}, with clocks that follow the load")
         heat = self.thermal({}) or {}
         for name, rise in sorted((heat.get("cooling_delta") or {}).items()):
             if rise > 0:

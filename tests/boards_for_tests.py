@@ -84,6 +84,13 @@ def system_root(root: Path, **changes: object) -> Path:
         "proc/cpuinfo": "processor : 0\nmodel name : ARMv8 Processor rev 1 (v8l)\nFeatures : fp asimd asimddp",
         zones + "0/type": "cpu-thermal",
         zones + "0/temp": 48468,
+        # as on an Orin NX: a trip that only warns of a hot surface, below the one that throttles
+        zones + "0/trip_point_0_type": "passive",
+        zones + "0/trip_point_0_temp": 70000,
+        zones + "0/cdev0/type": "hot-surface-alert",
+        zones + "0/cdev0_trip_point": 0,
+        zones + "0/cdev1/type": "cpufreq-cpu0",
+        zones + "0/cdev1_trip_point": 1,
         zones + "1/type": "cv0-thermal",  # powered off: reading it fails on a board, as on a folder here
         zones + "1/temp/unreadable": "",
         zones + "2/type": "tj-thermal",
@@ -98,6 +105,8 @@ def system_root(root: Path, **changes: object) -> Path:
         "sys/class/thermal/cooling_device0/cur_state": 1,
         "sys/class/thermal/cooling_device1/type": "cpufreq-cpu0",
         "sys/class/thermal/cooling_device1/cur_state": 0,
+        "sys/class/thermal/cooling_device2/type": "hot-surface-alert",
+        "sys/class/thermal/cooling_device2/cur_state": 0,
         "sys/class/devfreq/17000000.gpu/cur_freq": 1020000000,
         "sys/class/devfreq/17000000.gpu/min_freq": 1020000000,
         "sys/class/devfreq/17000000.gpu/max_freq": 1020000000,
@@ -156,6 +165,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "echo 'SOC family:tegra234'; echo 'cpu0: Online=1 Governor=schedutil MinFreq=1728000 MaxFreq=1728000 "
         "CurrentFreq=1728000 IdleStates: WFI=0'; echo 'cpu1: Online=0 Governor=schedutil MinFreq=7 MaxFreq=9 "
         "CurrentFreq=7'; echo 'GPU MinFreq=1020000000 MaxFreq=1020000000 CurrentFreq=1020000000'; "
+        "echo 'DLA0_CORE: Online=1 MinFreq=0 MaxFreq=1408000000 CurrentFreq=0'; "  # an AGX Orin's, pinned or not
         "echo 'EMC MinFreq=204000000 MaxFreq=3199000000 CurrentFreq=3199000000 FreqOverride=1'",
     )
     root = system_root(tmp_path / "root")

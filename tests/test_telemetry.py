@@ -28,6 +28,7 @@ from boards_for_tests import (
     board,
     replay,
     system_root,
+    tool,
     write,
 )
 from edge_for_tests import EDGE_FILE, metadata, toy
@@ -136,7 +137,7 @@ def test_power_mode(text: str, mode: dict | None) -> None:
 
 def test_jetson_clocks(board: Path) -> None:
     shown = edge.parse_jetson_clocks(edge.tool_output("jetson_clocks", "--show") or "")
-    assert set(shown["units"]) == {"cpu0", "GPU", "EMC"} and shown["locked"] is True
+    assert set(shown["units"]) == {"cpu0", "GPU", "DLA0_CORE", "EMC"} and shown["locked"] is True
     free = "GPU MinFreq=306000000 MaxFreq=1020000000 CurrentFreq=306000000"
     assert edge.parse_jetson_clocks(free)["locked"] is False
     assert edge.parse_jetson_clocks("Permission denied")["locked"] is None
@@ -170,8 +171,10 @@ def test_sensors_read_what_can_be_read(board: Path) -> None:
     assert now["temps"] == {"cpu-thermal": 48.468, "tj-thermal": 49.156, "PMIC-Die": 100.0}  # zone 1 cannot be read
     assert edge.junction(now["temps"]) == 49.156
     assert (now["cpu_khz"], now["gpu_hz"], now["gpu_load"]) == (1728000, 1020000000, 87.3)
-    assert now["cooling"] == {"cooling_device1:cpufreq-cpu0": 0}  # a fan throttles nothing
+    assert now["cooling"] == {"cooling_device1:cpufreq-cpu0": 0}  # neither a fan nor a warning throttles
     assert now["oc"] == {"oc1": 0, "oc3": 7} and sensors.passive_trip() == 99
+    write(board / "root", {"sys/class/thermal/thermal_zone0/cdev1_trip_point": 0})  # now the trip throttles as well
+    assert edge.Sensors().passive_trip() == 70
     assert now["rails"] == {"VDD_IN": 6000.0, "VDD_SOC": 1400.0}
 
 
@@ -275,6 +278,40 @@ def test_throttling_is_seen(board: Path, readings: list, certain: list[str], dou
     telemetry = edge.Telemetry(watched([], readings), [(0, 9 * S)])
     found = telemetry.throttled(uses_gpu=True)
     assert found == ([f"throttled: {c}" for c in certain], [f"throttled: {d}" for d in doubtful])
+
+
+@pytest.mark.parametrize(("load", "void"), [(400, False), (950, True)])
+def test_a_governor_that_follows_the_load_throttles_nothing(board: Path, load: int, void: bool) -> None:
+    (board / "bin/jetson_clocks").unlink()
+    system_root(board / "root", gpu_min_freq=306_000_000, device_load=load)
+    readings = [(t, {"gpu_hz": 510_000_000}) for t in range(10)]
+    certain, doubtful = edge.Telemetry(watched([], readings), [(0, 9 * S)]).throttled(uses_gpu=True)
+    what = "the GPU ran at 510 of 1020 MHz"
+    assert (certain, doubtful) == (
+        ([f"throttled: {what}"], []) if void else ([], [f"dvfs: {what}, with clocks that follow the load"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "certain", "doubtful"),
+    [
+        ("0x0", "0x0", [], []),
+        ("0x0", "0x1", ["under-voltage"], []),
+        ("0x0", "0x40000", ["throttled by the firmware"], []),  # came and went
+        ("0x80008", "0x80000", ["soft temperature limit"], []),
+        ("0x20000", "0x20000", [], ["the CPU's clock was capped"]),
+        ("VCHI initialization failed", "", [], []),
+    ],
+)
+def test_a_raspberry_pi_tells_of_throttling(
+    board: Path, before: str, after: str, certain: list[str], doubtful: list[str]
+) -> None:
+    tool(board / "bin", "vcgencmd", f"test $1 = get_throttled && echo throttled={before}")
+    with edge.Monitor() as monitor:
+        tool(board / "bin", "vcgencmd", f"echo throttled={after}")
+    found = edge.Telemetry(monitor, [(0, S)]).throttled(uses_gpu=False)
+    assert found[0] == [f"throttled: {what}" for what in certain]
+    assert [text.partition(" since")[0] for text in found[1]] == [f"throttling: {what}" for what in doubtful]
 
 
 def test_what_happens_outside_the_window_does_not_count(board: Path) -> None:
