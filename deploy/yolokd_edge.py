@@ -313,6 +313,7 @@ class Opened(NamedTuple):
 
     session: Any
     nodes: dict[str, int] | None  # graph nodes per provider, None where this ONNX Runtime cannot tell
+    session_s: float  # how long the session took
     coverage: float | None  # share of the nodes (of their time, from a profile) that the first provider runs
     trt: dict[str, Any] | None  # the record's runtime.trt
 
@@ -343,18 +344,18 @@ def _open(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened
             hint = "" if path.suffix.lower() == ".onnx" else "; export it to ONNX first"
             raise EdgeError(f"{path} is not an ONNX model that can be loaded ({_one_line(error)}){hint}.") from None
         raise EdgeError(f"{wanted[0]} could not load {path} ({_one_line(error)}).", PROVIDER) from None
-    active = session.get_providers()
+    session_s, active = time.perf_counter() - start, session.get_providers()
     if active[0] != wanted[0]:
         raise EdgeError(f"{wanted[0]} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
     if trt is not None and trt["engine_cache"] == "miss":
-        trt["build_s"] = round(time.perf_counter() - start, 1)
+        trt["build_s"] = round(session_s, 1)
     nodes = assigned_nodes(session)
     coverage = nodes.get(wanted[0], 0) / sum(nodes.values()) if nodes else None
     if nodes is None:
-        coverage = 1.0 if len(chain) == 1 else _profiled_coverage(path, chain, threads, wanted[0])
+        coverage = 1.0 if len(chain) == 1 else _coverage_apart(path, chain, threads, wanted[0], tensorrt.hw)
     if coverage is not None and coverage < LEAST_COVERAGE and provider != "cpu":
         raise EdgeError(f"{wanted[0]} was asked for, but took only {coverage:.0%} of the nodes of {path}.", PROVIDER)
-    return Opened(session, nodes, coverage, trt)
+    return Opened(session, nodes, session_s, coverage, trt)
 
 
 def _open_first(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
@@ -397,15 +398,40 @@ def profile_coverage(events: Sequence[dict[str, Any]], provider: str) -> float |
     return spent[provider] / total if total else None
 
 
-def _profiled_coverage(path: Path, chain: list[Any], threads: int, provider: str) -> float | None:
-    """The same from three runs on zeros (the first warms up), for an ONNX Runtime that cannot tell its assignment."""
+def _coverage_apart(
+    path: Path, chain: list[Any], threads: int, provider: str, hw: tuple[int, int] | None
+) -> float | None:
+    """The same for an ONNX Runtime that cannot tell its assignment: from a profile.
+
+    In a process of its own, so that its session is in neither the memory nor the cold start of this one.
+    """
+    command = [sys.executable, os.path.abspath(__file__), "_coverage"]
+    done = subprocess.run(
+        [*command, json.dumps([str(path), chain, threads, provider, hw])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    lines, said = (text.decode(errors="replace").strip().splitlines() for text in (done.stdout, done.stderr))
+    if done.returncode != 0 or not lines:
+        why = said[-1][:200].rstrip(".") if said else f"code {done.returncode}"
+        raise EdgeError(f"What {provider} runs of {path} could not be found out ({why}).", PROVIDER)
+    share: float | None = json.loads(lines[-1])
+    return share
+
+
+def _profiled_coverage(
+    path: Path, chain: Sequence[Any], threads: int, provider: str, hw: Sequence[int] | None = None
+) -> float | None:
+    """The provider's share in three runs on zeros, of which the first warms up."""
+    chain = [name if isinstance(name, str) else tuple(name) for name in chain]  # JSON knows no tuples
     with tempfile.TemporaryDirectory() as folder:
         options = _session_options(threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=chain, enable_fallback=0)
-        feed = {}
+        feed, own = {}, (1, 3, *(hw or read_contract(dict(session.get_modelmeta().custom_metadata_map), path).hw))
         for value in session.get_inputs():
-            shape = [size if isinstance(size, int) else (320 if k > 1 else 1) for k, size in enumerate(value.shape)]
+            shape = [size if isinstance(size, int) else own[k] for k, size in enumerate(value.shape[:4])]
             feed[value.name] = np.zeros(shape, np.float16 if value.type == "tensor(float16)" else np.float32)
         for _ in range(3):
             session.run(None, feed)
@@ -413,6 +439,9 @@ def _profiled_coverage(path: Path, chain: list[Any], threads: int, provider: str
 
 
 # --- TensorRT: its engines and where they are kept ------------------------------------------------------------------
+
+
+INPUT = b"images"  # what Ultralytics' exporter calls a model's input
 
 
 class TensorRT(NamedTuple):
@@ -444,16 +473,40 @@ def _onnxruntime_version() -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", onnxruntime.__version__)[:2])
 
 
-def says_fp16(content: bytes) -> bool:
-    """Whether an ONNX file's metadata says half precision, which TensorRT up to 10 builds only where it may.
+def metadata_entry(content: bytes, key: str) -> Any:
+    """A literal of an ONNX file's metadata, looked up in the file itself, as long as there is no session to ask.
 
-    Asked before there is a session that could tell, so the entry is looked up in the file: key, tag, length, value.
+    An entry is a tag, the key's length, the key, a tag, the value's length (in sevens of bits) and the value.
     """
-    found = re.search(rb"args\x12[\x00-\xff]{1,2}?(\{[^{}]*\})", content)
+    found = re.search(
+        re.escape(bytes([0x0A, len(key)]) + key.encode() + b"\x12") + rb"([\x80-\xff]?[\x00-\x7f])", content
+    )
+    if not found:
+        return None
+    length = sum((byte & 0x7F) << 7 * k for k, byte in enumerate(found.group(1)))
     try:
-        return found is not None and _precision(ast.literal_eval(found.group(1).decode())) == "fp16"
+        return ast.literal_eval(content[found.end() : found.end() + length].decode())
     except (ValueError, SyntaxError):
-        return False
+        return None  # read_contract says so as soon as the file is open
+
+
+def says_fp16(content: bytes) -> bool:
+    """Whether an ONNX file's metadata says half precision, which TensorRT up to 10 builds only where it may."""
+    args = metadata_entry(content, "args")
+    return isinstance(args, dict) and _precision(args) == "fp16"
+
+
+def _one_size(content: bytes, hw: tuple[int, int] | None) -> dict[str, str]:
+    """Options that let TensorRT build a file without a fixed size for the one size that it will run.
+
+    Otherwise it would build at the first run, and again whenever another size came along.
+    """
+    args, size = metadata_entry(content, "args"), hw or metadata_entry(content, "imgsz")
+    known = isinstance(args, dict) and args.get("dynamic") and isinstance(size, (list, tuple)) and len(size) == 2
+    if not known or b"\x0a\x06" + INPUT not in content:
+        return {}
+    shape = f"{INPUT.decode()}:1x3x{size[0]}x{size[1]}"
+    return {f"trt_profile_{end}_shapes": shape for end in ("min", "opt", "max")}
 
 
 def check_fp16(fp16: bool, providers: Sequence[str]) -> None:
@@ -509,6 +562,7 @@ def _tensorrt(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict[str,
     # An ONNX Runtime refuses the options that it does not know yet.
     if runtime >= (1, 15):
         options["trt_timing_cache_enable"] = "True"  # kept beside the engines
+        options.update(_one_size(content, settings.hw))
     slow = version and version.startswith("10.") and int(version.split(".")[1]) < 8 and b"NonMaxSuppression" in content
     if slow and runtime >= (1, 21):  # of those before, 1.20 leaves these nodes out by itself
         options["trt_op_types_to_exclude"] = "NonMaxSuppression,NonZero,RoiAlign"  # very slow inside TensorRT then
@@ -646,11 +700,13 @@ RUNTIMES: dict[str, Any] = {"openvino": OpenVino, "ncnn": Ncnn}
 
 
 def _open_runtime(path: Path, provider: str, threads: int) -> Opened:
+    start = time.perf_counter()
     session = RUNTIMES[provider](path, threads)
+    session_s = time.perf_counter() - start
     active = session.get_providers()
     if active != list(PROVIDERS[provider]):
         raise EdgeError(f"{PROVIDERS[provider][0]} was asked for, but {path} runs on {', '.join(active)}.", PROVIDER)
-    return Opened(session, None, 1.0, None)  # compiled for one device, which loads the whole graph or fails
+    return Opened(session, None, session_s, 1.0, None)  # compiled for one device, which loads the whole graph or fails
 
 
 def is_ncnn(path: Path) -> bool:
@@ -704,13 +760,11 @@ class Detector:
         check_provider(provider)
         if not self.path.is_file() and not is_ncnn(self.path):
             raise EdgeError(f"There is no model file {self.path}.")
-        start = time.perf_counter()
         tensorrt = (tensorrt or TensorRT())._replace(hw=hw)
         opened = (_open_first if provider == "auto" or allow_fallback else _open)(
             self.path, provider, self.threads, tensorrt
         )
-        self.session, self.nodes, self.coverage, self.trt = opened
-        self.session_s = time.perf_counter() - start
+        self.session, self.nodes, self.session_s, self.coverage, self.trt = opened
         self.active: str = self.session.get_providers()[0]
         self.fallback = provider != "auto" and self.active != PROVIDERS[provider][0]
         self._read_interface(hw)
@@ -2234,6 +2288,7 @@ BLOCKS = 10
 LEAST_BLOCK = 20  # frames in a block, below which its median says little
 DRIFT, DRIFT_THIRDS, DRIFT_VOID = 1.05, 1.03, 1.10
 CONTENDED, CONTENDED_VOID = 0.97, 0.90  # CPU time over wall time, of a process that always has work
+INTERRUPTED = 0.1  # share of the frames with an involuntary context switch
 STOLEN, STOLEN_VOID = 0.01, 0.10  # share of the time that a hypervisor gave to others
 MODE_SHARE, MODE_GAP = 0.1, 0.1  # of the frames on each side of a gap, and its width in medians
 
@@ -2305,6 +2360,10 @@ def _disturbances(facts: Sequence[dict[str, Any]]) -> list[Doubt]:
     if not first["uses_gpu"] and shares and min(shares) < CONTENDED:
         text = f"contended: the process had the CPU for {min(shares):.0%} of the measured time"
         out.append(Doubt(text, min(shares) < CONTENDED_VOID))
+    # A process that waits for a GPU has no CPU to miss, but is interrupted where others want its core.
+    interrupted = max(f["interrupted"] for f in facts)
+    if first["uses_gpu"] and interrupted > INTERRUPTED:
+        out.append(Doubt(f"contended: other programs interrupted {interrupted:.0%} of the frames"))
     stolen = max([f["steal"] for f in facts if f["steal"] is not None] or [0.0])
     if stolen > STOLEN:
         text = f"contended: the hypervisor took the CPU away for {stolen:.1%} of the time"
@@ -2806,6 +2865,7 @@ def trial_of(run: Run, seconds: float, more: dict[str, Any]) -> Trial:
         "cpu_ratio": round(run.cpu_ns / wall, 4) if wall else None,
         "candidates": run.candidates,
         "detections": run.detections,
+        "interrupted": float((series["switches"] > 0).mean()) if run.times else 0.0,
     }
     facts.update(more)
     return Trial(series, facts)
@@ -2898,15 +2958,23 @@ READY = "ready"
 
 
 def _worker(folder: Path) -> int:
-    """Measure what the plan in a folder says and leave the trials there; the parent gives the start signal."""
+    """Measure what the plan in a folder says and leave the trials there; the parent gives the start signal.
+
+    Only our own word goes to the parent's pipe: what a library prints may be mistaken for it, or fill the pipe.
+    """
+    parent = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
     def go() -> None:
-        print(READY, flush=True)
+        print(READY, file=parent, flush=True)
         if not sys.stdin.readline():
             raise EdgeError("The process that started this measurement has gone.")
 
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     try:
+        if plan["build"]:
+            (folder / "built.json").write_text(json.dumps(_build_seconds(plan)), encoding="utf-8")
+            return 0
         trials = run_trial(plan, read_frames(plan["source"], plan["seed"]), True, go)
     except EdgeError as error:
         (folder / "error.json").write_text(json.dumps({"message": str(error), "code": error.code}), encoding="utf-8")
@@ -2917,15 +2985,64 @@ def _worker(folder: Path) -> int:
     return 0
 
 
-def _outcome(folder: Path, process: Any) -> list[Trial]:
-    """What a worker left, or its error."""
+def _build_seconds(plan: dict[str, Any]) -> list[float | None]:
+    """Run each of the plan's models once, so that TensorRT's engines are kept; how long a new one took."""
+    out = []
+    for detector in _detectors(plan):
+        start = time.perf_counter()
+        detector.detect(np.full((*detector.contract.hw, 3), PAD, np.uint8))
+        seconds = (detector.trt or {}).get("build_s")
+        out.append(None if seconds is None else round(seconds + time.perf_counter() - start, 1))
+    return out
+
+
+def _start(folder: Path, plan: dict[str, Any], errors: Any) -> Any:
+    """A process that does what a plan says, and whose words on stderr go to a file or, with None, to our own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    command = [sys.executable, os.path.abspath(__file__), "_worker", str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+
+
+def build_engines(plan: dict[str, Any]) -> list[float | None]:
+    """Build the engines that the plan's processes will need, seen by the user and once; seconds by model.
+
+    Each of those processes would build unseen, several of them at a time into one folder.
+    """
+    if plan["provider"] not in ("trt", "auto") or PROVIDERS["trt"][0] not in onnxruntime.get_available_providers():
+        return [None] * len(plan["models"])
+    with tempfile.TemporaryDirectory() as temporary:
+        process = _start(Path(temporary), dict(plan, build=True), None)
+        process.communicate()
+        _check_end(Path(temporary), process)
+        seconds: list[float | None] = json.loads((Path(temporary) / "built.json").read_text(encoding="utf-8"))
+        return seconds
+
+
+def _note_build(trials: Sequence[Trial], seconds: float | None) -> None:
+    """Put down how long an engine took to build before these trials, which found it in the cache."""
+    for trial in trials:
+        if seconds is not None and trial.facts["runtime"]["trt"]:
+            trial.facts["runtime"]["trt"]["build_s"] = seconds
+            trial.facts["missing"].pop("runtime.trt.build_s", None)
+
+
+def _check_end(folder: Path, process: Any) -> None:
+    """Wait for a worker to end, and raise its error."""
+    process.stdin.close()  # one that waits for the start signal ends
     process.wait()
     if (folder / "error.json").exists():
         told = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         raise EdgeError(told["message"], told["code"])
     if process.returncode != 0:
-        lines = (folder / "stderr").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
+        lines = said.strip().splitlines() or ["it said nothing"]
         raise EdgeError(f"A measuring process ended with code {process.returncode}: {lines[-1][:300]}")
+
+
+def _outcome(folder: Path, process: Any) -> list[Trial]:
+    """What a worker left, or its error."""
+    _check_end(folder, process)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     with np.load(str(folder / "series.npz")) as kept:
         names = sorted({key.split("/", 1)[1] for key in kept})
@@ -2940,16 +3057,10 @@ def fresh_trials(plan: dict[str, Any]) -> list[list[Trial]]:
             for stream in range(plan["streams"]):
                 folder = Path(temporary) / str(stream)
                 folder.mkdir()
-                (folder / "plan.json").write_text(json.dumps(dict(plan, stream=stream)), encoding="utf-8")
                 with (folder / "stderr").open("wb") as errors:
-                    command = [sys.executable, os.path.abspath(__file__), "_worker", str(folder)]
-                    workers.append(
-                        (
-                            folder,
-                            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors),
-                        )
-                    )
-            waiting = [process for _, process in workers if process.stdout.readline().strip() == READY.encode()]
+                    workers.append((folder, _start(folder, dict(plan, stream=stream), errors)))
+            # what a library prints while it is imported comes first
+            waiting = [p for _, p in workers if any(line.strip() == READY.encode() for line in p.stdout)]
             if len(waiting) == len(workers):
                 for process in waiting:
                     process.stdin.write(b"go\n")
@@ -2963,7 +3074,9 @@ def fresh_trials(plan: dict[str, Any]) -> list[list[Trial]]:
             for _, process in workers:
                 if process.poll() is None:
                     process.kill()
-                process.communicate()
+                process.wait()
+                process.stdin.close()
+                process.stdout.close()
 
 
 # --- trtexec as a cross-check ---------------------------------------------------------------------------------------
@@ -3194,18 +3307,23 @@ def collect(
         "command": list(sys.argv),
         "stream": 0,
         "repeat": 0,
+        "build": False,
     }
     plans = [dict(shared, **cell) for cell in cells]
 
     def once(plan: dict[str, Any]) -> list[list[Trial]]:
         return fresh_trials(plan) if fresh else [run_trial(plan, frames, own_process)]
 
+    builds = [build_engines(plan) if fresh else [None] * len(paths) for plan in plans]
     bare = [once(plan) if power and len(paths) == 1 else None for plan in plans]  # without the sampler
     trials, telemetries = _watched(plans, repeats, power, idle_s, once)
     records, series = [], []
-    for plan, found, telemetry, unwatched in zip(plans, trials, telemetries, bare):  # noqa: B905
+    for plan, found, telemetry, unwatched, built in zip(plans, trials, telemetries, bare, builds):  # noqa: B905
         overhead = _overhead(found[0], unwatched[0]) if unwatched else None
+        if unwatched and not fresh:  # then it was the bare run that built
+            built = [(unwatched[0][0].facts["runtime"]["trt"] or {}).get("build_s")]
         for k, own in enumerate(found):
+            _note_build(own, built[k])
             check, plan["cross_check"] = _cross_check(Path(paths[k]), plan, own) if trtexec else (None, None)
             records.append(record(own, plan, telemetry, found[0] if k else None, overhead, check))
             series.append(_joined(own, telemetry))
@@ -3835,6 +3953,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["_worker"]:  # a process that `bench` started
         return _worker(Path(words[1]))
+    if words[:1] == ["_coverage"]:  # one that a session started
+        path, *asked = json.loads(words[1])
+        print(json.dumps(_profiled_coverage(Path(path), *asked)))
+        return 0
     args = parser().parse_args(words)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
     if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):

@@ -6,12 +6,14 @@ import gc
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from edge_for_tests import colour_frames, entry, export, metadata, set_metadata, toy, trial
+from edge_for_tests import EDGE_FILE, colour_frames, entry, export, metadata, set_metadata, toy, trial
 from yolokd.deploy import yolokd_edge as edge
 
 from yolokd import report
@@ -435,7 +437,18 @@ def test_other_doubts() -> None:
     assert doubt(images={"n": 4})[1] == ["only 4 different images, at least 32 are recommended"]
     fallen = {"fallback": True, "providers_active": ["CPUExecutionProvider"]}
     assert doubt(runtime=fallen)[1] == ["fallback: CPUExecutionProvider ran, not what was asked for"]
-    assert doubt(uses_gpu=True, cpu_ratio=0.1)[0] == "valid"  # a thread that waits for a GPU has no CPU to miss
+    assert (
+        doubt(uses_gpu=True, cpu_ratio=0.1, interrupted=0.05)[0] == "valid"
+    )  # a thread that waits for a GPU has no CPU to miss
+
+
+def test_frames_that_others_interrupted_are_seen_where_a_gpu_does_the_work() -> None:
+    detector = Busy(Clock(), [(1, ms, 1) for ms in STABLE])
+    runs, seconds = measure([detector], THOUSAND)
+    runs[0].starts = [(start, k % 5 == 0) for k, (start, _) in enumerate(runs[0].starts)]
+    reasons = judged(trial(runs[0], seconds, uses_gpu=True))[1]
+    assert reasons == ["contended: other programs interrupted 20% of the frames"]
+    assert judged(trial(runs[0], seconds)) == ("valid", [])  # on the CPU the time itself tells
 
 
 def test_runs_are_pooled_and_kept_apart() -> None:
@@ -518,6 +531,77 @@ def test_an_error_of_a_measuring_process_is_one_of_ours(models, images, tmp_path
     monkeypatch.setattr(edge.sys, "executable", "/bin/false")
     assert edge.main(arguments) == 2
     assert "A measuring process ended with code 1" in capfd.readouterr().err
+
+
+def worker_that(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every new Python process run some code first."""
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "site"))
+
+
+def bench_command(model: Path, images: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EDGE_FILE, "bench", "--model", model, "--source", images, "--out", out, "--threads", "1"]
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
+
+
+NOISE_ON_STDOUT = """
+import gc
+print("Loaded a plugin")
+disable = gc.disable
+gc.disable = lambda: (print("x" * 100_000), disable())  # while frames are timed, more than a pipe holds
+"""
+
+
+def test_what_a_library_prints_stops_no_measurement(images, tmp_path: Path, monkeypatch) -> None:
+    model = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
+    worker_that(tmp_path, monkeypatch, NOISE_ON_STDOUT)
+    run = bench_command(model, images, tmp_path / "report.json", "--repeats", "2", "--time-limit", "0.2")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads((tmp_path / "report.json").read_text())[0]["protocol"]["repeats"] == 2
+
+
+FAKE_TENSORRT = """
+import time, onnxruntime
+from pathlib import Path
+from types import SimpleNamespace
+
+EVERY = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+class Session(onnxruntime.InferenceSession):
+    def __init__(self, path, options, providers, **more):
+        engine = Path(providers[0][1]["trt_engine_cache_path"]) / "x.engine"
+        if not engine.exists():
+            time.sleep(0.3)
+            engine.open("x").close()  # fails where another process builds as well
+        super().__init__(path, options, providers=EVERY[2:])
+
+    def get_providers(self):
+        return EVERY
+
+    def get_provider_graph_assignment_info(self):
+        return [SimpleNamespace(ep_name=EVERY[0], get_nodes=lambda: [0])]
+
+onnxruntime.InferenceSession, onnxruntime.get_available_providers = Session, lambda: EVERY
+"""
+
+
+@pytest.mark.parametrize("how", [["--repeats", "2", "--streams", "2"], ["--quick", "--power", "--idle", "0"]])
+def test_an_engine_is_built_once_before_measuring_and_said_so(images, tmp_path: Path, monkeypatch, how) -> None:
+    model = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
+    worker_that(tmp_path, monkeypatch, FAKE_TENSORRT)
+    how = [*how, "--provider", "trt", "--cache", str(tmp_path / "engines"), "--time-limit", "0.2"]
+    run = bench_command(model, images, tmp_path / "report.json", *how)
+    assert run.returncode == 0 and run.stderr.count("Building a TensorRT engine") == 1, run.stderr
+    (record,) = json.loads((tmp_path / "report.json").read_text())
+    trt = record["runtime"]["trt"]
+    assert trt["engine_cache"] == "hit" and trt["build_s"] >= 0.3
+    assert "runtime.trt.build_s" not in record["unavailable"]
+    run = bench_command(model, images, tmp_path / "again.json", *how)
+    assert run.returncode == 0 and "Building" not in run.stderr
+    (record,) = json.loads((tmp_path / "again.json").read_text())
+    assert record["runtime"]["trt"]["build_s"] is None
+    assert record["unavailable"]["runtime.trt.build_s"] == "the engine came from the cache"
 
 
 def test_a_file_without_a_fixed_size_is_swept_over_sizes(teacher: Path, images, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -276,8 +277,41 @@ def test_coverage_from_a_profile_counts_the_time() -> None:
 
 def test_an_older_onnxruntime_is_asked_through_its_profile(tmp_path: Path) -> None:
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    share = edge._profiled_coverage(file, [CPU], 1, CPU)
+    share = edge._coverage_apart(file, [[CPU, {}]], 1, CPU, None)
     assert share in (None, 1.0)  # a constant graph may have no node left that could be timed
+    with pytest.raises(edge.EdgeError, match=f"What {CPU} runs of .*none.onnx could not be found out") as error:
+        edge._coverage_apart(tmp_path / "none.onnx", [CPU], 1, CPU, None)
+    assert error.value.code == 4
+
+
+def test_a_profile_is_no_part_of_the_cold_start_and_has_the_size_that_runs(tmp_path: Path, monkeypatch) -> None:
+    file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
+    real, fed = session_with([CUDA, CPU], {}), []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYWHERE)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", real)
+    monkeypatch.setattr(edge, "assigned_nodes", lambda session: None)
+    monkeypatch.setattr(edge, "_coverage_apart", lambda *asked: fed.append(asked) or time.sleep(0.3) or 1.0)
+    opened = edge._open(file, "cuda", 1, edge.TensorRT(hw=(96, 128)))
+    assert opened.coverage == 1.0 and opened.session_s < 0.3 and fed == [(file, [CUDA, CPU], 1, CUDA, (96, 128))]
+
+    class Dynamic(real):
+        def get_inputs(self) -> list[edge.Port]:
+            return [edge.Port("images", ["batch", 3, "height", "width"], "tensor(float)")]
+
+        def get_modelmeta(self) -> edge.Meta:
+            return edge.Meta(metadata())
+
+        def run(self, outputs: None, feed: dict[str, np.ndarray]) -> None:
+            fed.append(feed["images"].shape)
+
+        def end_profiling(self) -> str:
+            (tmp_path / "profile.json").write_text("[]")
+            return str(tmp_path / "profile.json")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Dynamic)
+    edge._profiled_coverage(file, [CPU], 1, CPU, [96, 128])
+    edge._profiled_coverage(file, [CPU], 1, CPU)
+    assert fed[1:] == [(1, 3, 96, 128)] * 3 + [(1, 3, 32, 64)] * 3
 
 
 def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch, capsys) -> None:
@@ -331,6 +365,18 @@ def test_an_older_onnxruntime_gets_only_options_that_it_knows(runtime: str, know
     _, options = edge._tensorrt(tmp_path / "a.onnx", edge.TensorRT(cache=str(tmp_path)))
     always = {"trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
     assert set(options) == always | known
+
+
+def test_a_file_without_a_fixed_size_is_built_for_the_size_that_runs(tmp_path: Path, monkeypatch) -> None:
+    def shapes(hw: tuple[int, int] | None = None, **args: object) -> set[str]:
+        file = toy(tmp_path / "a.onnx", np.zeros((1, 7, 42)), {**metadata(), "args": str(args)})
+        options = edge._tensorrt(file, edge.TensorRT(cache=str(tmp_path), hw=hw))[1]
+        return {options.get(f"trt_profile_{end}_shapes") for end in ("min", "opt", "max")}
+
+    assert shapes(dynamic=True) == {"images:1x3x32x64"} and shapes((96, 128), dynamic=True) == {"images:1x3x96x128"}
+    assert shapes(dynamic=False) == shapes((32, 64)) == {None}
+    monkeypatch.setattr(onnxruntime, "__version__", "1.14.1")
+    assert shapes(dynamic=True) == {None}
 
 
 def test_a_file_in_half_precision_is_built_in_half_precision(tmp_path: Path) -> None:
