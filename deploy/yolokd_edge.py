@@ -70,9 +70,11 @@ import zipfile  # noqa: E402
 import zlib  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from contextlib import redirect_stdout  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from importlib import import_module  # noqa: E402
 from importlib import metadata as packages  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
 from itertools import product  # noqa: E402
 from pathlib import Path  # noqa: E402
 from statistics import NormalDist, median  # noqa: E402
@@ -305,7 +307,16 @@ def _session_options(threads: int) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("failed:")[-1].split())[:200].rstrip(". ")
+    """What an error says, without the place in C++ that ONNX Runtime puts before it: file, line and signature."""
+    text = " ".join(str(error).split("failed:")[-1].split())
+    return re.sub(r"^/\S+:\d+ .+?\) (\[with .*?\] )?(?=[A-Z])", "", text)[:200].rstrip(". ")
+
+
+def _load_cuda() -> None:
+    """Load the CUDA and cuDNN of pip's packages, where installed: ONNX Runtime does not find them by itself."""
+    if find_spec("nvidia") is not None and hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # it may have advice
+            onnxruntime.preload_dlls()
 
 
 class Opened(NamedTuple):
@@ -331,6 +342,8 @@ def _open(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened
     if wanted[0] not in available:
         raise EdgeError(f"{wanted[0]} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
     chain: list[Any] = [name for name in wanted if name in available]
+    if provider != "cpu":
+        _load_cuda()
     trt = None
     if provider == "trt" and path.is_file():
         trt, options = _tensorrt(path, tensorrt)
@@ -899,13 +912,18 @@ def read_source(source: str, most: int | None = None) -> Iterator[Frame]:
         yield Frame(str(path), None, read_image(path))
 
 
+NO_GSTREAMER = ": this OpenCV was built without GStreamer, as pip's are; use the board's own, see the bundle's README"
+
+
 def _open_video(source: str) -> Any:
     if not _is_stream(source) and not Path(source).is_file():
         raise EdgeError(f"There is no video file {source}.")
     backend = cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY
     video = cv2.VideoCapture(int(source) if source.isdigit() else source, backend)
     if not video.isOpened():
-        raise EdgeError(f"{source} cannot be opened as a {'camera' if _is_stream(source) else 'video'}.")
+        lacking = backend == cv2.CAP_GSTREAMER and re.search(r"GStreamer:\s+NO\b", cv2.getBuildInformation())
+        hint = NO_GSTREAMER if lacking else ""
+        raise EdgeError(f"{source} cannot be opened as a {'camera' if _is_stream(source) else 'video'}{hint}.")
     return video
 
 
@@ -3457,6 +3475,7 @@ def bench(
 def _cell_name(entry: dict[str, Any]) -> str:
     runtime, size = entry["runtime"], "x".join(map(str, entry["model"]["imgsz"]))
     provider = runtime["providers_active"][0].replace("ExecutionProvider", "").lower()
+    provider += " fp16" if (runtime.get("trt") or {}).get("fp16") else ""
     return f"{provider} {size}, threads {runtime['intra_threads']}, streams {entry['protocol']['streams']}"
 
 

@@ -262,6 +262,36 @@ def test_auto_takes_the_first_provider_that_is_active(tmp_path: Path, monkeypatc
     assert edge.Detector(file, "auto").session.get_providers() == ["CPUExecutionProvider"]
 
 
+PLACE = (
+    "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:/onnxruntime_src/onnxruntime/core/graph/{}:57 "
+    "void onnxruntime::Check(const std::unordered_map<std::__cxx11::basic_string<char>, int>&, bool (*)(int), int) {}"
+)
+IR = "Unsupported model IR version: 10, max supported IR version: 9"
+
+
+@pytest.mark.parametrize("where", ["", "[with T = std::string] "])
+def test_the_cause_of_an_error_is_kept_and_its_place_in_the_source_is_not(where: str) -> None:
+    assert edge._one_line(RuntimeError(PLACE.format("model.cc", where + IR))) == IR
+    assert edge._one_line(RuntimeError("No such file (a.onnx) Here.")) == "No such file (a.onnx) Here"
+
+
+def test_pips_cuda_is_loaded_only_where_it_is_and_is_needed(tmp_path: Path, monkeypatch, capsys) -> None:
+    file, loaded = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata()), []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(edge.PROVIDERS["cuda"]))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append(print("advice")), raising=False)
+    monkeypatch.setattr(edge, "find_spec", lambda name: None)
+    for installed in (False, True):
+        monkeypatch.setattr(edge, "find_spec", lambda name, found=installed: found or None)
+        edge.Detector(file)
+        with pytest.raises(edge.EdgeError):
+            edge.Detector(file, "cuda")
+        assert len(loaded) == int(installed)
+    assert capsys.readouterr() == ("", "advice\n")
+    monkeypatch.delattr(onnxruntime, "preload_dlls")  # before 1.21
+    with pytest.raises(edge.EdgeError):
+        edge.Detector(file, "cuda")
+
+
 # --- one file on a board --------------------------------------------------------------------------------------------
 
 

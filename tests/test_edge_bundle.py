@@ -319,6 +319,7 @@ def test_a_video_that_breaks_off_is_said_so(folder: Path, clip: Path, capfd) -> 
     [
         ("99", "99 cannot be opened as a camera"),
         ("/dev/video99", "/dev/video99 cannot be opened as a camera"),
+        ("videotestsrc ! nowhere ! appsink", "built without GStreamer, as pip's are"),
         ("nowhere.mp4", "There is no video file nowhere.mp4"),
         ("text.mp4", "text.mp4 cannot be opened as a video"),
         ("nowhere.png", "no image file or folder nowhere.png"),

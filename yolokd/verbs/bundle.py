@@ -33,7 +33,7 @@ BOARD, TESTS = Path(edge.__file__).parent / "board", Path(edge.__file__).parent 
 CALIBRATION = 300  # images
 PARITY_IMAGES, CANDIDATES = 6, 64
 KEPT_ANCHORS = 1024  # of the raw output, for each parity image
-MOST_OPSET, MOST_IR = 18, 10  # what the runtimes of older JetPacks read
+MOST_OPSET, MOST_IR = 18, 9  # what the runtimes of older JetPacks read: ONNX Runtime 1.14, 1.15 where IR is 9
 PROVIDERS = {"fp32": ("cpu", "cuda", "trt"), "fp16": ("cpu", "cuda", "trt"), "cpu": ("cpu",), "trt": ("trt", "cuda")}
 # Of verify, by precision. FP32 as at export. The others leave room for other kernels than those of the machine that
 # made the bundle: TF32 and FP16 keep 10 bits, and INT8 rounds ties and sums differently from one CPU to the next.
