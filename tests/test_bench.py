@@ -680,6 +680,8 @@ def test_table_marks_what_is_unknown() -> None:
     assert row.split()[-12:] == [*cells, "valid_with_warnings"] and len(head) == len(row)
     assert "cpu 32x64, threads 1, streams 2" in row
     assert why == "a.onnx: only 4 images"
+    record["runtime"]["trt"] = {"fp16": True}
+    assert "cpu fp16 32x64, threads 1" in edge.table([record])
 
 
 POINTS = [

@@ -66,7 +66,7 @@ def test_one_regression_among_metrics_decides(code):
 
 def test_no_interval_no_verdict(code):
     found, said = code(record(10), record(10))
-    assert found == 3 and "measure with repeats=5" in said
+    assert found == 3 and "measure with profile=standard repeats=5" in said
     assert code(record(10, RUNS[:2]), record(10, RUNS[:2]))[0] == 3, "two runs are too few"
 
 
@@ -86,15 +86,18 @@ def test_a_percentile_that_is_not_there_is_named_with_its_reason(code):
         ({"protocol__images__sha": "cd"}, "protocol.images.sha"),
         ({"runtime__intra_threads": 2}, "runtime.intra_threads"),
         ({"protocol__streams": 2}, "protocol.streams"),
+        ({"clocks__jetson_clocks": False}, "clocks.jetson_clocks was True and is False"),
+        ({"runtime__trt__fp16": True}, "runtime.trt.fp16 was False and is True"),
         ({"stability__verdict": "invalid", "stability__reasons": ["throttled: hot"]}, "throttled: hot"),
         ({"stability__verdict": None}, "not judged"),
     ],
 )
 def test_what_cannot_be_compared_is_inconclusive(code, change, named):
     """However much slower the figures are, and on either side."""
-    found, said = code(record(10, RUNS), record(30, times(3), **change))
+    usual = {"clocks__jetson_clocks": True, "runtime__trt__fp16": False}
+    found, said = code(record(10, RUNS, **usual), record(30, times(3), **{**usual, **change}))
     assert found == 3 and named in said
-    assert code(record(10, RUNS, **change), record(10, RUNS))[0] == 3
+    assert code(record(10, RUNS, **{**usual, **change}), record(10, RUNS, **usual))[0] == 3
 
 
 def test_what_one_report_does_not_know_is_no_difference(code):

@@ -41,6 +41,16 @@ def test_the_front(tmp_path):
     assert front(pareto([tmp_path], metric="total.p99")) == ["a", "c", "e", "f"], "a folder; p99 is twice p50 in all"
 
 
+def test_an_engine_in_half_precision_is_named_so(tmp_path):
+    full, half = (model("m", p50, 0.3, runtime__trt__fp16=fp16) for p50, fp16 in ((8, False), (5, True)))
+    result = pareto([write(tmp_path / "r.json", full, half)])
+    assert [p["name"] for p in result["points"]] == ["m fp16", "m"]
+    assert [p["label"] for p in result["points"]] == [
+        "m.onnx (cpu fp16, 160x160, threads 1)",
+        "m.onnx (cpu, 160x160, threads 1)",
+    ]
+
+
 def test_each_device_has_its_own_front(tmp_path):
     slow = model("slow", 50, 0.3, device__board_model="Pi")
     result = pareto([write(tmp_path / "r.json", model("fast", 5, 0.4), slow)])

@@ -108,10 +108,11 @@ def cell(record: dict[str, Any], model: bool = True) -> tuple[Any, ...]:
 
 def label(record: dict[str, Any]) -> str:
     """A record's short name: file, and the settings that sweeps vary."""
+    half = "fp16" if get(record, "runtime.trt.fp16") else ""  # of the engine: the file's precision is its own
     size, threads, streams = (get(record, k) for k in ("model.imgsz", "runtime.intra_threads", "protocol.streams"))
     provider = str(next(iter(record["runtime"]["providers_active"]), "none")).replace("ExecutionProvider", "").lower()
     more = [
-        provider,
+        f"{provider} {half}".rstrip(),
         "x".join(map(str, size)) if isinstance(size, list) else "",
         f"threads {threads}" if threads else "",
     ]

@@ -20,6 +20,7 @@ from yolokd.verbs import compare_report
 SCHEMA = "yolokd.compare/1"
 PASS, REGRESSION, INCONCLUSIVE, PROVIDER, PARITY = 0, 1, 3, 4, 5
 NAMES = {PASS: "pass", REGRESSION: "regression", INCONCLUSIVE: "inconclusive", PROVIDER: "provider", PARITY: "parity"}
+NO_INTERVAL = "too few frames for an interval, in each of 3 runs or within one: measure with profile=standard repeats=5"
 LEAST_RUNS = 3  # below, the runs say nothing of how they spread
 LEAST_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
 PROVIDERS = {
@@ -32,8 +33,8 @@ PROVIDERS = {
 # Where a difference means that the two figures answer different questions. Unknown (null) on one side counts as equal.
 FINGERPRINT = {
     "device": ("kind", "board_model", "soc", "cpu_model", "gpu", "cores_online", "l4t"),
-    "clocks": ("power_mode.name", "governor"),
-    "runtime": ("providers_active", "intra_threads", "io_binding"),
+    "clocks": ("power_mode.name", "governor", "jetson_clocks"),
+    "runtime": ("providers_active", "intra_threads", "io_binding", "trt.fp16"),
     "protocol": ("streams", "images.sha", "profile"),
     "model": ("imgsz", "task"),
 }
@@ -261,7 +262,7 @@ def judge_metric(old: Record, new: Record, metric: str, limit: float, paired: bo
             return {**row, "why": f"{side} has no {metric}: {reports.why_null(record, f'results.stages.{metric}')}"}
     found = ratio(old, new, metric, paired)
     if found is None:
-        return {**row, "ratio": after / before, "why": "neither has 3 runs nor an interval: measure with repeats=5"}
+        return {**row, "ratio": after / before, "why": NO_INTERVAL}
     middle, low, high, how = found
     row |= {"ratio": middle, "ci95": [low, high], "interval": how}
     if low > limit:

@@ -84,9 +84,9 @@ def gather(
                 why = f"no {lacking[0]}: {reports.why_null(record, lacking[0])}" if lacking else "the record is invalid"
                 left_out.append({"file": str(file), "name": reports.label(record), "why": why})
                 continue
-            points.append(
-                {"name": Path(record["model"]["file"]).stem, "label": reports.label(record), "file": str(file)}
-            )
+            half = " fp16" if get(record, "runtime.trt.fp16") else ""
+            name = Path(record["model"]["file"]).stem + half
+            points.append({"name": name, "label": reports.label(record), "file": str(file)})
             points[-1] |= {"device": device(record), "x": values["x"] / (1e6 if x == "size" else 1), "y": values["y"]}
             points[-1] |= dict(
                 zip(("low", "high"), _ends(record, metric) if x == "latency" else (None, None), strict=True)
