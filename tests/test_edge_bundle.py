@@ -394,6 +394,21 @@ def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None
     assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
 
 
+def with_board_tests(folder: Path) -> None:
+    """Add the runtime and its tests, as `yolokd bundle` does."""
+    shutil.copy(EDGE_FILE, folder)
+    shutil.copytree(EDGE_FILE.parent / "jetson", folder / "jetson")
+    (folder / "jetson/options.py").rename(folder / "jetson/conftest.py")
+
+
+def test_the_board_tests_say_what_is_wrong_with_the_bundle_that_they_lie_in(folder: Path) -> None:
+    with_board_tests(folder)
+    (folder / "README.md").unlink()
+    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:yolokd", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 2 and "the file README.md is missing" in result.stdout + result.stderr
+
+
 SOAK = """
 import pytest, yolokd_edge as edge
 
@@ -426,9 +441,7 @@ def pytest_collection_finish():
 def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
     last_ns: str, verdict: str, reasons: list[str], code: int, sentence: str, folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(EDGE_FILE, folder)
-    shutil.copytree(EDGE_FILE.parent / "jetson", folder / "jetson")
-    (folder / "jetson/options.py").rename(folder / "jetson/conftest.py")
+    with_board_tests(folder)
     (tmp_path / "scripted.py").write_text(SOAK % (last_ns, verdict, reasons))
     words = [
         "jetson/test_board.py",
