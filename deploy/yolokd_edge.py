@@ -80,9 +80,19 @@ from pathlib import Path  # noqa: E402
 from statistics import NormalDist, median  # noqa: E402
 from typing import Any, NamedTuple, Tuple  # noqa: E402
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
+try:
+    import cv2
+    import numpy as np
+    import onnxruntime
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    print(
+        f"yolokd_edge: a package is missing or broken ({missing}): install this board's, "
+        "python3 -m pip install -r requirements-cpu.txt, or -jp5, -jp6, -jp7 on a Jetson, -cuda with an NVIDIA GPU.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 try:
     import resource

@@ -340,6 +340,14 @@ def test_inspect_shows_the_slowest_nodes(unpacked: Path, capsys) -> None:
     assert sum(row["op"] == "Conv" for row in rows) > 40
 
 
+def test_a_missing_training_folder_is_seen_before_anything_is_exported(teacher, scenes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(verb.exporting, "export", lambda *given, **more: pytest.fail("it was exported"))
+    data = tmp_path / "mine.yaml"
+    data.write_text(f"path: {scenes.parent}\ntrain: gone\nval: images/val\nnames: {{0: a}}\n")
+    with pytest.raises(UsageError, match="the train split of .* holds no image"):
+        yolokd.bundle(teacher, tmp_path / "a.zip", data=data, int8=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -360,6 +360,7 @@ def test_ultralytics_own_cache_may_go_along(teacher, scenes):
     assert fold(cache="disk,teacher", cache_limit=2) == ("disk", {"views": 5, "limit": 2.0})
     assert fold(cache="teacher") == (False, {"views": 5, "limit": 10.0})
     assert fold(cache="ram") == ("ram", None)
+    assert fold(cache="teacher", kd=0) == (False, None), "a student alone sees its images as without a teacher"
     with pytest.raises(UsageError, match="resumed run"):
         config.fold({"resume": True, "cache": "teacher"})
     with pytest.raises(UsageError, match="never come back the same"):

@@ -68,7 +68,17 @@ def test_the_verb_reads_dotted_options(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argument", ["imgs=320", "imgsz=0", "imgsz=100", "model=none.yaml", "method=pkdd", "mgd.form=half"]
+    "argument",
+    [
+        "imgs=320",
+        "imgsz=0",
+        "imgsz=100",
+        "model=none.yaml",
+        "method=pkdd",
+        "mgd.form=half",
+        "device=foo",
+        "device=cuda",
+    ],
 )
 def test_the_verb_refuses(argument, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -49,6 +49,7 @@ def test_data_only_writes_the_data_set_and_refuses_a_folder_in_use(tmp_path, mon
     monkeypatch.setattr(run, "SCENES", {"train": 3, "val": 2})
     assert cli.main(["demo", "--data-only", str(tmp_path / "scenes")]) == 0
     assert len(list((tmp_path / "scenes/images/train").glob("*.jpg"))) == 3
+    assert capsys.readouterr().out == f"{tmp_path / 'scenes' / 'scenes.yaml'}\n"
     assert cli.main(["demo", "--data-only", str(tmp_path / "scenes")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 

@@ -314,6 +314,15 @@ def test_the_bare_file_imports_neither_torch_nor_ultralytics_nor_yolokd(tmp_path
     assert not loaded & {"torch", "ultralytics", "yolokd", "matplotlib", "onnx"}
 
 
+def test_a_board_without_packages_is_told_which_to_install(tmp_path: Path) -> None:
+    shutil.copy(EDGE_FILE, tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-S", "yolokd_edge.py", "doctor"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert "a package is missing or broken" in run.stderr and "requirements-cpu.txt" in run.stderr
+
+
 def test_the_bare_file_detects_and_measures_from_another_folder(exported, frames, tmp_path: Path) -> None:
     shutil.copy(EDGE_FILE, tmp_path)
     (tmp_path / "images").mkdir()

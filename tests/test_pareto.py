@@ -146,6 +146,12 @@ def test_plot_draws_a_report(measured, tmp_path, capsys):
     assert len(list((tmp_path / "elsewhere").iterdir())) == 3
 
 
+def test_plot_refuses_a_file_as_its_folder(measured, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("mine")
+    said = refusal(capsys, tmp_path, "plot", measured, f"out={tmp_path / 'a.yaml'}")
+    assert "a.yaml is not a folder" in said
+
+
 def test_plot_refuses_other_samples(measured, tmp_path, capsys):
     samples = tmp_path / "r.npz"
     samples.write_bytes(samples.read_bytes() + b" ")

@@ -280,6 +280,12 @@ def test_several_teachers_have_no_score_of_their_own(given, scripted, tmp_path):
         study("builtin", seeds=1, out="other", **both)
 
 
+def test_a_teacher_of_another_task_has_no_score_of_its_own(given, tmp_path):
+    YOLO("yolo11n-seg.yaml").save(tmp_path / "segment.pt")
+    plan = plan_study("pkd", None, 1, "study", {**given, "teacher": str(tmp_path / "segment.pt")})
+    assert plan.teacher is None and len(plan.jobs) == 2
+
+
 def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
     """Ultralytics cannot resume what has no epoch left, however often it is asked."""
     file = tmp_path / "weights" / "last.pt"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 from cli_for_tests import contents, refusal
 from training_for_tests import ASSETS, TINY
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 import yolokd
 from yolokd import cli
@@ -169,6 +172,29 @@ def test_a_training_folder_without_images(refused, place, scenes):
         assert f"(train: {place / train} has no images)" in said
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_training_images_without_labels(refused, place, scenes, listed):
+    """Ultralytics looks for them only after it has made the run's folder."""
+    images, val = place / "images", scenes.parent / "images" / "val"
+    images.mkdir()
+    shutil.copy(next(val.iterdir()), images / "a.jpg")
+    (place / "list.txt").write_text("./images/a.jpg\n")
+    train = "list.txt" if listed else "images"
+    (place / "mine.yaml").write_text(f"path: {place}\ntrain: {train}\nval: {val}\nnames: {{0: a}}\n")
+    assert "(train: no image with a label)" in refused("data=mine.yaml")
+    (place / "labels").mkdir()
+    (place / "labels" / "a.txt").touch()  # nothing in the image: a label, too
+    verb.read_data({"data": "mine.yaml"})
+    (images / "a.jpg").write_text("no image")
+    assert "(train: no image with a label)" in refused("data=mine.yaml")
+
+
+def test_an_ultralytics_that_converts_without_knowing_splits(scenes, monkeypatch):
+    """As the oldest supported release does."""
+    monkeypatch.setattr(verb, "convert_ndjson_to_yolo_if_needed", lambda data: data)
+    assert verb.read_data({"data": str(scenes)})["nc"] == 10
+
+
 @pytest.mark.parametrize(
     "file", ["text.pt", "empty.pt", "truncated.pt", "gone.pt", "gone.yaml", "data.txt", "data.yaml", "", "cut.onnx"]
 )
@@ -186,7 +212,8 @@ def test_a_student_that_is_no_model(refused, damaged, file):
         "cwd.tau=2", "kd=-1", "kd=nan", "kd={}", "pkd.gain=x", "epoch=3", "teachr=x", "epochs=abc", "imgsz='x'",
         "device=banana", "distill_model=x.pt", "compile=True", "quantize=8", "pretrained=none.pt", "cfg=none.yaml",
         "resume=none.pt", "resume=True", "epochs", "width=0", "width=-1", "width=abc", "width=nan", "depth=0",
-        "depth=5", "optimizer=foo", "split=test",
+        "depth=5", "optimizer=foo", "split=test", "device=0", "imgsz=0", "imgsz=-5", "batch=0", "batch=-3", "batch=2.5",
+        "workers=-1",
     ],
 )  # fmt: skip
 def test_an_argument_that_is_refused_by_name(refused, argument):
@@ -275,6 +302,16 @@ def test_a_scaled_model_that_its_family_cannot_build(refused, place):
     """YOLO12's attention takes multiples of 64 channels, so the n scale is the narrowest there is."""
     said = refused("model=yolo12n.yaml", "width=0.125")
     assert "yolo12n-w0.125" in said and "multiple of 32" in said
+
+
+def test_scaled_models_of_equal_names_are_apart(place):
+    given = yaml_model_load("yolo11n.yaml")
+    files = []
+    for folder, classes in (("a", 3), ("b", 4)):
+        (place / folder).mkdir()
+        (place / folder / "my11n.yaml").write_text(yaml.safe_dump({**given, "nc": classes}))
+        files.append(verb.scaled(f"{folder}/my11n.yaml", width=0.125))
+    assert files[0] != files[1] and [yaml.safe_load(Path(f).read_text())["nc"] for f in files] == [3, 4]
 
 
 def parameters(model) -> int:

@@ -22,7 +22,7 @@ yolokd: train a small YOLO under a large one, export it, measure it.
   yolokd plot    report.json [out=DIR]                     distribution, stages, latency over time
   yolokd compare methods=builtin,default,pkd+logit model=... teacher=... data=... [arms=arms.yaml] [seeds=3]
                  [out=runs/compare] [jobs=1] [...]         trains every arm with every seed, paired statistics
-  yolokd demo    [seed=0] [out=DIR] | --data-only DIR     everything above in a few minutes, without a network
+  yolokd demo    [seed=0] [out=DIR] | --data-only DIR     data, training, export and bench without a network
   yolokd methods [NAME]                                   what method= may name, and the options of one
   yolokd methods --cost [model=yolo11n.yaml] [teacher=yolo11s.yaml] [imgsz=640] [...]   what each adds to a step
   yolokd version | help
@@ -178,7 +178,7 @@ def _demo(rest: list[str]) -> None:
     if rest and rest[0] == "--data-only":
         if len(rest) != 2:
             raise UsageError(f"--data-only takes one new folder and was given {' '.join(rest[1:]) or 'none'}.")
-        write_data(rest[1])
+        print(write_data(rest[1]))
     else:
         demo(**_checked(rest, demo))
 

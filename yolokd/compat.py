@@ -21,8 +21,10 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.data.augment", "LetterBox", ("new_shape", "auto", "scale_fill")),
     ("ultralytics.data.augment", "RandomHSV.apply_image", ()),
     ("ultralytics.data.utils", "IMG_FORMATS", ()),
+    ("ultralytics.data.utils", "convert_ndjson_to_yolo_if_needed", ()),
+    ("ultralytics.data.utils", "img2label_paths", ()),
     ("ultralytics.data.build", "_RepeatSampler", ()),
-    ("ultralytics.data.utils", "check_det_dataset", ()),
+    ("ultralytics.data.utils", "check_det_dataset", ("split", "autodownload")),
     ("ultralytics.engine.trainer", "BaseTrainer._build_train_pipeline", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._model_train", ()),
@@ -75,6 +77,11 @@ def moved() -> list[str]:
         lost = [p for p in parameters if p not in inspect.signature(thing).parameters]
         missing += [f"{module}.{name}({p}=)" for p in lost]
     return missing
+
+
+def known(function: Any, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that the installed version's function has."""
+    return {k: v for k, v in arguments.items() if k in inspect.signature(function).parameters}
 
 
 def head_arguments(contract: str) -> dict[str, bool | None]:

@@ -72,21 +72,37 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if close:
         return f", did you mean {close[0]!r}"
-    return f"; known are {', '.join(known)}" if len(known) < 20 else "; see `yolokd help` and `yolo cfg`"
+    return (
+        f"; known are {', '.join(known)}" if len(known) < 20 else "; see `yolokd help`, `yolokd methods` and `yolo cfg`"
+    )
 
 
 def check_values(arguments: dict[str, Any]) -> None:
     """Ultralytics' own checks of its arguments' values, made here before it creates a folder or loads anything."""
-    device = str(arguments.get("device") or "")
+    device = "" if (given := arguments.get("device")) is None else str(given)  # 0 is a device
     try:
         get_cfg(DEFAULT_CFG_DICT, {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT})
         check_imgsz(arguments.get("imgsz", 640), max_dim=2)
+        check_range(arguments)
         if "," in device and arguments.get("batch", 16) < 1:
             raise ValueError(f"batch={arguments['batch']} is for one device, not device={device}: give a whole number")
         if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
             select_device(device, verbose=False)
     except (TypeError, ValueError, SyntaxError) as error:
         raise UsageError(f"{one_line(error)}.") from error
+
+
+def check_range(arguments: dict[str, Any]) -> None:
+    """Refuse numbers that Ultralytics takes and then trains with others, or not at all."""
+    imgsz, batch, workers = (
+        arguments.get(key, usual) for key, usual in (("imgsz", 640), ("batch", 16), ("workers", 8))
+    )
+    if min(imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]) < 32:
+        raise ValueError(f"imgsz={imgsz} is too small: give a number of pixels of 32 or more")
+    if batch != -1 and (batch <= 0 or (batch > 1 and batch != int(batch))):
+        raise ValueError(f"batch={batch} is no number of images: give a whole one, or -1 to fill the GPU")
+    if workers < 0:
+        raise ValueError(f"workers={workers} is no number of processes: give 0 or more")
 
 
 def one_line(error: Exception) -> str:
@@ -170,7 +186,9 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         if key in ours and not cached:
             raise UsageError(f"{key}={ours[key]} is about stored teacher responses: add cache=teacher.")
     if cached:
-        theirs["cache"], kd["cache"] = cache(ours, theirs)
+        theirs["cache"], options = cache(ours, theirs)
+        if gain:  # a student alone sees its images as without a teacher
+            kd["cache"] = options
     return {**theirs, "kd": kd}
 
 

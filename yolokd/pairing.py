@@ -169,8 +169,8 @@ def plan(
             continue
         used[key] = options
         terms[term_name(type(method), method.tap)] = Term(method, gain, place)
-    if not used and (left := [*refused, *other_task]):
-        raise UsageError(f"nothing of the recipe applies: {left[0]}")
+    if not used and (left := refused or other_task):  # a recipe's last resort comes last
+        raise UsageError(f"nothing of the recipe applies: {left[-1]}")
     return Plan(teacher, terms, used, refused, classes, scale)
 
 

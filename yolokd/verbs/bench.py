@@ -72,6 +72,8 @@ def bench(
     for key, number in {"time_limit": time_limit, "idle": idle}.items():
         if number is not None and not (isinstance(number, int | float) and number >= 0):
             raise yolokd_edge.EdgeError(f"{key}={number} is not a number of seconds: write one such as {key}=10.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise yolokd_edge.EdgeError(f"seed={seed} is not a whole number of 0 or more: give one such as seed=0.")
     source = str(source)  # a folder's name may be a number
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         raise yolokd_edge.EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")

@@ -85,6 +85,8 @@ def bundle(
         raise UsageError(
             "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
         )
+    if int8 and dataset:
+        _split(dataset, "train")  # that it has images shall be seen before a minute of exporting
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib)
@@ -248,7 +250,7 @@ def _split(dataset: dict[str, Any], split: str) -> list[Path]:
         path = Path(item)
         if path.is_dir():
             found += sorted(p for p in path.rglob("*") if p.suffix.lower() in edge.IMAGE_SUFFIXES)
-        else:
+        elif path.is_file():
             lines = path.read_text(encoding="utf-8").split("\n")
             found += [path.parent / line.strip() for line in lines if line.strip()]
     if not found:

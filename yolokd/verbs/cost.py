@@ -86,6 +86,8 @@ def cost(
     for key, value in (("imgsz", imgsz), ("batch", batch), ("rounds", rounds), ("threads", threads or 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{key}={value} is not a whole number above 0.")
+    if device is not None:
+        config.check_values({"device": device})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = _open("model", model).train().to(place, memory_format=teachers.layout(place))  # as in training
     other = _open_teacher(teacher)

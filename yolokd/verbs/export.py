@@ -105,7 +105,7 @@ def export(
 def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
     try:
         return Path(YOLO(checkpoint).export(format="onnx", **arguments))
-    except AssertionError as error:  # how the exporter refuses an argument, such as opset=3
+    except (AssertionError, RuntimeError) as error:  # how exporters refuse an argument, such as opset=3 or 99
         raise UsageError(f"Ultralytics refuses to export: {config.one_line(error)}.") from error
 
 

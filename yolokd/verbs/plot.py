@@ -10,6 +10,7 @@ import numpy as np
 
 from yolokd import plots, reports
 from yolokd import report as drawing
+from yolokd.deploy.yolokd_edge import check_writable
 from yolokd.errors import UsageError
 
 
@@ -26,6 +27,9 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
     file = Path(str(report)).expanduser()
     records = reports.read(file)
     folder = Path(str(out)).expanduser() if out is not None else file.parent
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out={out} is not a folder: name one to draw into.")
+    check_writable(folder, f"out={folder}")
     series = read_series(file, records)
     pictures = [folder / f"{file.stem}-latency.png"]
     pictures += [folder / f"{file.stem}-time-{k}.png" for k in range(len(records))]

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd import config, teacher
+from yolokd.deploy.yolokd_edge import check_writable
 from yolokd.errors import StudyError, UsageError
 from yolokd.methods import METHODS
 from yolokd.verbs import study_report
@@ -147,6 +148,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
         raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
+    check_writable(folder, f"out={out}")
     checked = [preflight_arm(arm) for arm in chosen]
     jobs = {
         (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))
@@ -258,7 +260,7 @@ def preflight_arm(arm: Arm) -> Arm:
         if "teacher" in arguments:
             folded = config.fold(arguments)
         else:
-            config.check_keys(arguments, [*DEFAULT_CFG_DICT, *config.HIDDEN])
+            config.check_keys(arguments, [*DEFAULT_CFG_DICT, *config.OURS, *config.HIDDEN])
             folded = arguments
         _check_arguments(folded)
         if "," in str(arguments.get("device", "")):
@@ -285,9 +287,14 @@ def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:
 
 def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     """The teacher's validation, on the same images at the same size as the students'; none of what Ultralytics cannot
-    validate: several teachers, a backbone, an ONNX file of somebody else's.
+    validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
+    for.
     """
     if not str(common["teacher"]).endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+        return None
+    if str(common["teacher"]).endswith(".pt") and _task("teacher", common["teacher"]) != _task(
+        "model", common["model"]
+    ):
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
     arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}
@@ -299,6 +306,10 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     if Path(str(arguments["data"])).is_file():
         arguments["data"] = str(Path(str(arguments["data"])).resolve())
     return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
+
+
+def _task(key: str, model: Any) -> str:
+    return str(_open_student(model, key).task)
 
 
 def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:

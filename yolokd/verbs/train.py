@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,18 @@ import torch
 import yaml
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, convert_ndjson_to_yolo_if_needed
+from ultralytics.data.utils import (
+    IMG_FORMATS,
+    check_det_dataset,
+    convert_ndjson_to_yolo_if_needed,
+    img2label_paths,
+)  # fmt: skip
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
+from ultralytics.utils.patches import imread
 
-from yolokd import config, inherit
+from yolokd import compat, config, inherit
+from yolokd.deploy.yolokd_edge import check_writable
 from yolokd.detectors import TASKS, read
 from yolokd.errors import UsageError
 from yolokd.pairing import fitting_side, plans
@@ -99,6 +109,9 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise UsageError(
             f"optimizer={arguments['optimizer']} is none that Ultralytics has: leave it out for its choice."
         )
+    for key in ("project", "save_dir"):
+        if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
+            check_writable(Path(str(place)), f"{key}={place}")
     folder = arguments.get("save_dir")
     if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         # over what is there Ultralytics writes, and with several GPUs it empties the folder first
@@ -128,7 +141,8 @@ def read_data(arguments: dict[str, Any]) -> dict[str, Any]:
     split = arguments.get("split") or "val"
     named = f"data={data}" + (f" split={split}" if arguments.get("split") else "")
     try:
-        file = convert_ndjson_to_yolo_if_needed(data, arguments.get("fraction", 1.0), split=split)
+        part = compat.known(convert_ndjson_to_yolo_if_needed, fraction=arguments.get("fraction", 1.0), split=split)
+        file = convert_ndjson_to_yolo_if_needed(data, **part)
         found: dict[str, Any] = check_det_dataset(str(file), split=split)
     except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
         raise UsageError(
@@ -137,16 +151,29 @@ def read_data(arguments: dict[str, Any]) -> dict[str, Any]:
     for key in ("train", split):  # Ultralytics has looked for the validation's folders only, and into none
         places: Any = found.get(key)
         for place in places if isinstance(places, list) else [places]:
-            if not place or not _holds_images(Path(str(place))):
+            if not place or next(_images(Path(str(place))), None) is None:
                 raise UsageError(f"{named} cannot be used ({key}: {place} has no images): mend its paths.")
+    train = [Path(str(place)) for place in (found["train"] if isinstance(found["train"], list) else [found["train"]])]
+    if not any(map(_labelled, chain.from_iterable(map(_images, train)))):
+        raise UsageError(
+            f"{named} cannot be used (train: no image with a label): labels are text files in a folder labels/ "
+            "beside images/, one for each image, by its name."
+        )
     return found
 
 
-def _holds_images(place: Path) -> bool:
-    """Whether a folder has an image somewhere in it; a file is a list of images."""
+def _images(place: Path) -> Iterator[Path]:
+    """The image files in a folder and those below it, or those that a file lists as Ultralytics reads it."""
     if place.is_dir():
-        return any(file.suffix[1:].lower() in IMG_FORMATS for file in place.rglob("*"))
-    return place.is_file()
+        yield from (file for file in place.rglob("*") if file.suffix[1:].lower() in IMG_FORMATS)
+    elif place.is_file():
+        for line in place.read_text(encoding="utf-8").split():
+            yield place.parent / line if line.startswith("./") else Path(line)
+
+
+def _labelled(image: Path) -> bool:
+    """Whether a readable image has a label file, be it empty."""
+    return Path(img2label_paths([str(image)])[0]).is_file() and imread(str(image)) is not None
 
 
 def scaled(model: str, width: float | None = None, depth: float | None = None) -> str:
@@ -175,8 +202,10 @@ def scaled(model: str, width: float | None = None, depth: float | None = None) -
     own_depth, own_width, most = layout["scales"][scale]
     depth, width = (own if x is None else float(x) for x, own in ((depth, own_depth), (width, own_width)))
     layout["scales"] = {scale: [depth, width, most]}
+    text = yaml.safe_dump(layout, sort_keys=False)
     # The name keeps the scale's letter, by which Ultralytics finds it; equal names have equal contents.
-    file = Path(USER_CONFIG_DIR) / "yolokd" / f"{Path(model).stem}-w{width:g}-d{depth:g}.yaml"
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    file = Path(USER_CONFIG_DIR) / "yolokd" / f"{Path(model).stem}-w{width:g}-d{depth:g}-{mark}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(layout, sort_keys=False), encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     return str(file)
