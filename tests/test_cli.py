@@ -69,6 +69,7 @@ def test_bench_refuses_what_is_not_there(capsys, tmp_path, monkeypatch):
     assert "images" in refusal(capsys, tmp_path, "bench", "model=text.onnx", "source=images")
     said = refusal(capsys, tmp_path, "bench", "model=text.onnx", f"source={photo}", "profil=smoke")
     assert "'profil', did you mean 'profile'" in said
+    assert "seed=abc is not" in refusal(capsys, tmp_path, "bench", "model=text.onnx", f"source={photo}", "seed=abc")
 
 
 @pytest.mark.parametrize(("error", "code"), [(ParityError("differs"), 5), (ValueError("a bug"), 70)])

@@ -232,6 +232,11 @@ def test_a_key_given_twice(refused):
     assert "epochs= is given twice" in refused("epochs=1", "epochs=2")
 
 
+def test_a_place_that_cannot_be_written(refused, place):
+    (place / "file").touch()
+    assert f"project={place / 'file' / 'runs'} cannot be written" in refused(f"project={place / 'file' / 'runs'}")
+
+
 def test_autobatch_is_for_one_device(refused):
     """Ultralytics raises for it too, but after it has made the run's folder."""
     assert "batch=-1 is for one device" in refused("batch=-1", "device=0,1")
