@@ -177,15 +177,15 @@ def test_training_images_without_labels(refused, place, scenes, listed):
     """Ultralytics looks for them only after it has made the run's folder."""
     images, val = place / "images", scenes.parent / "images" / "val"
     images.mkdir()
-    shutil.copy(next(val.iterdir()), images / "a.jpg")
-    (place / "list.txt").write_text("./images/a.jpg\n")
+    shutil.copy(next(val.iterdir()), images / "a b.jpg")
+    (place / "list.txt").write_text("./images/a b.jpg\n")
     train = "list.txt" if listed else "images"
     (place / "mine.yaml").write_text(f"path: {place}\ntrain: {train}\nval: {val}\nnames: {{0: a}}\n")
     assert "(train: no image with a label)" in refused("data=mine.yaml")
     (place / "labels").mkdir()
-    (place / "labels" / "a.txt").touch()  # nothing in the image: a label, too
+    (place / "labels" / "a b.txt").touch()  # nothing in the image: a label, too
     verb.read_data({"data": "mine.yaml"})
-    (images / "a.jpg").write_text("no image")
+    (images / "a b.jpg").write_text("no image")
     assert "(train: no image with a label)" in refused("data=mine.yaml")
 
 

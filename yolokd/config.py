@@ -72,9 +72,9 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if close:
         return f", did you mean {close[0]!r}"
-    return (
-        f"; known are {', '.join(known)}" if len(known) < 20 else "; see `yolokd help`, `yolokd methods` and `yolo cfg`"
-    )
+    if len(known) < 20:
+        return f"; known are {', '.join(known)}"
+    return "; see `yolokd help`, `yolokd methods` and `yolo cfg`"
 
 
 def check_values(arguments: dict[str, Any]) -> None:
@@ -94,9 +94,7 @@ def check_values(arguments: dict[str, Any]) -> None:
 
 def check_range(arguments: dict[str, Any]) -> None:
     """Refuse numbers that Ultralytics takes and then trains with others, or not at all."""
-    imgsz, batch, workers = (
-        arguments.get(key, usual) for key, usual in (("imgsz", 640), ("batch", 16), ("workers", 8))
-    )
+    imgsz, batch, workers = arguments.get("imgsz", 640), arguments.get("batch", 16), arguments.get("workers", 8)
     if min(imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]) < 32:
         raise ValueError(f"imgsz={imgsz} is too small: give a number of pixels of 32 or more")
     if batch != -1 and (batch <= 0 or (batch > 1 and batch != int(batch))):

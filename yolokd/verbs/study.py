@@ -290,11 +290,10 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
     for.
     """
-    if not str(common["teacher"]).endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+    found = str(common["teacher"])
+    if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
         return None
-    if str(common["teacher"]).endswith(".pt") and _task("teacher", common["teacher"]) != _task(
-        "model", common["model"]
-    ):
+    if found.endswith(".pt") and _task("teacher", found) != _task("model", common["model"]):
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
     arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}

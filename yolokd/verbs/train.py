@@ -18,7 +18,7 @@ from ultralytics.data.utils import (
     check_det_dataset,
     convert_ndjson_to_yolo_if_needed,
     img2label_paths,
-)  # fmt: skip
+)
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import USER_CONFIG_DIR
 from ultralytics.utils.patches import imread
@@ -167,7 +167,7 @@ def _images(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (file for file in place.rglob("*") if file.suffix[1:].lower() in IMG_FORMATS)
     elif place.is_file():
-        for line in place.read_text(encoding="utf-8").split():
+        for line in place.read_text(encoding="utf-8").strip().splitlines():
             yield place.parent / line if line.startswith("./") else Path(line)
 
 
