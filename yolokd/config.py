@@ -23,6 +23,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.balance import SHARE
+from yolokd.deploy import yolokd_edge
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
@@ -101,6 +102,14 @@ def check_range(arguments: dict[str, Any]) -> None:
         raise ValueError(f"batch={batch} is no number of images: give a whole one, or -1 to fill the GPU")
     if workers < 0:
         raise ValueError(f"workers={workers} is no number of processes: give 0 or more")
+
+
+def check_writable(place: Path, said: str) -> None:
+    """Refuse a file or folder that cannot be made there, as the runtime does."""
+    try:
+        yolokd_edge.check_writable(place, said)
+    except yolokd_edge.EdgeError as error:
+        raise UsageError(str(error)) from error
 
 
 def one_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -114,9 +113,7 @@ def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, An
         raise UsageError(f"out={target} does not end in .zip: name the file to write, such as out=student-edge.zip.")
     if target.exists():
         raise UsageError(f"{target} exists already: name another file with out=.")
-    above = next(p for p in target.absolute().parents if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"out={target} cannot be written, {above} is no folder of yours: name a file elsewhere.")
+    config.check_writable(target, f"out={target}")
     return target
 
 

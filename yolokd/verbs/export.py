@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -153,9 +152,7 @@ def _check_request(
         raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
     if target.exists() and not exist_ok:
         raise UsageError(f"{target} exists already: name another file with out=, or allow it with exist_ok=True.")
-    above = next(p for p in target.absolute().parents if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"out={target} cannot be written, {above} is no folder of yours: name a file elsewhere.")
+    config.check_writable(target, f"out={target}")
     return checkpoint, target, CONTRACTS[contract]
 
 

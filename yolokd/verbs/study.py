@@ -23,7 +23,6 @@ from filelock import FileLock, Timeout
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd import config, teacher
-from yolokd.deploy.yolokd_edge import check_writable
 from yolokd.errors import StudyError, UsageError
 from yolokd.methods import METHODS
 from yolokd.verbs import study_report
@@ -148,7 +147,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
         raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
-    check_writable(folder, f"out={out}")
+    config.check_writable(folder, f"out={out}")
     checked = [preflight_arm(arm) for arm in chosen]
     jobs = {
         (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))

@@ -24,7 +24,6 @@ from ultralytics.utils import USER_CONFIG_DIR
 from ultralytics.utils.patches import imread
 
 from yolokd import compat, config, inherit
-from yolokd.deploy.yolokd_edge import check_writable
 from yolokd.detectors import TASKS, read
 from yolokd.errors import UsageError
 from yolokd.pairing import fitting_side, plans
@@ -111,7 +110,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         )
     for key in ("project", "save_dir"):
         if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
-            check_writable(Path(str(place)), f"{key}={place}")
+            config.check_writable(Path(str(place)), f"{key}={place}")
     folder = arguments.get("save_dir")
     if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         # over what is there Ultralytics writes, and with several GPUs it empties the folder first
