@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 SECONDS = 2.0  # of a round
 

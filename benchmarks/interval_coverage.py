@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 LEVELS = {"p50": 0.5, "p99": 0.99}
 SCALE, SPREAD = 20e6, 0.15  # ns, sigma of the logarithm

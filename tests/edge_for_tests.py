@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from ultralytics import YOLO
-from yolokd.deploy import yolokd_edge
+import yolokd_edge
 
 from yolokd.demo.scenes import compose
 

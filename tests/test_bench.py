@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from edge_for_tests import EDGE_FILE, colour_frames, entry, export, metadata, set_metadata, toy, trial
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 from yolokd import report
 from yolokd.verbs.bench import bench

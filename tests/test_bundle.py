@@ -20,8 +20,8 @@ from cli_for_tests import refusal
 from onnx import numpy_helper
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
-from yolokd.deploy import yolokd_edge as edge
-from yolokd.deploy.jetson.options import PERCENTILES, STAGES, read_budgets
+import yolokd_edge as edge
+from yolokd_edge.jetson.options import PERCENTILES, STAGES, read_budgets
 
 import yolokd
 from yolokd import cli, graph, quantize
@@ -234,7 +234,7 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     common = ["-q", "-p", "no:cacheprovider", "--threads", "1", "--junitxml", tmp_path / "report.xml"]
     measured = ["--profile", "smoke", "--repeats", "1", "--soak", "1", "--max-drift", "100"]
     budgets = ["--budget", "total.p50=60s,total.p90=1us", "--budget", "infer.p999=1s"]
-    package = ["--pyargs", "yolokd.deploy.jetson", "--bundle", made, "-rs"]
+    package = ["--pyargs", "yolokd_edge.jetson", "--bundle", made, "-rs"]
     result = run(tmp_path, "-m", "pytest", *package, *common, *measured, *budgets)
     assert result.returncode == 1, result.stdout + result.stderr
     assert re.search(r"total.p90 is [0-9.]+ ms, over the budget of 0.001 ms", result.stdout)
@@ -278,7 +278,7 @@ def test_budgets_are_read_with_their_units() -> None:
     ],
 )
 def test_the_boards_tests_refuse_what_they_cannot_read(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    result = run(tmp_path, "-m", "pytest", "--pyargs", "yolokd.deploy.jetson", "-p", "no:cacheprovider", *arguments)
+    result = run(tmp_path, "-m", "pytest", "--pyargs", "yolokd_edge.jetson", "-p", "no:cacheprovider", *arguments)
     assert result.returncode not in (0, 1) and sentence in result.stdout + result.stderr
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from boards_for_tests import board, system_root, tool, write
 from edge_for_tests import metadata, toy
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 __all__ = ["board"]  # a fixture
 EVERYWHERE = list(edge.PROVIDERS["trt"])

@@ -21,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 RAW, E2E, NMS = edge.CONTRACTS
 

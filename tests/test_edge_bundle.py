@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from cli_for_tests import contents
 from edge_for_tests import EDGE_FILE, metadata, toy
-from yolokd.deploy import yolokd_edge as edge
-from yolokd.deploy.jetson import test_board
-from yolokd.deploy.yolokd_edge import E2E
+import yolokd_edge as edge
+from yolokd_edge.jetson import test_board
+from yolokd_edge import E2E
 
 FINAL = np.zeros((1, 300, 6), np.float32)
 FINAL[0, 0] = 8, 8, 40, 24, 0.9, 1

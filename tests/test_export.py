@@ -14,8 +14,8 @@ import torch
 from cli_for_tests import contents, refusal
 from onnx import numpy_helper
 from ultralytics import YOLO
-from yolokd.deploy import yolokd_edge
-from yolokd.deploy.yolokd_edge import E2E, NMS, RAW, Detector, read_image
+import yolokd_edge
+from yolokd_edge import E2E, NMS, RAW, Detector, read_image
 
 import yolokd
 from yolokd import cli, compat, parity

@@ -17,7 +17,7 @@ from test_trainer import pico, read, rows
 from torch import nn
 from training_for_tests import TINY
 from ultralytics.utils import LOGGER
-from yolokd.deploy.yolokd_edge import RAW
+from yolokd_edge import RAW
 
 import yolokd
 from yolokd import config, teacher

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from edge_for_tests import colour_frames, export, metadata, toy
 from ultralytics import YOLO
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 from yolokd.verbs import compare
 

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 MS = 1_000_000  # ns
 

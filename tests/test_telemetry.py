@@ -32,7 +32,7 @@ from boards_for_tests import (
     write,
 )
 from edge_for_tests import EDGE_FILE, metadata, toy
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 
 __all__ = ["board"]  # a fixture
 S = 1_000_000_000  # ns

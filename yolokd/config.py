@@ -23,7 +23,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.balance import SHARE
-from yolokd.deploy import yolokd_edge
+import yolokd_edge
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
@@ -396,7 +396,7 @@ def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
     They lie side by side, so that no name can mean one of each; a recipe is what has methods: or pairs:.
     """
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for file in sorted(importlib.resources.files("yolokd.cfg").iterdir(), key=lambda f: f.name):
+    for file in sorted(importlib.resources.files("yolokd_cfg").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
             keys = yaml.safe_load(file.read_text(encoding="utf-8"))
             found[not keys.keys() & {"methods", "pairs"}][file.name.removesuffix(".yaml")] = file

@@ -17,7 +17,7 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from yolokd import compat
-from yolokd.deploy.yolokd_edge import IMAGE_SUFFIXES, RAW, Detector, EdgeError, read_image
+from yolokd_edge import IMAGE_SUFFIXES, RAW, Detector, EdgeError, read_image
 from yolokd.errors import ParityError, UsageError
 
 TOLERANCE = {

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from yolokd.deploy.yolokd_edge import Detector, read_image
+from yolokd_edge import Detector, read_image
 from yolokd.errors import UsageError
 
 # U8S8 with 7-bit weights: CPUs without VNNI add two products in 16 bits, which 8-bit weights would overflow.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from yolokd.deploy.yolokd_edge import E2E, NMS, RAW, EdgeError, read_contract
+from yolokd_edge import E2E, NMS, RAW, EdgeError, read_contract
 from yolokd.detectors.foreign import GREY, ForeignReader, rgb
 from yolokd.errors import UsageError
 from yolokd.methods import ops

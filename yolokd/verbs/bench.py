@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.deploy import yolokd_edge
+import yolokd_edge
 
 
 def bench(

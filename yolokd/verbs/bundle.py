@@ -24,7 +24,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import ASSETS, LOGGER
 
 from yolokd import __version__, config, graph, parity, quantize
-from yolokd.deploy import yolokd_edge as edge
+import yolokd_edge as edge
 from yolokd.errors import ParityError, UsageError
 from yolokd.verbs import export as exporting
 

@@ -15,7 +15,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import LOGGER
 
 from yolokd import __version__, compat, config, parity
-from yolokd.deploy.yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
+from yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
 from yolokd.errors import UsageError
 
 CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file

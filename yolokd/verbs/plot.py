@@ -10,7 +10,7 @@ import numpy as np
 
 from yolokd import plots, reports
 from yolokd import report as drawing
-from yolokd.deploy.yolokd_edge import check_writable
+from yolokd_edge import check_writable
 from yolokd.errors import UsageError
 
 

@@ -1,6 +1,6 @@
 """Does a bundle do on this device what it says, and fast enough? Each test leaves its figure in the report.
 
-    pytest --pyargs yolokd.deploy.jetson --bundle name-edge.zip --budget total.p99=15ms --junitxml report.xml
+    pytest --pyargs yolokd_edge.jetson --bundle name-edge.zip --budget total.p99=15ms --junitxml report.xml
 
 or, in an unpacked bundle and without yolokd, `pytest jetson --budget total.p99=15ms`. Needs pytest, numpy, OpenCV and
 ONNX Runtime.

@@ -1,0 +1,1 @@
+"""Latency tests that run on the board: `pytest --pyargs yolokd_edge.jetson --bundle name-edge.zip`."""
