@@ -17,7 +17,8 @@ from typing import Any
 
 from ultralytics import YOLO
 
-from yolokd import config, train
+from yolokd import train
+from yolokd.config.parse import parse_pairs
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 
@@ -69,4 +70,4 @@ def row(key: str, epochs: list[dict[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    main(**config.pairs(sys.argv[1:]))
+    main(**parse_pairs(sys.argv[1:]))

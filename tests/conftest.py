@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_for_tests import ASSETS
+from helpers.training import ASSETS
 from ultralytics import YOLO
 from ultralytics.utils import SETTINGS
 
@@ -23,7 +23,8 @@ def pytest_configure(config):
 def quiet_session():
     """Few threads, no network, no loggers of the developer's machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(min(2, cores))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(min(2, cores // workers), 1))  # threads that fight for a core wait more than they work
     for key in SETTINGS:
         if isinstance(SETTINGS[key], bool):
             dict.__setitem__(SETTINGS, key, False)  # for this process only: the settings file stays as it is

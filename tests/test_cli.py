@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
-from cli_for_tests import refusal
+from helpers.cli import refusal
 
 import yolokd
 from yolokd import cli

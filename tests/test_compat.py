@@ -12,7 +12,7 @@ import ultralytics
 from ultralytics.engine.trainer import BaseTrainer
 
 from yolokd import compat
-from yolokd.trainer import KDMixin
+from yolokd.distill.trainer import KDMixin
 
 
 def test_the_installed_ultralytics_has_everything():

@@ -11,13 +11,13 @@ __all__ = ["METHODS", *_TRAINERS, "bench", "bundle", "compare", "export", "study
 
 _HOME = {
     "METHODS": "methods",
-    **dict.fromkeys(_TRAINERS, "trainer"),
-    "train": "verbs.train",
-    "export": "verbs.export",
-    "bundle": "verbs.bundle",
+    **dict.fromkeys(_TRAINERS, "distill.trainer"),
+    "train": "distill.training",
+    "export": "onnx.export",
+    "bundle": "onnx.bundle",
     "bench": "verbs.bench",
-    "compare": "verbs.compare",
-    "study": "verbs.study",
+    "compare": "latency.gate",
+    "study": "study.runner",
 }
 _STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "bundle", "study"}
 

@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = "help" if {"-h", "--help"} & {verb, *rest} else verb.removeprefix("--")
     try:
         if verb not in VERBS:
-            from yolokd.config import nearest
+            from yolokd.config.parse import did_you_mean
             from yolokd.errors import UsageError
 
-            raise UsageError(f"unknown verb {verb!r}{nearest(verb, VERBS)}.")
+            raise UsageError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}.")
         if verb in STAND_ON_ULTRALYTICS:
             from yolokd import compat
 
@@ -63,18 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(rest: list[str]) -> None:
-    from yolokd.config import pairs
-    from yolokd.verbs.train import train
+    from yolokd.config.parse import parse_pairs
+    from yolokd.distill.training import train
 
-    train(**pairs(rest))
+    train(**parse_pairs(rest))
 
 
 def _export(rest: list[str]) -> None:
-    from yolokd.config import pairs
+    from yolokd.config.parse import parse_pairs
     from yolokd.errors import UsageError
-    from yolokd.verbs.export import export
+    from yolokd.onnx.export import export
 
-    arguments = pairs(rest)
+    arguments = parse_pairs(rest)
     if "model" not in arguments:
         raise UsageError("no model: give the checkpoint to export, model=best.pt.")
     export(**arguments)
@@ -82,7 +82,7 @@ def _export(rest: list[str]) -> None:
 
 def _bundle(rest: list[str]) -> None:
     from yolokd.errors import UsageError
-    from yolokd.verbs.bundle import bundle
+    from yolokd.onnx.bundle import bundle
 
     arguments = _checked(rest, bundle)
     if "model" not in arguments:
@@ -92,7 +92,7 @@ def _bundle(rest: list[str]) -> None:
 
 def _inspect(rest: list[str]) -> None:
     from yolokd.errors import UsageError
-    from yolokd.verbs.inspect import inspect
+    from yolokd.onnx.inspect import inspect
 
     arguments = _checked(rest, inspect)
     if "model" not in arguments:
@@ -118,14 +118,14 @@ def _compare(rest: list[str]) -> None:
     """Two things of one name: with methods= or arms= a study of trainings, else a gate over latency reports."""
     if any(a.removeprefix("--").startswith(("methods=", "arms=")) for a in rest):
         from yolokd import compat
-        from yolokd.config import pairs
-        from yolokd.verbs.study import study
+        from yolokd.config.parse import parse_pairs
+        from yolokd.study.runner import study
 
         compat.check()
-        study(**pairs(rest))
+        study(**parse_pairs(rest))
         return
     from yolokd.errors import UsageError
-    from yolokd.verbs.compare import compare, gate
+    from yolokd.latency.gate import compare, gate
 
     files, options = _files(rest)
     if not 1 <= len(files) <= 2:
@@ -137,7 +137,7 @@ def _compare(rest: list[str]) -> None:
 
 
 def _pareto(rest: list[str]) -> None:
-    from yolokd.verbs.pareto import pareto
+    from yolokd.latency.pareto import pareto
 
     files, options = _files(rest)
     pareto(files, **_checked(options, pareto, skip={"files"}))
@@ -145,7 +145,7 @@ def _pareto(rest: list[str]) -> None:
 
 def _plot(rest: list[str]) -> None:
     from yolokd.errors import UsageError
-    from yolokd.verbs.plot import plot
+    from yolokd.latency.plot_report import plot
 
     files, options = _files(rest)
     if len(files) != 1:
@@ -184,11 +184,11 @@ def _demo(rest: list[str]) -> None:
 
 
 def _steptime(rest: list[str]) -> None:
-    from yolokd.config import pairs
+    from yolokd.config.parse import parse_pairs
     from yolokd.errors import UsageError
-    from yolokd.verbs.steptime import steptime
+    from yolokd.study.step_time import steptime
 
-    arguments = pairs(rest)
+    arguments = parse_pairs(rest)
     if missing := [key for key in ("model", "teacher", "data") if key not in arguments]:
         raise UsageError(f"no {missing[0]}: steptime compares trainings, give model=, teacher= and data=.")
     steptime(**arguments)
@@ -207,12 +207,12 @@ def _cost(rest: list[str]) -> None:
     from yolokd import compat
 
     compat.check()
-    from yolokd.config import pairs
-    from yolokd.verbs.cost import cost
+    from yolokd.config.parse import parse_pairs
+    from yolokd.study.step_cost import cost
 
     cost(
         **_checked([a for a in rest if "." not in a.partition("=")[0]], cost, skip={"dotted"}),
-        **pairs([a for a in rest if "." in a.partition("=")[0]]),
+        **parse_pairs([a for a in rest if "." in a.partition("=")[0]]),
     )
 
 
@@ -226,9 +226,9 @@ def _checked(rest: list[str], function: Callable[..., Any], skip: Collection[str
     """key=value arguments for a function, unknown keys refused."""
     import inspect
 
-    from yolokd.config import check_keys, pairs
+    from yolokd.config.parse import check_keys, parse_pairs
 
-    arguments = pairs(rest)
+    arguments = parse_pairs(rest)
     check_keys(arguments, [p for p in inspect.signature(function).parameters if p not in skip])
     return arguments
 

@@ -31,3 +31,8 @@ class GateError(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def one_line(error: Exception) -> str:
+    """The first paragraph of somebody else's exception as one line of at most 200 characters."""
+    return " ".join(str(error).strip().split("\n\n")[0].split())[:200].rstrip(". ")

@@ -52,6 +52,8 @@ FIELDS = tuple(f.name for f in fields(View) if f.name not in {"strides", *FUNCTI
 MAPS = ("backbone", "neck", "towers")  # the fields that hold feature maps
 TASK = ("boxes", "rotated", "keypoints", "coefficients", "prototypes")  # the fields by which heads of tasks differ
 
+ViewsAt = Callable[[tuple[int, ...]], dict[str, View]]  # strides -> the views at them, by branch of the head
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -65,7 +67,7 @@ class Spec:
     dense: bool = (
         True  # N are anchor points; False: a set without order (RT-DETR's queries, a foreign detector's boxes)
     )
-    shows: frozenset[str] = frozenset((*DENSE, "finish"))  # fields of the view that its kind of head fills
+    provides: frozenset[str] = frozenset((*DENSE, "finish"))  # fields of the view that its kind of head fills
     layers: int = 0  # D; 0 without a decoder
     width: int = 0  # W; 0 without a decoder
     keypoints: int = 0  # J; 0 for a head without them

@@ -1,14 +1,9 @@
-"""One thread (the tensors are tiny), and the helpers of tests/ on the path."""
+"""One thread: the tensors are tiny."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="module", autouse=True)

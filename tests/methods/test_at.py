@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from views_for_tests import OTHER_SIZES, build, change, check, entries, make_pair, resize, trainable
+from helpers.views import OTHER_SIZES, build, change, check, entries, make_pair, resize, trainable
 
 from yolokd.methods import METHODS
 from yolokd.methods.at import AT

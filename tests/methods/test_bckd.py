@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from views_for_tests import bce, build, change, check, make_pair, sigmoid, soft_count, trainable
+from helpers.boxes import giou
+from helpers.views import bce, build, change, check, make_pair, sigmoid, soft_count, trainable
 
 from yolokd.methods import METHODS, ops
 
@@ -22,16 +23,6 @@ def cls_reference(beta: float):
         return total / soft_count(teacher.logits)
 
     return loss
-
-
-def giou(a: list[float], b: list[float]) -> float:
-    def area(x1, y1, x2, y2) -> float:
-        return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
-
-    inter = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    hull = area(min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
-    union = area(*a) + area(*b) - inter
-    return inter / union - (hull - union) / hull
 
 
 def box_reference(weight: str):

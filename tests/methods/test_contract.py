@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from views_for_tests import (
+from helpers.views import (
     DENSE,
     HEAD,
     OTHER_SIZES,
@@ -27,8 +27,7 @@ from views_for_tests import (
 
 from yolokd import methods
 from yolokd.methods import METHODS
-from yolokd.methods.base import ANY_HEADS
-from yolokd.verbs.methods import LEVELS
+from yolokd.methods.base import ANY_HEADS, TAXONOMY_LEVELS
 from yolokd.views import FIELDS, FUNCTIONS, MAPS
 
 # A method that reads maps alone does not see the heads: one pair of them stands for all
@@ -333,14 +332,14 @@ def test_refuses_pairs_without_matching_maps(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_declarations(name):
     cls = METHODS[name]
-    assert cls.level in LEVELS
+    assert cls.taxonomy_level in TAXONOMY_LEVELS
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
     assert cls.reported and 0 < cls.unit < math.inf
     assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
     assert set(cls.taps) <= set(MAPS) and cls.needs | cls.student_needs | cls.teacher_needs <= {*FIELDS, *FUNCTIONS}
-    first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.level)
+    first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.taxonomy_level)
     assert cls.taps[:1] == ((first,) if cls.taps else ())
-    assert cls.taps or cls.level not in {"backbone", "neck", "feature"}
+    assert cls.taps or cls.taxonomy_level not in {"backbone", "neck", "feature"}
     assert cls.heads and set(cls.heads) <= set(ANY_HEADS)
     assert all(f.default is not MISSING for f in fields(cls.Options))
     assert cls.Options.__dataclass_params__.frozen

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_bckd import giou
-from test_ld import divergence
-from torch.autograd import gradcheck
-from views_for_tests import (
+from helpers.boxes import divergence, giou
+from helpers.views import (
     BINS,
     SIZES,
     STRIDES,
@@ -26,6 +24,7 @@ from views_for_tests import (
     tensors,
     trainable,
 )
+from torch.autograd import gradcheck
 
 from yolokd.methods import METHODS
 from yolokd.methods.crosskd import EPS, CrossKD, rescale

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
+from helpers.views import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
 
 from yolokd.methods import METHODS
 from yolokd.methods.cwd import CWD

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from views_for_tests import answer, bce, build, change, check, make_pair, sigmoid
+from helpers.views import answer, bce, build, change, check, make_pair, sigmoid
 
 from yolokd.methods import METHODS
 from yolokd.methods.d3etr import D3ETROptions

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from views_for_tests import (
+from helpers.views import (
     OTHER_SIZES,
     STRIDES,
     build,

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import iou
-from views_for_tests import (
+from helpers.regions import iou
+from helpers.views import (
     answer,
     bce,
     build,

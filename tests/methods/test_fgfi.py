@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import exact, iou, objects
-from views_for_tests import (
+from helpers.regions import exact, iou, objects
+from helpers.views import (
     OTHER_SIZES,
     SIZES,
     STRIDES,

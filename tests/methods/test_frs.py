@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from views_for_tests import (
+from helpers.views import (
     OTHER_SIZES,
     bce,
     build,

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import exact, image_size, pooled, top_boxes, touched_points
-from views_for_tests import SIZES, bce, build, change, check, conv1x1, entries, make_pair, sigmoid, trainable
+from helpers.regions import exact, image_size, pooled, top_boxes, touched_points
+from helpers.views import SIZES, bce, build, change, check, conv1x1, entries, make_pair, sigmoid, trainable
 
 from yolokd.methods import METHODS
 from yolokd.methods.gid import GID, instances

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from views_for_tests import STRIDES, build, change, make_pair, sigmoid, trainable
-from views_for_tests import check as check_against
+from helpers.boxes import boxes_of, cells, divergence, iou_and_diou
+from helpers.regions import exact
+from helpers.views import STRIDES, build, change, make_pair, sigmoid, trainable
+from helpers.views import check as check_against
 
 from yolokd.methods import METHODS, ops
 from yolokd.methods.ld import LDOptions, any_object, regions
@@ -16,41 +18,12 @@ from yolokd.methods.ld import LDOptions, any_object, regions
 SMALL = {"side": 2.0, "topk": 4}  # anchors and candidates that suit images of a few cells
 
 
-def exact(pair):
-    """Ground truth in float64: a weight computed from float32 boxes would differ from the reference's."""
-    return replace(pair, batch={**pair.batch, "bboxes": pair.batch["bboxes"].double()})
-
-
-def objects(batch, image: int) -> list[tuple[float, float, float, float]]:
-    """Boxes of an image, xyxy in pixels."""
-    height, width = batch["img"].shape[-2:]
-    found = []
-    for (x, y, w, h), i in zip(batch["bboxes"].tolist(), batch["batch_idx"].tolist(), strict=True):
-        if i == image:
-            found.append(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height))
-    return found
-
-
-def cells(batch) -> list[list[tuple[float, float, float]]]:
-    """x, y and pixels a cell of every anchor point, level by level."""
-    height, width = batch["img"].shape[-2:]
-    return [[((i + 0.5) * s, (j + 0.5) * s, s) for j in range(height // s) for i in range(width // s)] for s in STRIDES]
-
-
-def iou_and_diou(a, b) -> tuple[float, float]:
-    inter = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
-    apart = (a[0] + a[2] - b[0] - b[2]) ** 2 / 4 + (a[1] + a[3] - b[1] - b[3]) ** 2 / 4
-    diagonal = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
-    return inter / union, inter / union - apart / diagonal
-
-
 def region_weights(batch, image: int, options: LDOptions) -> tuple[list[bool], list[float]]:
     """Whether each anchor point is positive, and its weight in the region around (0 outside)."""
     levels = cells(batch)
     points = [point for level in levels for point in level]
     positive, around = [False] * len(points), [0.0] * len(points)
-    for g in objects(batch, image):
+    for g in boxes_of(batch, image):
         middle = ((g[0] + g[2]) / 2, (g[1] + g[3]) / 2)
         both, nearest, start = [], [], 0
         for x, y, s in points:
@@ -70,20 +43,6 @@ def region_weights(batch, image: int, options: LDOptions) -> tuple[list[bool], l
             if options.gamma * theta <= diou < theta:
                 around[n] = max(around[n], iou)
     return positive, around
-
-
-def softmax(z: list[float], tau: float) -> list[float]:
-    top = max(z)
-    e = [math.exp((x - top) / tau) for x in z]
-    return [x / sum(e) for x in e]
-
-
-def divergence(z_s: list, z_t: list, tau: float) -> float:
-    edges = []
-    for s, t in zip(z_s, z_t, strict=True):
-        both = zip(softmax(s, tau), softmax(t, tau), strict=True)
-        edges.append(sum(q * math.log(q / p) for p, q in both))
-    return tau**2 * sum(edges) / len(edges)
 
 
 def reference(options: LDOptions, batch):

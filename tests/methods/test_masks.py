@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import image_size, iou
-from views_for_tests import bce, build, change, check, make_pair, resize, sigmoid
+from helpers.regions import image_size, iou
+from helpers.views import bce, build, change, check, make_pair, resize, sigmoid
 
 from yolokd.methods import METHODS
 from yolokd.methods.masks import MasksOptions

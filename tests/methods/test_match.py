@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import iou
-from views_for_tests import SIZES, bce, build, change, check, make_pair, sigmoid, tensors, trainable
+from helpers.regions import iou
+from helpers.views import SIZES, bce, build, change, check, make_pair, sigmoid, tensors, trainable
 
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
@@ -177,7 +177,7 @@ def test_any_numbers_of_queries(queries):
 @pytest.mark.parametrize("heads", ["set/set", "set/dense"])
 def test_a_student_without_layers_shows_its_predictions(heads):
     pair = make_pair(heads=heads)
-    spec = replace(pair.student_spec, layers=0, shows=frozenset({"logits", "boxes"}))
+    spec = replace(pair.student_spec, layers=0, provides=frozenset({"logits", "boxes"}))
     view = replace(pair.student, layer_logits=None, layer_boxes=None)
     pair = wider(replace(pair, student_spec=spec, student=view))
     check(

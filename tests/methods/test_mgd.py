@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize
+from helpers.views import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize
 
 from yolokd.methods import METHODS
 from yolokd.methods.mgd import MGD

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from views_for_tests import bce, build, change, check, make_pair, sigmoid, soft_count, trainable
+from helpers.views import bce, build, change, check, make_pair, sigmoid, soft_count, trainable
 
 from yolokd.methods import METHODS
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from helpers.views import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
 from torch.autograd import gradcheck
-from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, resize, trainable
 
 from yolokd.methods.pkd import EPS, PKD, centred, decorrelation
 

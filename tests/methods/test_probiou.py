@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.views import build, change, check, make_pair, sigmoid, soft_count, trainable
 from ultralytics.utils.metrics import probiou
-from views_for_tests import build, change, check, make_pair, sigmoid, soft_count, trainable
 
 from yolokd.methods.probiou import SMOOTH, distance
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_ld import cells, exact, iou_and_diou, objects, softmax
-from views_for_tests import (
+from helpers.boxes import boxes_of, cells, iou_and_diou, softmax
+from helpers.regions import exact
+from helpers.views import (
     OTHER_SIZES,
     SIZES,
     build,
@@ -44,7 +45,7 @@ def rm_reference(options, batch):
     def loss(student, teacher) -> float:
         found = []
         for i in range(len(teacher.logits)):
-            for g, k in zip(objects(batch, i), classes(batch, i), strict=True):
+            for g, k in zip(boxes_of(batch, i), classes(batch, i), strict=True):
                 chosen = candidates(g, k, teacher.boxes[i], teacher.logits[i], batch, options)
                 if len(chosen) < 2:
                     continue
@@ -96,7 +97,7 @@ def test_rm_candidates_are_the_teachers():
     touched = student.logits.grad.abs() > 0
     for i in range(2):
         expected = torch.zeros_like(touched[i])
-        for g, k in zip(objects(pair.batch, i), classes(pair.batch, i), strict=True):
+        for g, k in zip(boxes_of(pair.batch, i), classes(pair.batch, i), strict=True):
             chosen = candidates(
                 g, k, pair.teacher.boxes[i].tolist(), pair.teacher.logits[i].tolist(), pair.batch, method.options
             )

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import exact, image_size, objects, pooled, top_boxes
+from helpers.regions import exact, image_size, objects, pooled, top_boxes
+from helpers.views import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, sigmoid, without_objects
 from torchvision.ops import roi_align
-from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, entries, make_pair, sigmoid, without_objects
 
 from yolokd.methods import METHODS, ops
 from yolokd.methods.roi import RoI, thinned

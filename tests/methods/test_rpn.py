@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from regions_for_tests import exact, objects, touched_points
-from views_for_tests import SIZES, build, change, check, make_pair, sigmoid, trainable, without_objects
+from helpers.regions import exact, objects, touched_points
+from helpers.views import SIZES, build, change, check, make_pair, sigmoid, trainable, without_objects
 
 from yolokd.methods import METHODS
 from yolokd.methods.rpn import RPN

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from views_for_tests import OTHER_SIZES, build, change, check, conv1x1, make_pair, resize, sigmoid
+from helpers.views import OTHER_SIZES, build, change, check, conv1x1, make_pair, resize, sigmoid
 
 from yolokd.methods import METHODS
 from yolokd.methods.sl2 import SL2

@@ -10,12 +10,12 @@ from typing import Any
 from ultralytics import YOLO
 from ultralytics.utils.files import increment_path
 
-from yolokd import report
 from yolokd.demo.scenes import compose
+from yolokd.distill.training import train
 from yolokd.errors import UsageError
+from yolokd.latency import drawing
+from yolokd.onnx.export import export
 from yolokd.verbs.bench import bench
-from yolokd.verbs.export import export
-from yolokd.verbs.train import train
 
 ASSETS = Path(__file__).parent / "assets"
 SCENES = {"train": 500, "val": 200}
@@ -73,7 +73,7 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
             ROLES, (teacher, alone, distilled), checkpoints, files, records, strict=True
         )
     ]
-    picture = report.accuracy_latency(rows, out / "accuracy-latency.png")
+    picture = drawing.accuracy_latency(rows, out / "accuracy-latency.png")
     text = table(rows)
     (out / "demo.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\n{verdict(rows)}\n\nPicture: {picture}\nDistilled model: {files[-1]}\nAll files: {out}")

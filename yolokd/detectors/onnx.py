@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
-
 from yolokd_edge import E2E, NMS, RAW, EdgeError, read_contract
+
 from yolokd.detectors.foreign import GREY, ForeignReader, rgb
 from yolokd.errors import UsageError
 from yolokd.methods import ops
@@ -30,7 +30,11 @@ from yolokd.views import Spec
 
 CONTRACTS = ("raw", "e2e", "nms", "boxes_scores")
 DECLARED = {RAW: "raw", E2E: "e2e", NMS: "nms"}  # what a file's metadata calls them
-MOST, IOU, LEAST = 300, 0.7, 0.001  # detections that NMS leaves of raw and boxes_scores, their overlap, their score
+MAX_DETECTIONS, IOU, MIN_SCORE = (
+    300,
+    0.7,
+    0.001,
+)  # detections that NMS leaves of raw and boxes_scores, their overlap, their score
 IMPROBABLE = 1e-6  # a score of 0 as a logit
 STRIDE = 32  # sides of images are a multiple of it where the file leaves them free
 
@@ -141,7 +145,7 @@ class OnnxDetector(nn.Module):
             self._check(boxes, boxes.ndim == 3 and boxes.shape[2] == 4, "boxes (B, N, 4)")
             fits = scores.ndim == 3 and scores.shape[1:] == (boxes.shape[1], count)
             self._check(scores, fits, f"scores (B, N, {count}) for {count} classes")
-        places, there = ops.top_places(boxes, scores.amax(-1), MOST, IOU, LEAST)
+        places, there = ops.top_places(boxes, scores.amax(-1), MAX_DETECTIONS, IOU, MIN_SCORE)
         boxes, scores = (torch.take_along_dim(x, places[..., None], 1) for x in (boxes, scores))
         return boxes, scores * there[..., None]
 
@@ -163,7 +167,7 @@ class OnnxReader(ForeignReader):
     def __init__(self, model: OnnxDetector) -> None:
         super().__init__(model)
         name = Path(model.path).stem
-        self.spec = Spec(self.strides, {}, len(model.names), name=name, dense=False, shows=self.fields)
+        self.spec = Spec(self.strides, {}, len(model.names), name=name, dense=False, provides=self.fields)
 
 
 def _promise(session: Any, path: str, contract: str | None, names: dict[int, str] | None) -> tuple[str, dict[int, str]]:

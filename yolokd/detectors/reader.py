@@ -102,7 +102,7 @@ class Reader:
     def _channels(self, maps: tuple[Tensor, ...]) -> tuple[int, ...]:
         return tuple(m.shape[1] for m in maps)
 
-    def probe(self, size: int, note: Callable[[Any, Any, Any], None] | None = None) -> None:
+    def dry_run(self, size: int, note: Callable[[Any, Any, Any], None] | None = None) -> None:
         """One black image of size x size through the model, without touching batch norm statistics or decoding boxes.
 
         Args:
@@ -132,7 +132,7 @@ class Reader:
             if isinstance(out, Tensor) and out.ndim == 4:
                 found[size // out.shape[-1]] = layer.i  # later layers overwrite: the deepest stays
 
-        self.probe(size, note)
+        self.dry_run(size, note)
         return tuple(found[s] for s in self.strides) if found.keys() >= set(self.strides) else ()
 
 

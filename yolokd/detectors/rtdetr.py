@@ -26,11 +26,11 @@ class RTDETRReader(Reader):
         # model.stride is [32] for every RT-DETR: the levels are seen from the sizes of their maps
         size = 128
         with self.record(frozenset({"neck"})) as seen:
-            self.probe(size)
+            self.dry_run(size)
         self.strides = tuple(size // m.shape[-1] for m in seen["neck"])
         self.stages = self._backbone_stages(size)
         with self.record(frozenset({"neck", "backbone"})) as seen:
-            self.probe(size)
+            self.dry_run(size)
         widths = {"neck": self._channels(tuple(seen["neck"]))}
         widths["backbone"] = self._channels(tuple(seen[i] for i in self.stages))
         head = self.head
@@ -40,7 +40,7 @@ class RTDETRReader(Reader):
             head.nc,
             name=name(model),
             dense=False,
-            shows=self.fields if self.stages else self.fields - {"backbone"},
+            provides=self.fields if self.stages else self.fields - {"backbone"},
             layers=head.num_decoder_layers,
             width=head.hidden_dim,
         )

@@ -75,7 +75,7 @@ class ViTReader(ForeignReader):
         super().__init__(model)
         self.strides = (model.stride,)
         widths: dict[str, tuple[int, ...]] = {"backbone": (int(model.model.num_features),)}
-        self.spec = Spec(self.strides, widths, 0, name=Path(model.title).name, shows=self.fields)
+        self.spec = Spec(self.strides, widths, 0, name=Path(model.title).name, provides=self.fields)
 
 
 def split(teacher: str) -> tuple[str, Path | None]:

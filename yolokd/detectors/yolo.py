@@ -39,11 +39,11 @@ class YoloReader(Reader):
         size = max(2 * max(self.strides), 64)  # leaves every level at least 2 x 2 cells
         self.stages = self._backbone_stages(size)
         with self.record(frozenset(MAPS)) as seen:
-            self.probe(size)
+            self.dry_run(size)
         widths = {field: self._channels(self._maps(seen, field, self.branches[0])) for field in MAPS}
         bins = head.reg_max if head.reg_max > 1 else 0
-        shows = self.fields if self.stages else self.fields - {"backbone"}
-        self.spec = Spec(self.strides, widths, head.nc, bins, name(model), shows=shows)
+        provided = self.fields if self.stages else self.fields - {"backbone"}
+        self.spec = Spec(self.strides, widths, head.nc, bins, name(model), provides=provided)
 
     def loss_factor(self, images: int) -> int:
         """The number of images: a Detect head's loss is their sum."""

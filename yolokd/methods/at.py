@@ -51,7 +51,7 @@ class ATOptions:
 class AT(Method):
     """Distance between normalised maps of activation strength."""
 
-    level = "backbone"
+    taxonomy_level = "backbone"
     term = "at"
     paper = "Zagoruyko, Komodakis, Paying More Attention to Attention, 2017, arXiv:1612.03928"
     reported = "none published for detection"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from yolokd.views import Spec, View
 
+TAXONOMY_LEVELS = ("backbone", "neck", "roi", "head", "query", "feature", "logit")  # of the review arXiv:2508.03317
 # Pairs "student/teacher" of heads, each dense (anchor points, which correspond) or a set (queries, which do not)
 DENSE_HEADS = ("dense/dense",)
 DENSE_TEACHER = ("dense/dense", "set/dense")
@@ -26,7 +27,7 @@ class Method(nn.Module):
 
     # where the review's taxonomy (arXiv:2508.03317) puts it: CNN detectors' backbone, neck, roi or head, Transformer
     # detectors' query, feature or logit
-    level: ClassVar[str]
+    taxonomy_level: ClassVar[str]
     term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 2 to 5 letters
     paper: ClassVar[str]  # authors, title, year, arXiv number
     reported: ClassVar[str]  # the gain that was published for detection: detectors, figures and, in brackets, where

@@ -63,7 +63,7 @@ class BCKDBoxOptions:
 class BCKDCls(Method):
     """Binary cross entropy to the teacher's scores, weighted by the gap to them."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "bckdc"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (cls)"
     reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, both parts (authors' repository)"
@@ -88,7 +88,7 @@ class BCKDCls(Method):
 class BCKDBox(Method):
     """GIoU loss to the teacher's boxes, weighted by scores."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "bckdb"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (box)"
     reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, both parts (authors' repository)"

@@ -65,7 +65,7 @@ class CrossKDOptions:
 class CrossKD(Method):
     """Predictions of the teacher's last layers on the student's head maps, against the teacher's own."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "xkd"
     paper = "Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, 2023, arXiv:2306.11369"
     reported = "GFL R101 -> R50 40.2 -> 43.7 COCO AP (authors' repository)"

@@ -43,7 +43,7 @@ class CWDOptions:
 class CWD(Method):
     """Divergence between every channel's softmax over cells."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "cwd"
     paper = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2021, arXiv:2011.13256"
     reported = "GFL R101 -> R50 40.2 -> 41.9 COCO AP (mmrazor)"

@@ -63,7 +63,7 @@ class D3ETROptions:
 class D3ETR(Method):
     """Divergence of predictions and self-attention, of queries that are matched and of queries that are shared."""
 
-    level = "logit"
+    taxonomy_level = "logit"
     term = "d3etr"
     paper = "Chen et al., D3ETR: Decoder Distillation for Detection Transformer, 2022, arXiv:2211.09768"
     reported = "figures not at hand"

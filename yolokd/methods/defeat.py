@@ -58,7 +58,7 @@ class DeFeatOptions:
 class DeFeat(Method):
     """Squared error between adapted student maps and teacher maps, objects and background apart."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "deft"
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (neck part)"
     reported = "Faster R-CNN R50 37.4 -> 40.9 COCO AP, with the proposals' part (paper)"

@@ -118,7 +118,7 @@ class DETRQueryOptions:
 class DETRLogit(Method):
     """Divergence of the predictions of every decoder layer from the teacher's, after matching."""
 
-    level = "logit"
+    taxonomy_level = "logit"
     term = "dlogi"
     paper = f"{PAPER}, arXiv:2211.10156 (predictions)"
     reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
@@ -146,7 +146,7 @@ class DETRLogit(Method):
 class DETRFeat(Method):
     """Squared error of feature maps, weighted by how much a cell resembles what the teacher's queries found."""
 
-    level = "feature"
+    taxonomy_level = "feature"
     term = "dfeat"
     paper = f"{PAPER}, arXiv:2211.10156 (features)"
     reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
@@ -187,7 +187,7 @@ class DETRFeat(Method):
 class DETRQuery(Method):
     """The task's loss on the teacher's queries in the student's decoder, assigned to objects as the teacher's are."""
 
-    level = "query"
+    taxonomy_level = "query"
     term = "dquer"
     paper = f"{PAPER}, arXiv:2211.10156 (query priors)"
     reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"

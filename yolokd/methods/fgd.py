@@ -67,7 +67,7 @@ class FGDOptions:
 class FGD(Method):
     """Focal errors on objects and background, distance of attentions, and relations between cells."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "fgd"
     paper = "Yang et al., Focal and Global Knowledge Distillation for Detectors, 2022, arXiv:2111.11837"
     reported = "RetinaNet X101 -> R50 37.4 -> 40.7 COCO AP (authors' repository)"

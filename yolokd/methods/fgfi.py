@@ -71,7 +71,7 @@ class FGFIOptions:
 class FGFI(Method):
     """Squared error between adapted student maps and teacher maps in the cells whose anchors fit an object."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "fgfi"
     paper = "Wang et al., Distilling Object Detectors with Fine-grained Feature Imitation, 2019, arXiv:1906.03609"
     reported = "Faster R-CNN VGG16 -> VGG11 59.6 -> 67.6 VOC mAP (authors' repository)"

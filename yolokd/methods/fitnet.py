@@ -45,7 +45,7 @@ class FitNetOptions:
 class FitNet(Method):
     """Mean squared error between adapted student maps and teacher maps."""
 
-    level = "backbone"
+    taxonomy_level = "backbone"
     term = "fit"
     paper = "Romero et al., FitNets: Hints for Thin Deep Nets, 2015, arXiv:1412.6550"
     reported = "GFL R101 -> R50 40.1 -> 40.7 COCO AP (LD's repository)"

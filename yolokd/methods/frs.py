@@ -58,7 +58,7 @@ class FRSClsOptions:
 class FRS(Method):
     """Squared error between adapted student maps and teacher maps, weighted by the teacher's scores."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "frs"
     paper = "Du et al., Distilling Object Detectors with Feature Richness, 2021, arXiv:2111.00674 (features)"
     reported = "RetinaNet R50 to 39.7 COCO AP, both parts (paper)"
@@ -86,7 +86,7 @@ class FRS(Method):
 class FRSCls(Method):
     """Binary divergence between class scores, weighted by the teacher's highest."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "frsc"
     paper = "Du et al., Distilling Object Detectors with Feature Richness, 2021, arXiv:2111.00674 (classification)"
     reported = "RetinaNet R50 to 39.7 COCO AP, both parts (paper)"

@@ -78,7 +78,7 @@ class GIDOptions:
 class GID(Method):
     """Features, relations and responses of the instances on which student and teacher differ most."""
 
-    level = "roi"
+    taxonomy_level = "roi"
     term = "gid"
     paper = "Dai et al., General Instance Distillation for Object Detection, 2021, arXiv:2103.02340"
     reported = "RetinaNet R101 -> R50 36.2 -> 39.1 COCO AP (paper)"

@@ -66,7 +66,7 @@ class KDDETROptions:
 class KDDETR(Method):
     """Divergence of what the two decoders make of the teacher's queries and of random ones."""
 
-    level = "query"
+    taxonomy_level = "query"
     term = "kdetr"
     paper = "Wang et al., KD-DETR: Knowledge Distillation for Detection Transformer, 2022, arXiv:2211.08071"
     reported = "DAB-DETR R18 to 41.4 COCO AP (+5.2) (paper)"

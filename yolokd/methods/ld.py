@@ -74,7 +74,7 @@ class LDOptions:
 class LD(Method):
     """Divergence of box edge distributions, on positives and on the region around them."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "ld"
     paper = "Zheng et al., Localization Distillation for Object Detection, 2022, arXiv:2204.05957 and arXiv:2102.12252"
     reported = "GFL R101 -> R50 40.1 -> 42.1 COCO AP (authors' repository)"

@@ -43,7 +43,7 @@ class LogitOptions:
 class Logit(Method):
     """Binary divergence between class scores, anchor point by anchor point."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "logit"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531"
     reported = "none published for detection"

@@ -51,7 +51,7 @@ class MasksOptions:
 class Masks(Method):
     """Binary divergence between the masks at the teacher's most confident points, within their boxes."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "masks"
     paper = "Liu et al., Structured Knowledge Distillation for Dense Prediction, 2019, arXiv:1903.04197 (pixel-wise)"
     reported = "none published for detection"

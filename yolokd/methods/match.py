@@ -84,7 +84,7 @@ class MatchOptions:
 class Match(Method):
     """Divergence of scores and boxes from the teacher's detections, whatever the two heads are."""
 
-    level = "logit"
+    taxonomy_level = "logit"
     term = "match"
     paper = "ours, on Carion et al., 2020, arXiv:2005.12872 and Feng et al., TOOD, 2021, arXiv:2108.07755"
     reported = "none published for detection"
@@ -98,7 +98,7 @@ class Match(Method):
         super().__init__(student, teacher, tap, options)
         ops.check_classes("match", student, teacher)
         self.dense, self.dense_teacher = student.dense, teacher.dense
-        if not student.dense and student.shows >= LAYERS:
+        if not student.dense and student.provides >= LAYERS:
             self.student_needs = LAYERS  # of the teacher only its answer, which is that of its last layer
         self.gains = sets.PairGains(options.cls, options.l1, options.giou)
 

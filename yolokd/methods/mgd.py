@@ -65,7 +65,7 @@ class MGDOptions:
 class MGD(Method):
     """Squared error of the teacher's maps, generated from a masked student's."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "mgd"
     paper = "Yang et al., Masked Generative Distillation, 2022, arXiv:2205.01529"
     reported = "RetinaNet X101 -> R50 37.4 -> 41.0 COCO AP (authors' repository)"

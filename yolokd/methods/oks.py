@@ -50,7 +50,7 @@ class OKSOptions:
 class OKS(Method):
     """1 - OKS between keypoints, and the divergence of their visibility, weighted by the teacher's confidence."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "oks"
     paper = "Maji et al., YOLO-Pose: Pose Estimation Using Object Keypoint Similarity Loss, 2022, arXiv:2204.06806"
     reported = "none published for detection"

@@ -46,7 +46,7 @@ class PKDOptions:
 class PKD(Method):
     """One minus Pearson's correlation, channel by channel."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "pkd"
     paper = (
         "Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient, "

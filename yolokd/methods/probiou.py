@@ -48,7 +48,7 @@ class ProbIoUOptions:
 class ProbIoU(Method):
     """Hellinger distance of rotated boxes, weighted by the teacher's confidence."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "piou"
     paper = "Llerena et al., Gaussian Bounding Boxes and Probabilistic Intersection-over-Union, 2021, arXiv:2106.06072"
     reported = "none published for detection"

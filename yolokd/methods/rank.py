@@ -80,7 +80,7 @@ class PFIOptions:
 class RankMimicking(Method):
     """Divergence of the softmax over an object's candidates."""
 
-    level = "head"
+    taxonomy_level = "head"
     term = "rm"
     paper = f"{PAPER} (ranks)"
     reported = "RetinaNet R50 to 40.4 COCO AP (+3.5), with PFI (paper)"
@@ -124,7 +124,7 @@ class RankMimicking(Method):
 class PFI(Method):
     """Squared error between adapted student maps and teacher maps, weighted by the difference of scores."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "pfi"
     paper = f"{PAPER} (features)"
     reported = "RetinaNet R50 to 40.4 COCO AP (+3.5), with RM (paper)"

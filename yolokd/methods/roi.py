@@ -59,7 +59,7 @@ class RoIOptions:
 class RoI(Method):
     """Squared error between features pooled from ground truth boxes and from the teacher's confident boxes."""
 
-    level = "roi"
+    taxonomy_level = "roi"
     term = "roi"
     paper = "Li, Jin, Yan, Mimicking Very Efficient Network for Object Detection, 2017, CVPR 2017"
     reported = "figures not at hand"

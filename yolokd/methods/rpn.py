@@ -49,7 +49,7 @@ class RPNOptions:
 class RPN(Method):
     """Binary divergence between objectness scores, apart on and off objects: an analogue, not a proposal network."""
 
-    level = "roi"
+    taxonomy_level = "roi"
     term = "rpn"
     paper = "Guo et al., Distilling Object Detectors via Decoupled Features, 2021, arXiv:2103.14475 (proposals)"
     reported = "Faster R-CNN R50 37.4 -> 40.9 COCO AP, with the neck part (paper)"

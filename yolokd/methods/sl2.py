@@ -50,7 +50,7 @@ class SL2Options:
 class SL2(Method):
     """Squared error between projected student maps and teacher maps, weighted by the teacher's scores."""
 
-    level = "neck"
+    taxonomy_level = "neck"
     term = "sl2"
     paper = "Ultralytics, DistillationModel.loss_sl2, 2026 (no paper; cf. Du et al., 2021, arXiv:2111.00674)"
     reported = "YOLO26 s -> n 40.9 -> 41.5 COCO AP (Ultralytics' documentation)"

@@ -106,7 +106,7 @@ def bench(
     print(yolokd_edge.table(records))
     yolokd_edge.write_report(records, series, folder / "report.json", overwrite=exist_ok)
 
-    from yolokd.report import latency
+    from yolokd.latency.drawing import latency
 
     latency(records, series, folder / "latency.png")
     print(f"Report, raw samples and plot: {folder}")

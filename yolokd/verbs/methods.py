@@ -6,12 +6,11 @@ import inspect
 import re
 from dataclasses import fields
 
-from yolokd.config import check_keys
-from yolokd.gains import Gain
+from yolokd.config.parse import check_keys
+from yolokd.config.schedule import Gain
 from yolokd.methods import METHODS
-from yolokd.methods.base import Method
+from yolokd.methods.base import TAXONOMY_LEVELS, Method
 
-LEVELS = ("backbone", "neck", "roi", "head", "query", "feature", "logit")  # of the review arXiv:2508.03317
 HEADS = {"dense": "YOLO", "set": "RT-DETR"}  # kinds of heads
 
 
@@ -42,7 +41,9 @@ def table() -> str:
 
 def _levels() -> dict[str, dict[str, type[Method]]]:
     """Level -> its methods; without those that have none."""
-    found = {level: {key: cls for key, cls in METHODS.items() if cls.level == level} for level in LEVELS}
+    found = {
+        level: {key: cls for key, cls in METHODS.items() if cls.taxonomy_level == level} for level in TAXONOMY_LEVELS
+    }
     return {level: methods for level, methods in found.items() if methods}
 
 
@@ -71,7 +72,7 @@ def default(cls: type[Method]) -> str:
 
 def _one(name: str, cls: type[Method]) -> str:
     taps = f"taps: {', '.join(f'{name}@{t}' for t in cls.taps)}; the first is meant by {name} alone" if cls.taps else ""
-    text = [f"{name} ({cls.level}): {cls.paper}", (cls.__doc__ or "").strip()]
+    text = [f"{name} ({cls.taxonomy_level}): {cls.paper}", (cls.__doc__ or "").strip()]
     text += [
         f"heads: {heads(cls)}",
         f"published gain: {cls.reported}",

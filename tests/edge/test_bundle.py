@@ -1,0 +1,462 @@
+"""The runtime's side of a bundle: what it refuses to read, and sources other than images. No model is trained here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yolokd_edge as edge
+from helpers.cli import contents
+from helpers.edge import EDGE_FILE, metadata, toy
+from yolokd_edge import E2E
+from yolokd_edge.jetson import test_board
+
+FINAL = np.zeros((1, 300, 6), np.float32)
+FINAL[0, 0] = 8, 8, 40, 24, 0.9, 1
+
+
+def write_bundle(folder: Path, contract: str = E2E, **changes: object) -> Path:
+    """A small bundle, unpacked: a model that answers every image with one box, and a manifest that may be changed."""
+    folder.mkdir()
+    toy(folder / "model.onnx", FINAL, metadata(contract))
+    (folder / "README.md").write_text("read me")
+    said = {
+        "schema": "yolokd.bundle/1",
+        "contract": {
+            "output": E2E,
+            "names": {str(k): f"class{k}" for k in range(3)},
+            "imgsz": [32, 64],
+            "defaults": {"conf": 0.5, "iou": 0.6, "max_det": 7},
+        },
+        "models": {"model.onnx": {"precision": "fp32", "providers": ["cpu", "cuda", "trt"]}},
+        "files": {n: checksum(folder / n) for n in ("model.onnx", "README.md")},
+    }
+    (folder / "bundle.json").write_text(json.dumps({**said, **changes}))
+    return folder
+
+
+def checksum(file: Path) -> dict[str, object]:
+    return {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def pack(folder: Path, target: Path, more: Callable[[zipfile.ZipFile], object] = lambda archive: None) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+        more(archive)
+    return target
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "edge")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for k in range(2):
+        cv2.imwrite(str(tmp_path / f"images/{k}.png"), np.full((40, 80, 3), 90, np.uint8))
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_bundle_is_read_as_zip_file_and_as_folder_with_its_own_settings(packed: bool, folder: Path) -> None:
+    path = pack(folder, folder.parent / "edge.zip") if packed else folder
+    detector = edge.load(path, threads=1)
+    assert (detector.conf, detector.iou, detector.max_det) == (0.5, 0.6, 7)
+    assert (edge.load(path, conf=0.1).conf, edge.load(path, max_det=2).max_det) == (0.1, 2)
+    assert len(detector.detect(np.zeros((32, 64, 3), np.uint8))) == 1
+    assert detector.path.read_bytes() == (folder / "model.onnx").read_bytes()  # still there while it is in use
+
+
+# --- bundles that are refused ---------------------------------------------------------------------------------------
+
+
+def flip_a_byte(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def link(archive: zipfile.ZipFile) -> None:
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(entry, "/etc/passwd")
+
+
+def changed(folder: Path, **changes: object) -> Path:
+    shutil.rmtree(folder)
+    return write_bundle(folder, **changes)
+
+
+def unlink(folder: Path, name: str) -> Path:
+    (folder / name).unlink()
+    return folder
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def outside(folder: Path) -> Path:
+    (folder.parent / "secret").write_text("read me")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(folder.parent / "secret")
+    return folder
+
+
+ZIP = "edge.zip"
+BAD: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "changed byte in the folder": (
+        lambda f, z: flip_a_byte(f / "model.onnx").parent,
+        "model.onnx is not the file that was bundled",
+    ),
+    "changed byte in the zip file": (lambda f, z: flip_a_byte(pack(f, z)), "edge.zip is not an intact zip file"),
+    "changed byte, then zipped": (
+        lambda f, z: pack(flip_a_byte(f / "model.onnx").parent, z),
+        "model.onnx is not the file that was bundled",
+    ),
+    "missing file": (lambda f, z: unlink(f, "README.md"), "the file README.md is missing"),
+    "missing file, zipped": (lambda f, z: pack(unlink(f, "README.md"), z), "the file README.md is missing"),
+    "no manifest": (lambda f, z: unlink(f, "bundle.json"), "is no bundle: it holds no readable bundle.json"),
+    "no manifest, zipped": (lambda f, z: pack(unlink(f, "bundle.json"), z), "edge.zip is no bundle"),
+    "cut short": (lambda f, z: cut(pack(f, z)), "edge.zip is not an intact zip file"),
+    "leaves the folder": (
+        lambda f, z: pack(f, z, lambda a: a.writestr("../../evil.txt", "x")),
+        "'../../evil.txt' leaves the bundle's folder",
+    ),
+    "absolute path": (
+        lambda f, z: pack(f, z, lambda a: a.writestr("/tmp/evil.txt", "x")),
+        "'/tmp/evil.txt' leaves the bundle's folder",
+    ),
+    "backslashes": (
+        lambda f, z: pack(f, z, lambda a: a.writestr("..\\evil.txt", "x")),
+        "leaves the bundle's folder",
+    ),
+    "leaves the folder by its manifest": (
+        lambda f, z: changed(f, files={"../images/0.png": {"bytes": 1, "sha256": ""}}),
+        "'../images/0.png' leaves the bundle's folder",
+    ),
+    "link in the zip file": (lambda f, z: pack(f, z, link), "link is a link"),
+    "link in the folder": (lambda f, z: outside(f), "README.md is a link that leaves"),
+    "zip bomb": (lambda f, z: pack(f, z, lambda a: a.writestr("zeros", bytes(50_000_000))), "would unpack to 50 MB"),
+    "unlisted file": (
+        lambda f, z: pack(f, z, lambda a: a.writestr("more.py", "x")),
+        "holds more.py, which its manifest",
+    ),
+    "newer schema": (lambda f, z: changed(f, schema="yolokd.bundle/2"), "yolokd.bundle/2, newer than yolokd.bundle/1"),
+    "other schema": (lambda f, z: changed(f, schema="yolokd.latency/1"), "is not a manifest of the schema"),
+    "no JSON": (lambda f, z: (f / "bundle.json").write_text("{") and f, "is not a manifest of the schema"),
+    "a list": (lambda f, z: (f / "bundle.json").write_text("[]") and f, "is not a manifest of the schema"),
+    "incomplete": (lambda f, z: changed(f, models=None), "bundle.json is incomplete (models)"),
+    "unreadable entries": (lambda f, z: changed(f, models={"model.onnx": 3}), "has entries that cannot be read"),
+    "other contract": (
+        lambda f, z: changed(f, contract="nms_xyxy_conf_cls"),
+        "declares the output contract nms_xyxy_conf_cls, its manifest e2e_xyxy_conf_cls",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("verb", ["detect --source images", "verify", "bench --source images --out report.json"])
+def test_a_bad_bundle_is_one_sentence_and_nothing_is_written(
+    case: str, verb: str, folder: Path, images: Path, monkeypatch, capfd
+) -> None:
+    spoil, sentence = BAD[case]
+    monkeypatch.chdir(folder.parent)
+    path, before = spoil(folder, folder.parent / ZIP), contents(folder.parent)
+    assert edge.main([*verb.split(), "--model", path.name, "--threads", "1"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("yolokd_edge: ") and sentence in lines[0], lines
+    assert contents(folder.parent) == before
+    assert not list(Path("..").glob("evil.txt")) and not Path("/tmp/evil.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "sentence"),
+    [
+        ("names", {"0": "a", "1": "b", "2": "c"}, "class names"),
+        ("imgsz", [64, 64], "input size"),
+    ],
+)
+def test_a_manifest_that_contradicts_the_model_is_refused(
+    part: str, value: object, sentence: str, folder: Path
+) -> None:
+    said = json.loads((folder / "bundle.json").read_text())
+    said["contract"][part] = value
+    (folder / "bundle.json").write_text(json.dumps(said))
+    with pytest.raises(edge.EdgeError, match=f"declares the {sentence} .* contradicts itself"):
+        edge.load(folder)
+
+
+def test_a_precision_that_is_not_there_is_named(folder: Path, images: Path, capsys) -> None:
+    arguments = ["detect", "--model", str(folder), "--source", str(images), "--precision", "int8"]
+    assert edge.main(arguments) == 2
+    assert (
+        "holds no int8 model for the provider cpu, only model.onnx (fp32 for cpu/cuda/trt)" in capsys.readouterr().err
+    )
+    assert edge.main([*arguments[:2], str(folder / "model.onnx"), *arguments[3:]]) == 2
+    assert "A precision can be chosen from a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["detect --source images", "verify", "bench --source images --quick"])
+def test_every_verb_takes_the_options_of_an_engine(verb: str, folder: Path, images: Path, monkeypatch, capsys) -> None:
+    seen = []
+
+    def opened(path: Path, provider: str, threads: int, tensorrt: edge.TensorRT) -> None:
+        seen.append((provider, tensorrt))
+        raise edge.EdgeError("stop here")
+
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(edge, "_open", opened)
+    monkeypatch.setattr(edge, "_expectations", lambda bundle: ({}, {}))
+    words = [*verb.split(), "--model", "edge", "--fp16", "--cache", "engines"]
+    assert edge.main([*words, "--provider", "trt"]) == 2
+    assert seen == [("trt", edge.TensorRT(True, "engines"))]
+    capsys.readouterr()
+    assert edge.main(words) == 2  # on the CPU it would silently do nothing
+    assert "fp16 is an option of the provider trt" in capsys.readouterr().err and len(seen) == 1
+
+
+def test_verify_needs_a_bundle_with_a_parity_pack(folder: Path, capsys) -> None:
+    assert edge.main(["verify", "--model", str(folder)]) == 2
+    assert "holds no parity/expected_dets.json" in capsys.readouterr().err
+    assert edge.main(["verify", "--model", str(folder / "model.onnx")]) == 2
+    assert "is no bundle" in capsys.readouterr().err
+    assert edge.main(["verify"]) == 2  # this file lies in no bundle
+    assert "No model: give --model" in capsys.readouterr().err
+
+
+# --- what verify compares -------------------------------------------------------------------------------------------
+
+
+def test_detections_are_compared_one_to_one() -> None:
+    a = np.float32([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.8, 1], [50, 50, 60, 60, 0.3, 0]])
+    same = edge.compare_detections(a, a[::-1], 0.25)
+    assert same == {"n": 3, "unmatched": 0, "max_box_diff": 0, "max_conf_diff": 0}
+    b = a.copy()
+    b[0, 2] += 1.5
+    b[1, 4] -= 0.1
+    found = edge.compare_detections(a, b[:2], 0.25)
+    assert (found["unmatched"], found["max_box_diff"]) == (1, 1.5)
+    assert found["max_conf_diff"] == pytest.approx(0.1)
+    assert edge.compare_detections(a, b[:2], 0.35)["unmatched"] == 0  # 0.3 may drop out by rounding
+    swapped = a.copy()
+    swapped[0, 5] = 2
+    assert edge.compare_detections(a, swapped, 0.25)["unmatched"] == 2
+    none = np.zeros((0, 6), np.float32)
+    assert edge.compare_detections(none, a, 0.25)["unmatched"] == 3
+    assert edge.compare_detections(none, none, 0.25)["unmatched"] == 0
+
+
+def test_rows_whose_order_rounding_decides_are_not_compared_by_place() -> None:
+    rows = np.float32([[0, 0, 9, 9, 0.9, 0], [5, 5, 9, 9, 0.5, 0], [1, 1, 4, 4, 0.499, 1], [0, 0, 0, 0, 0, 0]])
+    swapped = rows[[0, 2, 1, 3]][None]
+    places = np.arange(4)
+    found = edge.raw_difference(swapped, rows, places, E2E)
+    assert found["max_abs_box"] == 0 and found["max_abs_score"] == pytest.approx(0.001, rel=1e-3)
+    swapped[0, 0, 1] = 3
+    assert edge.raw_difference(swapped, rows, places, E2E)["max_abs_box"] == 3
+
+
+# --- video and camera -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Twelve frames of noise."""
+    path, rng = tmp_path / "clip.avi", np.random.default_rng(0)
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, (80, 48))
+    for _ in range(12):
+        video.write(rng.integers(0, 255, (48, 80, 3), np.uint8))
+    video.release()
+    return path
+
+
+def detect(folder: Path, source: object, *more: object) -> int:
+    return edge.main(["detect", "--model", str(folder), "--threads", "1", "--source", str(source), *map(str, more)])
+
+
+def test_a_video_is_read_to_its_end_and_drawn(folder: Path, clip: Path, tmp_path: Path, capfd) -> None:
+    assert detect(folder, clip, "--json", "--save", tmp_path / "drawn") == 0
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and [line["frame"] for line in lines] == list(range(12))
+    assert lines[0]["hw"] == [48, 80] and len(lines[0]["detections"]) == 1
+    drawn = cv2.VideoCapture(str(tmp_path / "drawn/clip.avi"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 12 and drawn.get(cv2.CAP_PROP_FPS) == 12.5
+    assert detect(folder, clip, "--save", tmp_path / "drawn") == 2
+    assert "clip.avi exists already" in capfd.readouterr().err
+    assert detect(folder, clip, "--frames", 3) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == f"{clip} frame 2: 1 class1"
+
+
+def test_a_video_that_breaks_off_is_said_so(folder: Path, clip: Path, capfd) -> None:
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 3 : 2 * len(data) // 3] = bytes(2 * len(data) // 3 - len(data) // 3)
+    clip.write_bytes(data)
+    code, (out, err) = detect(folder, clip), capfd.readouterr()
+    assert code == 2 and 1 < len(out.splitlines()) < 12
+    assert err.count("\n") == 1 and f"ended after {len(out.splitlines())} of 12 frames" in err
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("99", "99 cannot be opened as a camera"),
+        ("/dev/video99", "/dev/video99 cannot be opened as a camera"),
+        ("videotestsrc ! nowhere ! appsink", "built without GStreamer, as pip's are"),
+        ("nowhere.mp4", "There is no video file nowhere.mp4"),
+        ("text.mp4", "text.mp4 cannot be opened as a video"),
+        ("nowhere.png", "no image file or folder nowhere.png"),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_sentence(source: str, sentence: str, folder: Path) -> None:
+    (folder.parent / "text.mp4").write_text("no video")
+    before = contents(folder.parent)
+    command = [sys.executable, EDGE_FILE, "detect", "--model", "edge", "--source", source, "--save", "drawn"]
+    run = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)  # OpenCV is told once to be quiet
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and sentence in run.stderr
+    assert contents(folder.parent) == before
+
+
+class Camera:
+    """Gives two pictures, then none."""
+
+    left = 2
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def read(self):
+        self.left -= 1
+        return self.left >= 0, np.zeros((48, 80, 3), np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_camera_that_stops_is_said_so_and_frames_ends_one_that_does_not(folder: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *a: Camera())
+    assert detect(folder, "0") == 2
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 2 and "The camera 0 gave no more pictures after 2 frames" in err
+    assert detect(folder, "rtsp://somewhere/stream", "--frames", "2") == 0
+
+
+def test_drawn_images_never_replace_a_file(folder: Path, images: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn/1.png").write_text("mine")
+    before = contents(tmp_path)
+    assert detect(folder, images, "--save", tmp_path / "drawn") == 2
+    assert "1.png exists already" in capfd.readouterr().err
+    assert contents(tmp_path) == before
+
+
+# --- the board's tests: what they make of a disturbed measurement ----------------------------------------------------
+
+
+def judged(verdict: str, *reasons: str, problem: str | None = "It is slow.") -> str:
+    """What the board's tests make of a record: pass, or how they end otherwise."""
+    record = {"stability": {"verdict": verdict, "reasons": list(reasons)}}
+    try:
+        test_board.judge(record, problem)
+    except (pytest.fail.Exception, pytest.skip.Exception) as outcome:
+        return f"{type(outcome).__name__}: {outcome}"
+    return "pass"
+
+
+def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None:
+    busy = "contended: the process had the CPU for 71% of the measured time"
+    assert judged("valid") == "Failed: It is slow."
+    assert judged("invalid", "throttled: the GPU clock fell from 900 to 600 MHz") == "Failed: It is slow."
+    assert judged("invalid", "drift: block medians differ by 20%", busy) == (
+        f"Skipped: inconclusive: It is slow. But the device was not idle: {busy}."
+    )
+    assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
+
+
+def with_board_tests(folder: Path) -> None:
+    """Add the runtime and its tests, as `yolokd bundle` does."""
+    shutil.copy(EDGE_FILE, folder)
+    shutil.copytree(EDGE_FILE.parent / "jetson", folder / "jetson")
+    (folder / "jetson/options.py").rename(folder / "jetson/conftest.py")
+
+
+def test_the_board_tests_say_what_is_wrong_with_the_bundle_that_they_lie_in(folder: Path) -> None:
+    with_board_tests(folder)
+    (folder / "README.md").unlink()
+    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:yolokd", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 2 and "the file README.md is missing" in result.stdout + result.stderr
+
+
+SOAK = """
+import pytest, yolokd_edge as edge
+
+HOW = {"threads": 1, "provider": "trt", "fp16": True, "cache": "engines"}
+
+def pytest_collection_finish():
+    def collect(paths, source, profile, **how):
+        assert profile.t_min_s == 60 and how == HOW
+        total = edge.np.linspace(10e6, %s, 300).astype("int64")
+        stages = {"total": {"p50": 10.0}}
+        record = {
+            "results": {"n": 300, "duration_s": 60.0, "stages": stages}, "thermal": None,
+            "stability": {"verdict": %r, "reasons": %r},
+        }
+        return [record], [{"total": total, "start": total.cumsum()}]
+    edge.collect = collect
+"""
+
+
+@pytest.mark.parametrize(
+    ("last_ns", "verdict", "reasons", "code", "sentence"),
+    [
+        ("10e6", "valid", [], 0, "1 passed"),
+        ("12e6", "invalid", ["drift: x"], 1, "After 60 s: the last third took 1.129 times as long as the first, more"),
+        ("10e6", "invalid", ["throttled: cooling device 0 rose by 1"], 1, "After 60 s: throttled: cooling device 0"),
+        ("12e6", "invalid", ["drift: x", "contended: y"], 3, "the device was not idle: contended: y."),
+        ("10e6", "invalid", ["contended: y"], 3, "inconclusive: the measurement is not valid: contended: y."),
+    ],
+)
+def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
+    last_ns: str, verdict: str, reasons: list[str], code: int, sentence: str, folder: Path, tmp_path: Path
+) -> None:
+    with_board_tests(folder)
+    (tmp_path / "scripted.py").write_text(SOAK % (last_ns, verdict, reasons))
+    words = [
+        "jetson/test_board.py",
+        "-qrs",
+        "-k",
+        "soak",
+        "--soak",
+        "60",
+        *("--threads", "1", "--provider", "trt", "--fp16", "--cache", "engines"),
+        "-p",
+        "scripted",
+        "--source",
+        ".",
+    ]
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:yolokd", "-p", "no:cacheprovider", *words]
+    path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{folder}"}
+    result = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
+    assert (result.returncode, sentence in result.stdout) == (code, True), result.stdout + result.stderr

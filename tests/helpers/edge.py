@@ -1,0 +1,101 @@
+"""What the tests of the edge side share: exported models, hand-made ONNX files, colour frames that are not square."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import yolokd_edge
+from onnx import TensorProto, helper, numpy_helper
+from ultralytics import YOLO
+
+from yolokd.demo.scenes import compose
+
+EDGE_FILE = Path(yolokd_edge.__file__)
+
+
+def export(checkpoint: Path, target: Path, **arguments: Any) -> Path:
+    """Export with Ultralytics alone, so that the file carries nothing but its metadata."""
+    copy = target.with_suffix(".pt")  # Ultralytics writes beside the checkpoint
+    shutil.copy(checkpoint, copy)
+    return Path(YOLO(copy).export(format="onnx", simplify=False, opset=17, **arguments))
+
+
+def metadata(contract: str = "raw_xywh_scores", classes: int = 3, hw: tuple[int, int] = (32, 64)) -> dict[str, str]:
+    """What Ultralytics' exporter writes, as far as the runtime reads it."""
+    names = {k: f"class{k}" for k in range(classes)}
+    args = {"quantize": None, "nms": True if contract.startswith("nms") else None}
+    return {
+        "names": str(names),
+        "imgsz": str(list(hw)),
+        "stride": "32",
+        "task": "detect",
+        "end2end": str(contract.startswith("e2e")),
+        "args": str(args),
+        "channels": "3",
+    }
+
+
+def entry(contract: str, **fields: Any) -> dict[str, str]:
+    """The metadata entry that yolokd's own export adds."""
+    return {"yolokd": json.dumps({"schema": "yolokd.export/1", "output_contract": contract, **fields})}
+
+
+def toy(path: Path, output: np.ndarray, props: dict[str, str], hw: tuple[int, int] = (32, 64)) -> Path:
+    """An ONNX file that answers every image (1, 3, *hw) with the same output."""
+    constant = helper.make_node("Constant", [], ["output0"], value=numpy_helper.from_array(output.astype(np.float32)))
+    graph = helper.make_graph(
+        [constant],
+        "toy",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *hw])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(output.shape))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    helper.set_model_props(model, props)
+    onnx.save(model, path)
+    return path
+
+
+def set_metadata(path: Path, target: Path, **changes: str) -> Path:
+    """A copy of an ONNX file with some metadata entries changed or added."""
+    model = onnx.load(path)
+    helper.set_model_props(model, {p.key: p.value for p in model.metadata_props} | changes)
+    onnx.save(model, target)
+    return target
+
+
+def colour_frames(folder: Path, count: int = 8) -> list[np.ndarray]:
+    """Frames of many shapes, none square, tinted: a square or grey one would hide a wrong letterbox or BGR for RGB."""
+    scenes = sorted((compose(folder / "scenes", train=1, val=2 * count, seed=5).parent / "images/val").glob("*.jpg"))
+    rng, frames = np.random.default_rng(0), []
+    for k in range(count):
+        one, two = cv2.imread(str(scenes[2 * k])), cv2.imread(str(scenes[2 * k + 1]))
+        cut = int(rng.integers(20, 150))
+        frame = np.hstack([one, two[:, :cut]]) if k % 2 else np.vstack([one, two[:cut]])
+        frame = (frame * rng.uniform(0.4, 1, 3)).astype(np.uint8)
+        size = (int(frame.shape[1] * rng.uniform(0.5, 2.5)), int(frame.shape[0] * rng.uniform(0.5, 2.5)))
+        frames.append(cv2.resize(frame, size))
+    return frames
+
+
+def trial(run: yolokd_edge.Run, seconds: float, **facts: Any) -> yolokd_edge.Trial:
+    """One process's frames of a scripted detector, with everything else about it in order."""
+    start = run.starts[0][0] if run.starts else 0
+    usual = {
+        "repeat": 0,
+        "stream": 0,
+        "window": [start, start + round(seconds * 1e9)],
+        "warmup": {"frames": 20, "s": 2.0, "stable": True},
+        "load": {"before": 0.0, "after": 1.0},
+        "steal": 0.0,
+        "images": {"n": 40, "sha": "", "source_hw": [[8, 8]]},
+        "uses_gpu": False,
+        "runtime": {"fallback": False, "providers_active": ["CPUExecutionProvider"]},
+        "model": {"file": "scripted.onnx"},
+    }
+    return yolokd_edge.trial_of(run, seconds, {**usual, **facts})

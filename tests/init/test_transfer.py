@@ -1,0 +1,317 @@
+"""The student started from its teacher: what must come out exactly, what is left alone, and the trainer."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import NAMES, batch, build, images
+from helpers.training import ASSETS, TINY
+from torch import nn
+from ultralytics.data.base import BaseDataset
+from ultralytics.nn.modules.block import A2C2f
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils import DEFAULT_CFG
+
+from yolokd.detectors.class_map import match_classes
+from yolokd.detectors.yolo import YoloReader
+from yolokd.distill.trainer import KDTrainer
+from yolokd.errors import UsageError
+from yolokd.init import least_squares, teacher_statistics, transfer
+from yolokd.init.channel_map import ChannelTracker, channels, index, mark
+from yolokd.init.layer_fitter import LayerFitter, distributions, expected_sides
+from yolokd.init.layer_pairs import bare, iter_layer_pairs, layer_pairs, sums
+from yolokd.init.teacher_statistics import TeacherStatistics, raw_outputs
+
+HALF = {"yolo11n": (0.5, 0.125), "yolo26n": (0.5, 0.125), "yolov8n": (0.33, 0.125), "yolov10n": (0.33, 0.125)}
+HALF |= {"yolo12s": (0.5, 0.25), "yolov5n": (0.33, 0.125)}
+
+
+def student_of(family: str, depth: float, width: float, dtype: torch.dtype = torch.float64) -> DetectionModel:
+    """An untrained model of the family with these factors."""
+    layout = yaml_model_load(f"{family}.yaml")
+    layout["scales"] = {layout["scale"]: [depth, width, 1024]}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = DetectionModel(layout, nc=len(NAMES), verbose=False).to(dtype).eval()
+    model.names, model.args = NAMES, DEFAULT_CFG
+    return model
+
+
+def deaden(student: DetectionModel, teacher: DetectionModel) -> None:
+    """Make the teacher's last channels constantly 0, as many as the student's lack, so that it computes what a narrower
+    network can."""
+    for p in layer_pairs(student, teacher):
+        if p.last:
+            continue
+        parts = 2 if p.kind == "split" else 1
+        kept, has = bare(p.student).out_channels // parts, bare(p.teacher).out_channels // parts
+        rows = torch.arange(has * parts) % has >= kept
+        p.teacher.bn.weight.data[rows] = p.teacher.bn.bias.data[rows] = 0
+
+
+def raw(model: DetectionModel, x: torch.Tensor) -> list[torch.Tensor]:
+    with raw_outputs(model), torch.no_grad():
+        out = model(x)
+    branches = out.values() if "one2many" in out else [out]
+    return [branch[key] for branch in branches for key in ("boxes", "scores")]
+
+
+def start_from(student: DetectionModel, teacher: DetectionModel, x: torch.Tensor, how: str = "teacher") -> str:
+    given = {**batch(len(x), side=x.shape[-1]), "img": x}
+    with torch.random.fork_rng():
+        return transfer.start(how, YoloReader(student), YoloReader(teacher), given)
+
+
+@pytest.mark.parametrize(
+    "family", ["yolo11n", *(pytest.param(f, marks=pytest.mark.slow) for f in HALF if f != "yolo11n")]
+)
+def test_a_teacher_that_a_narrower_network_can_be_is_reproduced(family, monkeypatch):
+    monkeypatch.setattr(least_squares, "RIDGE", 1e-10)
+    monkeypatch.setattr(teacher_statistics, "POINTS", 2**12)
+    student, teacher = student_of(family, *HALF[family]), build(family)
+    deaden(student, teacher)
+    before, x = copy.deepcopy(teacher.state_dict()), images(8, 64, 64)
+    assert start_from(student, teacher, x) == "teacher"
+    for found, expected in zip(raw(student, x[:7]), raw(teacher, x[:7]), strict=True):
+        error = (found - expected).square().mean() / expected.var()
+        assert float(error) < 1e-3, family
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("family", HALF)
+def test_every_convolution_of_a_family_has_its_partner(family):
+    student, teacher = student_of(family, *HALF[family]), student_of(family, 0.5, 2 * HALF[family][1])
+    matched = {id(bare(p.student)) for p in layer_pairs(student, teacher)}
+    missing = [n for n, m in student.named_modules() if isinstance(m, nn.Conv2d) and id(m) not in matched]
+    assert all(name.endswith("dfl.conv") for name in missing), missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mine", "theirs"), [("yolo26n", "yolo11n"), ("yolov8n", "yolo11s"), ("yolo11n", "yolov8n")])
+def test_another_family_teaches_as_far_as_its_blocks_go(mine, theirs):
+    student, teacher = build(mine, dtype=torch.float32), build(theirs, seed=1, dtype=torch.float32)
+    before, x = copy.deepcopy(student.state_dict()), images(8, 64, 64, dtype=torch.float32)
+    apart = [float((a - b).square().mean()) for a, b in zip(raw(student, x)[1::2], raw(teacher, x)[1::2], strict=False)]
+    start_from(student, teacher, x)
+    closer = [
+        float((a - b).square().mean()) for a, b in zip(raw(student, x)[1::2], raw(teacher, x)[1::2], strict=False)
+    ]
+    assert closer[0] < apart[0] / 2
+    assert all(torch.isfinite(v).all() for v in student.state_dict().values())
+    paired = {p.name for p in layer_pairs(student, teacher)}
+    convolutions = {n.removesuffix(".conv") for n, m in student.named_modules() if isinstance(m, nn.Conv2d)}
+    alone = {n for n in convolutions - paired if "dfl" not in n}
+    assert alone  # the families differ
+    for name in alone:
+        weights = [k for k in before if k.startswith(f"{name}.") and k.endswith("weight")]
+        assert weights and all(torch.equal(before[k], student.state_dict()[k]) for k in weights), name
+
+
+def test_classes_are_inherited_by_name_and_new_ones_left_alone():
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    last = [tower[-1] for tower in student.model[-1].cv3]
+    before, x = [conv.weight.clone() for conv in last], images(4, 64, 64, dtype=torch.float32)
+    names = {0: "class 3", 1: "unheard of", 2: "class 0", 3: "class 1", 4: "class 2"}
+    given = {**batch(4), "img": x}
+    transfer.start("teacher", YoloReader(student), YoloReader(teacher), given, match_classes(names, NAMES, None))
+    for conv, old in zip(last, before, strict=True):
+        assert torch.equal(conv.weight[1], old[1]) and not torch.equal(conv.weight[0], old[0])
+    mine, theirs = raw(student, x)[1], raw(teacher, x)[1]
+    right = (mine[:, 0] - theirs[:, 3]).square().mean()
+    assert all(right < (mine[:, 0] - theirs[:, k]).square().mean() for k in (0, 1, 2, 4))
+
+
+@pytest.mark.parametrize("own_is_better", [True, False])
+def test_auto_keeps_the_better_start_and_own_weights_to_the_bit(own_is_better, monkeypatch):
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    costs = iter([2.0, 1.0] if own_is_better else [1.0, 2.0])  # of the teacher's start, of the own one
+    monkeypatch.setattr(transfer, "detection_loss", lambda model, batch: next(costs))
+    own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
+    assert start_from(student, teacher, x, "auto") == ("own" if own_is_better else "teacher")
+    same = all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
+    assert same == own_is_better
+    if not own_is_better:
+        expected = student_of("yolo11n", 0.5, 0.125, torch.float32)
+        start_from(expected, teacher, x)
+        assert all(torch.equal(v, expected.state_dict()[k]) for k, v in student.state_dict().items())
+
+
+def test_the_loss_that_auto_compares_is_the_training_loss_and_leaves_no_trace():
+    student, given = build("yolo11n", dtype=torch.float32), batch(4)
+    before = copy.deepcopy(student.state_dict())
+    found = transfer.detection_loss(student, transfer.part(given, 2))
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items()) and not student.training
+    only = {k: given[k][given["batch_idx"] >= 2] for k in ("cls", "bboxes")}
+    both = {"img": given["img"][2:], "batch_idx": given["batch_idx"][given["batch_idx"] >= 2] - 2, **only}
+    student.model[-1].training = True
+    assert found == pytest.approx(float(student.loss(both)[0].sum()), rel=1e-5)
+
+
+def test_follow_knows_channels_through_joining_splitting_adding_and_pooling():
+    x, y = torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)
+    mark(x, ((torch.tensor([1, 3]), 4),))
+    mark(y, ((torch.tensor([0, -1, 5]), 6),))
+    with ChannelTracker():
+        joined = torch.cat([x, y], 1)
+        left, right = joined.split([2, 3], 1)
+        pooled = nn.functional.max_pool2d(left + torch.rand(1, 2, 4, 4), 2)
+        odd = joined.split([1, 4], 1)[1]
+        unknown = torch.cat([x, torch.rand(1, 1, 4, 4)], 1)
+        filtered = nn.functional.conv2d(x, torch.rand(2, 2, 1, 1))
+    assert index(channels(joined)).tolist() == [1, 3, 4, -1, 9]
+    assert index(channels(pooled)).tolist() == [1, 3] and index(channels(right)).tolist() == [0, -1, 5]
+    assert channels(odd) is channels(unknown) is channels(filtered) is None
+
+
+@pytest.fixture
+def set_up(scenes, tmp_path):
+    """A trainer as it is when the student has been started, by init=."""
+
+    def make(init: str | None, **more) -> KDTrainer:
+        given = {**TINY, "model": str(ASSETS / "student.pt"), "teacher": str(ASSETS / "teacher.pt"), **more}
+        given |= {"data": str(scenes), "project": str(tmp_path), "method": "logit", **({"init": init} if init else {})}
+        trainer = KDTrainer(overrides=given)
+        trainer.setup_model()
+        trainer.set_model_attributes()
+        return trainer
+
+    return make
+
+
+def test_the_trainer_starts_the_student_and_leaves_every_random_stream(set_up):
+    def streams() -> tuple:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    own = set_up("own")
+    expected = streams()
+    inherited = set_up("auto")
+    assert streams() == expected
+    assert (own.args.kd["start"], inherited.args.kd["start"]) == ("own", "teacher")
+    weights = [t.model.module.model[0].conv.weight for t in (own, inherited)]
+    assert not torch.equal(*weights)
+    assert all(p.requires_grad for n, p in inherited.model.module.named_parameters() if "dfl" not in n)
+
+
+@pytest.mark.parametrize("imgsz", [100, [100, 70]])
+def test_a_side_that_is_no_multiple_of_the_stride_is_made_one(set_up, imgsz):
+    """Ultralytics does so only after the student has been started: images of 100 pixels fit no pyramid."""
+    trainer = set_up("teacher", imgsz=imgsz, **({"teacher_imgsz": 128} if imgsz == 100 else {}))
+    assert trainer.args.imgsz == 128 and trainer.args.kd["start"] == "teacher"
+    assert trainer.distiller.pairings[0].teacher.scale == 1
+
+
+def test_large_images_are_fewer_but_enough_to_choose_by():
+    assert [transfer.images_for(side) for side in (160, 640, 1280)] == [512, 44, 23]
+    assert [transfer.unseen_of(n) for n in (512, 44, 24, 16, 2)] == [64, 14, 8, 5, 1]
+
+
+@pytest.mark.parametrize("more", [{}, {"method": "logit", "cache": "teacher"}, {"mixup": 1.0}])
+def test_what_auto_chooses_on_shares_no_photograph_with_what_was_fitted_to(set_up, monkeypatch, more):
+    """Mosaic mixes four photographs, by default of those that were loaded last."""
+    trainer, loaded = set_up("own", **more), []
+    get, load = BaseDataset.__getitem__, BaseDataset.load_image
+    monkeypatch.setattr(BaseDataset, "__getitem__", lambda self, i: loaded.append(set()) or get(self, i))
+    monkeypatch.setattr(BaseDataset, "load_image", lambda self, i, **k: loaded[-1].add(i) or load(self, i, **k))
+    found = trainer._some_images(64)
+    unseen = transfer.unseen_of(len(found["img"]))
+    seen, kept = set().union(*loaded[:-unseen]), set().union(*loaded[-unseen:])
+    assert len(loaded) == len(found["img"]) >= 16 and len(seen) > len(kept) > 1
+    assert not seen & kept and max(map(len, loaded)) > 2, "mosaics, and apart"
+
+
+def test_too_little_memory_keeps_the_own_start_and_says_so(monkeypatch):
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    own, said = copy.deepcopy(student.state_dict()), []
+
+    def fail(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(transfer, "detection_loss", fail)
+    monkeypatch.setattr(transfer.LOGGER, "warning", said.append)
+    x = images(4, 64, 64, dtype=torch.float32)
+    assert start_from(student, teacher, x, "auto") == "own" and "too little memory" in said[0]
+    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
+    monkeypatch.setattr(transfer, "TeacherStatistics", fail)
+    with pytest.raises(UsageError, match="init=teacher: .* memory"):
+        start_from(student, teacher, x)
+
+
+def test_a_filter_of_zeros_in_the_teacher_leaves_the_student_finite():
+    student, teacher = student_of("yolo11n", 0.5, 0.25, torch.float32), build("yolo11n", dtype=torch.float32)
+    teacher.model[-1].cv2[0][0].conv.weight.data[3] = 0  # pruned, and kept: the student's tower is as wide
+    start_from(student, teacher, images(8, 64, 64, dtype=torch.float32))
+    assert all(torch.isfinite(v).all() for v in student.state_dict().values())
+
+
+def test_distances_become_distributions_that_mean_them():
+    sides = torch.rand(50, 4, dtype=torch.float64) * 14 + 0.5
+    found = expected_sides(distributions(sides, 16))
+    torch.testing.assert_close(found, sides, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        expected_sides(distributions(torch.tensor([[-1.0, 0.0, 15.0, 40.0]]), 16)),
+        torch.tensor([[0.0, 0.0, 15.0, 15.0]]), atol=0.15, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_student_of_distributions_learns_boxes_from_a_teacher_of_distances():
+    student, teacher = build("yolo11n", dtype=torch.float32), build("yolo26n", seed=1, dtype=torch.float32)
+    x = images(8, 64, 64, dtype=torch.float32)
+
+    def apart() -> float:
+        mine, theirs = raw(student, x)[0], raw(teacher, x)[0]
+        points = expected_sides(mine.mT.flatten(0, 1)).clamp(0, 15)
+        return float((points - theirs.mT.flatten(0, 1).clamp(0, 15)).square().mean())
+
+    before = apart()
+    start_from(student, teacher, x)
+    assert apart() < before / 2
+
+
+@pytest.mark.slow
+def test_two_convolutions_that_are_added_put_out_the_same_channels():
+    """YOLOv9's re-parametrised convolutions: a 3x3 and a 1x1."""
+    student, teacher = (YoloReader(build(f, dtype=torch.float32)) for f in ("yolov9t", "yolov9s"))
+    x = images(4, 64, 64, dtype=torch.float32)
+    matched = transfer.partners("teacher", student, teacher)
+    fitter = LayerFitter(student.model, matched, TeacherStatistics(teacher, matched, x), None)
+    fitter.fit(x)
+    added = list(sums(student.model))
+    assert len(added) > 10 and all(first in fitter.chosen for first, _ in added)
+    assert all(torch.equal(index(fitter.chosen[a]), index(fitter.chosen[b])) for a, b in added)
+
+
+def test_a_share_of_a_residual_that_is_learned_is_left_alone():
+    """YOLO12's larger scales add gamma times the last convolution's output to the input."""
+    with_share, without = (A2C2f(64, 64, 1, True, 1, residual).eval() for residual in (True, False))
+    for student, teacher in ((with_share, without), (without, with_share), (with_share, with_share)):
+        assert {p.name for p in iter_layer_pairs(student, teacher, "x")} & {"x.cv1", "x.cv2"} == {"x.cv1"}
+    assert "x.cv2" in {p.name for p in iter_layer_pairs(without, without, "x")}
+
+
+def test_kd_0_is_the_student_alone_and_so_starts_as_it_is(set_up):
+    assert set_up(None, kd=0).args.kd["start"] == "own"
+    assert set_up(None).args.kd["init"] == "auto"
+
+
+def test_a_student_with_frozen_layers_starts_as_it_is(set_up):
+    assert set_up("auto", freeze=2).args.kd["start"] == "own"
+
+
+def test_a_pair_without_common_layers_is_refused_or_left_alone(monkeypatch):
+    student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    monkeypatch.setattr(transfer, "layer_pairs", lambda *models: [p for p in layer_pairs(*models) if p.last])
+    own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
+    with pytest.raises(UsageError, match="init=teacher: no layer of .* has a partner"):
+        start_from(student, teacher, x)
+    assert start_from(student, teacher, x, "auto") == "own"
+    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
+
+
+def test_init_must_be_one_of_three(set_up):
+    with pytest.raises(UsageError, match="init=best is not one of auto, own, teacher"):
+        set_up("best")

@@ -1,0 +1,1 @@
+"""What a user asks for: arguments read and checked, recipes, options, schedules of gains."""

@@ -1,0 +1,69 @@
+"""What can be seen in a training's arguments alone, and would stop it only after it made its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yolokd_edge
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.torch_utils import select_device
+
+from yolokd.detectors.opening import open_student
+from yolokd.errors import UsageError, one_line
+
+
+def check_values(arguments: dict[str, Any]) -> None:
+    """Ultralytics' own checks of its arguments' values, made here before it creates a folder or loads anything."""
+    device = "" if (given := arguments.get("device")) is None else str(given)  # 0 is a device
+    try:
+        get_cfg(DEFAULT_CFG_DICT, {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT})
+        check_imgsz(arguments.get("imgsz", 640), max_dim=2)
+        check_range(arguments)
+        if "," in device and arguments.get("batch", 16) < 1:
+            raise ValueError(f"batch={arguments['batch']} is for one device, not device={device}: give a whole number")
+        if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
+            select_device(device, verbose=False)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"{one_line(error)}.") from error
+
+
+def check_range(arguments: dict[str, Any]) -> None:
+    """Refuse numbers that Ultralytics takes and then trains with others, or not at all."""
+    imgsz, batch, workers = arguments.get("imgsz", 640), arguments.get("batch", 16), arguments.get("workers", 8)
+    if min(imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]) < 32:
+        raise ValueError(f"imgsz={imgsz} is too small: give a number of pixels of 32 or more")
+    if batch != -1 and (batch <= 0 or (batch > 1 and batch != int(batch))):
+        raise ValueError(f"batch={batch} is no number of images: give a whole one, or -1 to fill the GPU")
+    if workers < 0:
+        raise ValueError(f"workers={workers} is no number of processes: give 0 or more")
+
+
+def check_writable(place: Path, said: str) -> None:
+    """Refuse a file or folder that cannot be made there, as the runtime does."""
+    try:
+        yolokd_edge.check_writable(place, said)
+    except yolokd_edge.EdgeError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """What can be seen in the arguments alone and would stop a run only after it made its folder."""
+    check_values(arguments)
+    if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
+        open_student(pretrained, "pretrained")
+    optimizer = str(arguments.get("optimizer") or "auto").lower()
+    if optimizer not in {"auto", "musgd", *(name.lower() for name in vars(torch.optim))}:
+        raise UsageError(
+            f"optimizer={arguments['optimizer']} is none that Ultralytics has: leave it out for its choice."
+        )
+    for key in ("project", "save_dir"):
+        if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
+            check_writable(Path(str(place)), f"{key}={place}")
+    folder = arguments.get("save_dir")
+    if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        # over what is there Ultralytics writes, and with several GPUs it empties the folder first
+        raise UsageError(f"save_dir={folder} is not empty, perhaps by an earlier run: choose another folder.")

@@ -1,0 +1,1 @@
+"""What a training reads besides labels: splits of a data set, unlabelled images, repeatable augmented views."""

@@ -1,0 +1,137 @@
+"""Training images whose augmentations come back: so many views of each, so that a view's teacher is asked only once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SAMPLE = 16  # images by which a cache's size is chosen
+PLAIN = (bool, int, float, str, type(None))
+
+
+class FixedViewsDataset:
+    """A training data set of Ultralytics in which every image has only so many augmented views.
+
+    Item i is view i // n of image i % n, where n is the number of images. It is a function of the seed, the image, the
+    view and whether mosaic is closed by now, in whatever process and after whatever else was drawn; the random streams
+    are left as they were. Its number is under the key "view": i, or i + count * n once mosaic is closed.
+
+    Args:
+        dataset: the data set, with its augmentations.
+        count: views of an image.
+        seed: of the augmentations.
+    """
+
+    def __init__(self, dataset: Any, count: int, seed: int) -> None:
+        self.dataset, self.count, self.seed = dataset, count, seed
+        self.closed = False
+        self._prepare()
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not ours is the data set's: labels, rect, collate_fn ..."""
+        if name == "dataset":  # while it is being unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        number = i + self.closed * self.count * len(self)
+        first, second, third = map(int, np.random.SeedSequence([self.seed, number]).generate_state(3))
+        streams = random.getstate(), np.random.get_state()
+        random.seed(first)
+        np.random.seed(second)
+        for transform in self.seeded:
+            transform.set_random_seed(third)
+        try:
+            return {**self.dataset[i % len(self)], "view": number}
+        finally:
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """As upstream; from now on the views are others."""
+        self.dataset.close_mosaic(hyp)
+        self.closed = True
+        self._prepare()
+
+    def _prepare(self) -> None:
+        parts = list(iter_transforms(self.dataset.transforms))
+        for part in parts:
+            if hasattr(part, "buffer_enabled"):  # mosaic's partners would be images that happen to be in memory
+                part.buffer_enabled = False
+        # Albumentations draws from a stream of its own
+        own = (getattr(part, "transform", None) for part in parts)
+        self.seeded: list[Any] = [transform for transform in own if hasattr(transform, "set_random_seed")]
+
+
+class RoundRobinSampler:
+    """A sampler's indices, every time round with the next of so many views."""
+
+    def __init__(self, sampler: Any, images: int, views: int) -> None:
+        self.sampler, self.images, self.views = sampler, images, views
+        self.round = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        view, self.round = self.round % self.views, self.round + 1
+        yield from (view * self.images + i for i in self.sampler)
+
+
+def iter_transforms(transform: Any) -> Iterator[Any]:
+    """A transform and all within it."""
+    yield transform
+    for part in getattr(transform, "transforms", None) or ():
+        yield from iter_transforms(part)
+    if (before := getattr(transform, "pre_transform", None)) is not None:
+        yield from iter_transforms(before)
+
+
+def fingerprint(dataset: Any, *more: Any) -> str:
+    """A hash of all that decides what the views of a data set look like: images, labels and augmentations.
+
+    The augmentations are taken from the transforms as they were built, not from a list of arguments, so that one that
+    a later Ultralytics adds counts as well.
+
+    Args:
+        dataset: just built: a transform may note what it drew last.
+        more: further plain values that count.
+    """
+    found = hashlib.sha256()
+    for name in dataset.im_files:
+        about = Path(name).stat()
+        found.update(f"{name}\n{about.st_size} {about.st_mtime_ns}\n".encode())
+    for label in dataset.labels:
+        for array in (label["cls"], label["bboxes"], *(label.get("segments") or ())):
+            found.update(np.ascontiguousarray(array).tobytes() + b"\n")
+    settings = [(type(part).__name__, _settings(part)) for part in iter_transforms(dataset.transforms)]
+    # by its type, an RT-DETR's data set stretches images where a YOLO's pads them
+    shape = [type(getattr(dataset, "dataset", dataset)).__qualname__, dataset.imgsz, dataset.channels]
+    found.update(json.dumps([settings, shape, *more], sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
+def _settings(transform: Any) -> dict[str, Any]:
+    """What a transform was built with."""
+    return {
+        key: repr(value)
+        for key, value in vars(transform).items()
+        if isinstance(value, (*PLAIN, np.ndarray))
+        or (isinstance(value, (list, tuple)) and all(isinstance(v, PLAIN) for v in value))
+        or hasattr(value, "set_random_seed")
+    }
+
+
+def versions() -> list[str]:
+    """The packages that make images and responses, with their versions."""
+    return [f"{name} {importlib.metadata.version(name)}" for name in ("yolokd", "ultralytics", "torch", "numpy")]

@@ -1,0 +1,130 @@
+"""Locating and loading teachers: checkpoints, ONNX files, transformers of timm."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+from yolokd.detectors import TASKS, vit
+from yolokd.detectors.onnx import OnnxDetector
+from yolokd.errors import UsageError
+
+
+def locate_all(teacher: Any) -> list[str]:
+    """Where the teachers are that teacher= names, one or several with commas between or as a list."""
+    given = teacher if isinstance(teacher, (list, tuple)) else str(teacher).split(",")
+    found = [locate(t.strip() if isinstance(t, str) else t) for t in given]
+    if doubled := next((t for i, t in enumerate(found) if t in found[:i]), None):
+        raise UsageError(f"teacher={doubled} is given twice: keep one.")
+    return found
+
+
+def locate(teacher: Any) -> str:
+    """Absolute path of a teacher's file, or the bare name of an official checkpoint that Ultralytics will download.
+
+    A transformer of timm is named timm:NAME, or timm:NAME@FILE with a file of its weights.
+    """
+    if not isinstance(teacher, (str, Path)) or not str(teacher):
+        raise UsageError(f"teacher={teacher!r} is not a path: give the trained model's checkpoint, teacher=big.pt.")
+    if str(teacher).startswith(vit.PREFIX):
+        name, weights = vit.split(str(teacher))
+        if weights and not weights.is_file():
+            raise UsageError(
+                f"teacher={teacher}: there is no file {weights}; without @FILE timm downloads the weights."
+            )
+        return f"{vit.PREFIX}{name}" + (f"@{weights.resolve()}" if weights else "")
+    path = Path(teacher).expanduser()
+    if path.suffix not in {".pt", ".onnx"}:
+        raise UsageError(
+            f"teacher={teacher} is not a checkpoint: a teacher must be trained, give its .pt or .onnx file."
+        )
+    if path.is_file():
+        return str(path.resolve())
+    if str(teacher) in GITHUB_ASSETS_NAMES:
+        return str(teacher)
+    raise UsageError(f"teacher={teacher} does not exist: give the path of the trained model's .pt file.")
+
+
+def fetched(path: str) -> str:
+    """What `locate` gives, an official checkpoint by its file, which is downloaded if it is not there yet."""
+    if path not in GITHUB_ASSETS_NAMES:
+        return path
+    try:
+        return str(Path(attempt_download_asset(path)).resolve(strict=True))
+    except Exception as error:  # no network, a full disk ... each its own type
+        raise UsageError(
+            f"teacher={path} cannot be downloaded ({type(error).__name__}): give the path of a checkpoint."
+        ) from error
+
+
+def title(path: str) -> str:
+    """A teacher's file without its folder, for a record that leaves this machine."""
+    if not path.startswith(vit.PREFIX):
+        return Path(path).name
+    name, weights = vit.split(path)
+    return f"{vit.PREFIX}{name}" + (f"@{weights.name}" if weights else "")
+
+
+def digest(path: str) -> str | None:
+    """SHA-256 of a teacher's file; None when it is an official name without one."""
+    file = vit.split(path)[1] if path.startswith(vit.PREFIX) else Path(path)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+
+
+def load_teacher(path: str, contract: str | None = None, names: dict[int, str] | None = None) -> Any:
+    """The model in a checkpoint or an ONNX file, or from timm, in eval mode on the CPU.
+
+    Args:
+        path: as `locate` gives it.
+        contract: of an ONNX file's output, None for the one in its metadata.
+        names: class index -> name of an ONNX file, None for those in its metadata.
+
+    The file is first read by Ultralytics' restricted loader, so that a checkpoint from a stranger can build known
+    model classes only and run no code of its own.
+    """
+    if path.startswith(vit.PREFIX):
+        return vit.load(path)
+    if path.endswith(".onnx"):
+        return OnnxDetector(path, contract, names)
+    try:
+        torch_safe_load(path, safe_only=True)
+        model, _ = load_checkpoint(path)
+    except Exception as error:  # damaged, foreign and unreachable files end in a dozen exception types
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"teacher={path} is not a checkpoint that Ultralytics can load ({type(error).__name__}: {reason}); "
+            "give a .pt file that `yolo val` opens."
+        ) from error
+    if model.task not in TASKS:
+        raise UsageError(
+            f"teacher={path} is a model for the task {model.task}: give one for {', '.join(TASKS[:-1])} or {TASKS[-1]}."
+        )
+    if not isinstance(model, DetectionModel):
+        raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
+    return model
+
+
+def fit_channels(model: Any, channels: int) -> bool:
+    """Let a teacher see images of so many channels, as Ultralytics fits a student's: one gray channel takes the sum of
+    the filters, further channels are ignored. Whether there was anything to do.
+    """
+    if isinstance(model, (OnnxDetector, vit.ViT)):
+        return False  # these fit the images
+    if int(model.yaml.get("channels", 3)) == channels:
+        return False
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    weight = first.weight.detach()
+    new = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+    if channels == 1:
+        new.copy_(weight.sum(1, keepdim=True))
+    else:
+        both = min(channels, weight.shape[1])
+        new[:, :both] = weight[:, :both]
+    first.weight = nn.Parameter(new, requires_grad=False)
+    first.in_channels, model.yaml["channels"] = channels, channels
+    return True

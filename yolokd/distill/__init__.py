@@ -1,0 +1,1 @@
+"""The training itself: Ultralytics' trainer with the student wrapped, teachers, and what they teach."""

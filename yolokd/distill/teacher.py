@@ -1,0 +1,146 @@
+"""The teacher: loaded from a checkpoint, frozen, and stripped of all work whose result no chosen method reads."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from ultralytics.utils import WINDOWS
+
+from yolokd.detectors.reader import Reader
+from yolokd.views import View, ViewsAt
+
+AT_POINTS = ("logits", "boxes", "rotated", "keypoints", "coefficients")  # fields of a view (B, N, ...) of a dense head
+
+
+class Teacher:
+    """A frozen network that shows views. Not an nn.Module: it can never become a student's child, a parameter of an
+    optimizer, a DDP bucket or a checkpoint's entry.
+
+    Args:
+        reader: reads the model; the teacher takes the model over and changes it for good (fused, branches dropped).
+        fields: fields of the views that the methods read.
+        branches: head branches that a student will be compared with.
+        device: where to run.
+        scale: sides of the images that it sees, as a multiple of the student's.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        fields: frozenset[str],
+        branches: tuple[str, ...],
+        device: torch.device,
+        scale: float = 1.0,
+    ) -> None:
+        self.reader, self.fields, self.scale = reader, fields, scale
+        reader.freeze(fields, branches)
+        self.layout = memory_layout(device)
+        self.model = reader.model.to(device, memory_format=self.layout)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # AutoBatch deep-copies the training model
+
+    @torch.no_grad()  # not inference_mode: its tensors cannot be saved for backward
+    def __call__(self, images: Tensor) -> ViewsAt:
+        """What it makes of images (B, C, H, W) in [0, 1]: a function from strides to views by branch."""
+        seen_images = scaled(images, self.scale, max(self.reader.strides))
+        with self.reader.record(self.fields) as seen:
+            self.model(seen_images.contiguous(memory_format=self.layout))
+
+        @torch.no_grad()
+        def views(strides: tuple[int, ...]) -> dict[str, View]:
+            found = self.reader.views(seen, self.fields, strides)
+            return {
+                branch: to_student_frame(view, images, seen_images, self.reader.spec.dense)
+                for branch, view in found.items()
+            }
+
+        return views
+
+
+def memory_layout(device: torch.device) -> torch.memory_format:
+    """The memory format in which convolutions run fastest: channels last on x86 CPUs and CUDA, where that is right (MPS
+    computes something else then) and fast (under Windows CUDA does not gain).
+    """
+    on_cpu = device.type == "cpu" and platform.machine() in {"AMD64", "x86_64"} and torch.backends.mkldnn.is_available()
+    on_cuda = device.type == "cuda" and not WINDOWS
+    return torch.channels_last if on_cpu or on_cuda else torch.contiguous_format
+
+
+def round_up_to_stride(side: int, stride: int) -> int:
+    """The side in pixels as a network of this largest stride can take it: the next multiple."""
+    return math.ceil(side / stride) * stride
+
+
+def scaled(images: Tensor, scale: float, stride: int) -> Tensor:
+    """Images with sides scaled and rounded to a multiple of the stride; untouched if they are as they should be."""
+    if scale == 1 and not any(side % stride for side in images.shape[-2:]):
+        return images
+    size = [max(round(side * scale / stride), 1) * stride for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def to_student_frame(view: View, images: Tensor, seen: Tensor, dense: bool) -> View:
+    """A teacher's view of scaled images as one of the student's: boxes in its pixels, predictions at its anchor points.
+
+    An anchor point takes what the teacher says at the nearest one of the same level. No field learns from the student.
+    """
+    changed: dict[str, Any] = {}
+    if view.decode is not None:
+        changed["decode"] = torch.no_grad()(view.decode)
+    if images.shape[-2:] == seen.shape[-2:]:
+        return replace(view, **changed) if changed else view
+    height, width = (a / b for a, b in zip(images.shape[-2:], seen.shape[-2:], strict=True))
+    ratio = images.new_tensor([width, height, width, height])
+    for field in ("boxes", "references"):
+        if getattr(view, field) is not None:
+            changed[field] = getattr(view, field) * ratio
+    if view.layer_boxes is not None:
+        changed["layer_boxes"] = tuple(b * ratio for b in view.layer_boxes)
+    if view.rotated is not None:
+        changed["rotated"] = stretched(view.rotated, width, height)
+    if view.keypoints is not None:
+        changed["keypoints"] = torch.cat((view.keypoints[..., :2] * ratio[:2], view.keypoints[..., 2:]), -1)
+    if view.decode is not None:
+        decode = changed["decode"]
+
+        def decode_scaled(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
+            found = decode(content, references / ratio)
+            return {**found, "layer_boxes": tuple(b * ratio for b in found["layer_boxes"])}
+
+        changed["decode"] = decode_scaled
+    at_points = {f: changed.get(f, getattr(view, f)) for f in AT_POINTS if getattr(view, f) is not None}
+    if dense and at_points:
+        places = nearest_anchor(images, seen, view.strides)
+        changed.update({field: value[:, places] for field, value in at_points.items()})
+    return replace(view, **changed)
+
+
+def stretched(rotated: Tensor, width: float, height: float) -> Tensor:
+    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is no rectangle then keeps its two sides."""
+    centre, sides, angle = rotated.split((2, 2, 1), -1)
+    along, across = ((width * a, height * b) for a, b in ((angle.cos(), angle.sin()), (-angle.sin(), angle.cos())))
+    lengths = torch.cat((torch.hypot(*along), torch.hypot(*across)), -1)
+    angle = torch.atan2(along[1], along[0])
+    return torch.cat((centre * centre.new_tensor([width, height]), sides * lengths, angle), -1)
+
+
+def nearest_anchor(images: Tensor, seen: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """For every anchor point of images (B, C, H, W) the nearest of the same level on their scaled form seen, (N,)."""
+    places, start = [], 0
+    for stride in strides:
+        rows, columns, there_rows, there_columns = (
+            math.ceil(side / stride) for side in (*images.shape[-2:], *seen.shape[-2:])
+        )
+        grid = torch.arange(there_rows * there_columns, device=images.device, dtype=torch.float32)
+        grid = grid.reshape(1, 1, there_rows, there_columns)
+        chosen = F.interpolate(grid, size=(rows, columns), mode="nearest-exact")
+        places.append(chosen.flatten().long() + start)
+        start += there_rows * there_columns
+    return torch.cat(places)

@@ -1,0 +1,375 @@
+"""The trainer: Ultralytics' own, with the student wrapped at the one moment between device and optimizer.
+
+Nothing of Ultralytics is patched. What the overrides rely on is listed in compat.py.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics.cfg import cfg2dict
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolokd.config import options
+from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
+from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
+from yolokd.detectors import read
+from yolokd.detectors.reader import Reader
+from yolokd.detectors.teachers import digest, locate_all
+from yolokd.distill import response_cache
+from yolokd.distill.distiller import Distiller
+from yolokd.distill.gradient_balance import Balance
+from yolokd.distill.pairing import Pairing, Plan, plans, rounded_imgsz
+from yolokd.distill.provenance import provenance, sign
+from yolokd.distill.teacher import memory_layout, round_up_to_stride
+from yolokd.errors import UsageError
+from yolokd.init import transfer
+
+
+class KDMixin(BaseTrainer):
+    """Knowledge distillation over an Ultralytics trainer.
+
+    Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
+    arguments are those of ``yolokd train``.
+    """
+
+    distiller: Distiller  # set before the optimizer is built
+    unlabeled: Unlabeled | None = None
+    images: dict[str, int]  # that the last epoch saw, by kind
+    recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
+    args: Any
+    model: Any
+    world_size: int
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        overrides = options.fold(dict(overrides or {}))  # before super() makes any folder
+        # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
+        super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
+        if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
+            self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """As upstream; a teacher given anew replaces the one of the interrupted run, which may have moved."""
+        super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
+        if not self.resume:
+            return
+        kd = getattr(self.args, "kd", None)
+        if not isinstance(kd, dict) or not kd.keys() & {"methods", "recipe"}:
+            raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
+        self.args.kd = {**kd, **(overrides.get("kd") or {})}
+        self.args.kd["teacher"] = locate_all(self.args.kd["teacher"])
+
+    def set_model_attributes(self) -> None:
+        """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
+        super().set_model_attributes()
+        student, kd = self.model, self.args.kd
+        self.args.imgsz = rounded_imgsz(self.args.imgsz, student)  # upstream does so a moment later
+        if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
+            raise UsageError(
+                f"{type(self).__name__} does not train a model that ends in {type(student.model[-1]).__name__}: "
+                f"give trainer=yolokd.{trainer_for(student).__name__}."
+            )
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):  # adapters draw numbers: a student alone must see the same stream
+            torch.manual_seed(self.args.seed)
+            reader = read(student)
+            varied = bool(self.args.multi_scale or self.args.rect)
+            made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls, varied)
+            kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
+            if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
+                for buffer in student.buffers():
+                    torch.distributed.broadcast(buffer, 0)
+            best = kd.get("teachers") == "best"
+            pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
+            self.model = self.distiller = Distiller(reader, pairings, best=best)
+            asked = getattr(self.args, "channels_last", None)
+            if self.distiller.gains and self.device.type == "cpu" and asked is not False:
+                student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
+            if "balance" in kd:
+                self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
+        if unwrap_model(self.model) is not student:
+            raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
+        self.recipe = {key: options for one in made for key, options in one.methods.items()}
+        if RANK in {-1, 0}:
+            said = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
+            LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {said}")
+            for reason in dict.fromkeys(r for one in made for r in one.refused):
+                LOGGER.info(f"Left out: {reason}")
+            if kd["start"] == "teacher":
+                LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
+
+    def _start(self, how: str, student: Reader, plan: Plan) -> str:
+        """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
+        if self.resume:
+            return str(self.args.kd.get("start", "own"))
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
+        if how == "own" or RANK not in {-1, 0} or not transfer.partners(how, student, plan.teacher):
+            return "own"
+        plan.teacher.model.to(self.device)
+        side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
+        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes)
+
+    def _some_images(self, side: int) -> dict[str, Any]:
+        """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
+        last `inherit.unseen_of` of it share no photograph with the others."""
+        args, streams = self.args, (random.getstate(), np.random.get_state())
+        changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
+        changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
+        changes["kd"] = {key: value for key, value in args.kd.items() if key != "cache"}
+        self.args = IterableSimpleNamespace(**{**vars(args), **changes})
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        try:
+            dataset = self.build_dataset(self.data["train"], "train", max(self.batch_size, 16))
+            count = max(min(transfer.images_for(side), len(dataset)), 16)  # of a few, some twice
+            unseen, order = transfer.unseen_of(count), np.random.permutation(len(dataset))
+            cut = max(len(order) * unseen // count, 1) if len(order) > 1 else 0
+            items = []
+            for group, wanted in ((order[cut:], count - unseen), (order[:cut] if cut else order, unseen)):
+                # mosaic takes partners from the buffer: none of those that are fitted to gets among the unseen
+                dataset.buffer, dataset.max_buffer_length = group.tolist(), sys.maxsize
+                items += [dataset[i] for i in np.resize(group, wanted).tolist()]
+            batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
+            return batch
+        finally:
+            self.args = args
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])
+
+    def _model_train(self) -> None:
+        """As upstream, once an epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
+        super()._model_train()
+        self.distiller.start_epoch(self.epoch, self.epochs)
+        if self.unlabeled:
+            self.unlabeled.start_epoch(self.epoch)
+
+    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; of a data set that augments only so many views of an image where responses are stored."""
+        dataset = super().build_dataset(*args, **kwargs)
+        views = (self.args.kd.get("cache") or {}).get("views")
+        return FixedViewsDataset(dataset, views, self.args.seed) if views and dataset.augment else dataset
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; the views of an image take turns, one an epoch."""
+        loader = super().get_dataloader(*args, **kwargs)
+        if isinstance(loader.dataset, FixedViewsDataset):
+            batches = loader.batch_sampler.sampler  # the loader's own goes through these for ever
+            batches.sampler = RoundRobinSampler(batches.sampler, len(loader.dataset), loader.dataset.count)
+        return loader
+
+    def _open_caches(self) -> list[response_cache.Cache]:
+        """Where the responses of every teacher are stored."""
+        kd, dataset = self.args.kd, self.train_loader.dataset
+        pairings = list(self.distiller.pairings)
+
+        def sample() -> torch.Tensor:
+            some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).round().astype(int).tolist()
+            items = [dataset[i] for i in some]
+            if not torch.equal(dataset[some[0]]["img"], items[0]["img"]):
+                raise UsageError(
+                    "cache=teacher needs augmentations that repeat, and an image was augmented otherwise the second "
+                    "time: leave cache=teacher out, or the augmentation that draws from a stream of its own."
+                )
+            batch = self.preprocess_batch(dataset.collate_fn(items))
+            images: torch.Tensor = batch["img"]
+            return images
+
+        files = [
+            digest(t) or digest(str(p.teacher.model.pt_path)) for t, p in zip(kd["teacher"], pairings, strict=True)
+        ]
+        return response_cache.open_all(
+            [(p.teacher, p.teacher_branches, str(file)) for p, file in zip(pairings, files, strict=True)],
+            Path(self.data["path"]).resolve() / "teacher-cache",
+            fingerprint(dataset, self.args.seed, dataset.count, versions()),
+            len(dataset) * dataset.count * (2 if self.args.close_mosaic else 1),
+            sample,
+            kd["cache"]["limit"] * response_cache.GB,
+        )
+
+    def _build_train_pipeline(self) -> None:
+        """As upstream, with stored teacher responses and unlabelled images for the steps of its loader."""
+        super()._build_train_pipeline()
+        if "cache" in self.args.kd and self.distiller.gains:
+            self.distiller.caches = self._open_caches()
+        kd, loader, ranks = self.args.kd, self.train_loader, max(self.world_size, 1)
+        if not kd.get("unlabeled_ratio"):
+            return
+        keys = ("hsv_h", "hsv_s", "hsv_v", "fliplr", "flipud")
+        changes = {key: getattr(self.args, key) for key in keys}
+        stretch = isinstance(self, RTDETRTrainer)
+        shape = self.args.imgsz, self.data["channels"], stretch
+        images = Images(list_folder(kd["unlabeled"]), *shape, changes, self.args.seed)
+        whole, rest = divmod(len(loader.sampler), loader.batch_size)
+        sizes = [loader.batch_size] * whole + [rest] * (rest > 0)
+        steps = Steps(len(images), sizes, kd["unlabeled_ratio"], self.args.seed, max(RANK, 0), ranks)
+        self.unlabeled = Unlabeled(images, steps, loader.num_workers, self.device.type == "cuda")
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As upstream, with the step's unlabelled images under a key of their own."""
+        batch = super().preprocess_batch(batch)
+        return {**batch, "unlabeled": self.unlabeled.step(batch["img"])} if self.unlabeled else batch
+
+    def auto_batch(self) -> int:
+        """As upstream, for batches that unlabelled images come on top of."""
+        return max(int(super().auto_batch() / (1 + self.args.kd.get("unlabeled_ratio", 0))), 1)
+
+    def run_callbacks(self, event: str) -> None:
+        """As upstream; at the end of an epoch the log says which images it saw, and who taught them and how."""
+        super().run_callbacks(event)
+        if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
+            self._log_images()
+        if event == "on_train_end" and self.unlabeled:
+            self.unlabeled.close()
+
+    def _log_images(self) -> None:
+        images, taught = self.distiller.images, self.distiller.taught
+        wanted = self.unlabeled.wanted if self.unlabeled else 0
+        asked, ran = (sum(getattr(c, what) for c in self.distiller.caches) for what in ("seen", "ran"))
+        counts = torch.tensor([*images.values(), wanted, asked, ran, *taught], device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        labelled, unlabelled, wanted, asked, ran, *taught = counts.tolist()
+        self.images = {"labelled": labelled, "unlabelled": unlabelled}
+        said = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
+        if self.unlabeled and any(self.distiller.gains.values()) and wanted > unlabelled:
+            said.append(f"{wanted - unlabelled} unreadable")
+        if self.distiller.best:
+            names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
+            said += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+        if self.distiller.caches:
+            said.append(f"{asked - ran} teacher responses read and {ran} computed")
+        if RANK in {-1, 0}:
+            LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(said)}")
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """As upstream, with the numbers of images where there are unlabelled ones."""
+        counts = {f"images/{kind}": n for kind, n in self.images.items()} if self.unlabeled else {}
+        super().save_metrics({**metrics, **counts})
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Upstream's optimizer for the student, plus one group for the adapters, whose weights ride in its state."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
+        methods, balance = self.distiller.methods, self.distiller.balance
+        adapters = [p for p in methods.parameters() if p.requires_grad]
+        if balance is not None:
+
+            def add_balance(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+                return {**state, "kd_balance": {k: v.detach().cpu() for k, v in balance.state_dict().items()}}
+
+            optimizer.register_state_dict_post_hook(add_balance)
+        if adapters:
+            # the last of that name: MuSGD's first is the classification head's, at three times the rate
+            like = [g for g in optimizer.param_groups if g.get("param_group") == "weight"][-1]
+            settings = {k: v for k, v in like.items() if k != "params"}
+            optimizer.add_param_group({**settings, "params": adapters, "param_group": "kd"})
+
+            def add_adapters(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+                return {**state, "kd": {k: v.detach().cpu() for k, v in methods.state_dict().items()}}
+
+            optimizer.register_state_dict_post_hook(add_adapters)
+        return optimizer
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Resume and NaN recovery: the adapters come back with the optimizer."""
+        super()._load_checkpoint_state(ckpt)
+        state = ckpt.get("optimizer") or {}
+        for key, module in (("kd", self.distiller.methods), ("kd_balance", self.distiller.balance)):
+            if module is not None and key in state:
+                module.load_state_dict(state[key])
+
+    def get_validator(self) -> Any:
+        """Upstream's validator, which checks its arguments against the stock schema: it must not see ours."""
+        args = self.args
+        self.args = IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k != "kd"})
+        try:
+            return super().get_validator()
+        finally:
+            self.args = args
+
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """As upstream, but no validation column for our terms: validation runs the bare student, which has none."""
+        labelled = super().label_loss_items(loss_items, prefix)
+        if prefix == "train":
+            return labelled
+        ours = {f"{prefix}/{name}" for name in self.distiller.columns}
+        if isinstance(labelled, dict):
+            return {k: v for k, v in labelled.items() if k not in ours}
+        return [k for k in labelled if k not in ours]
+
+    def final_eval(self) -> None:
+        """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
+        super().final_eval()
+        if RANK in {-1, 0}:
+            made_by = provenance(self.args.kd, self.recipe, str(self.args.data))
+            for file in (self.best, self.last):
+                if file.exists():
+                    # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
+                    validated = file == (self.best if self.best.exists() else self.last)
+                    sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
+
+    def _accuracy(self) -> dict[str, Any]:
+        """What the final validation found, in the fields of the latency report's `accuracy`."""
+        return {
+            "dataset": Path(str(self.args.data)).name,
+            "split": self.args.split,
+            "n_images": len(self.test_loader.dataset),
+            "imgsz": int(self.args.imgsz),
+            "map50": float(self.metrics["metrics/mAP50(B)"]),
+            "map50_95": float(self.metrics["metrics/mAP50-95(B)"]),
+            **{  # of what a task has besides boxes
+                f"{what}_{figure}": float(self.metrics[key])
+                for letter, what in (("M", "mask"), ("P", "keypoint"))
+                for figure, name in (("map50", "mAP50"), ("map50_95", "mAP50-95"))
+                if (key := f"metrics/{name}({letter})") in self.metrics
+            },
+            "conf": float(self.validator.args.conf),
+            "iou": float(self.args.iou),
+            "end2end": bool(getattr(self.validator, "end2end", False)),  # which head of a dual one was validated
+            "source": "final validation of the training, PyTorch",
+        }
+
+
+class KDTrainer(KDMixin, DetectionTrainer):
+    """Ultralytics' detection trainer with knowledge distillation."""
+
+
+class KDRTDETRTrainer(KDMixin, RTDETRTrainer):
+    """Ultralytics' RT-DETR trainer with knowledge distillation."""
+
+
+class KDSegmentationTrainer(KDMixin, SegmentationTrainer):
+    """Ultralytics' trainer of instance segmentation with knowledge distillation."""
+
+
+class KDPoseTrainer(KDMixin, PoseTrainer):
+    """Ultralytics' pose trainer with knowledge distillation."""
+
+
+class KDOBBTrainer(KDMixin, OBBTrainer):
+    """Ultralytics' trainer for rotated boxes with knowledge distillation."""
+
+
+TRAINERS: dict[type, type[KDMixin]] = {
+    RTDETRDecoder: KDRTDETRTrainer, Segment: KDSegmentationTrainer, Pose: KDPoseTrainer, OBB: KDOBBTrainer,
+}  # fmt: skip
+
+
+def trainer_for(model: Any) -> type[KDMixin]:
+    """The trainer for a student, by its head."""
+    return next((t for kind, t in TRAINERS.items() if isinstance(model.model[-1], kind)), KDTrainer)

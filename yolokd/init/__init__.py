@@ -1,0 +1,1 @@
+"""Starting the student from its teacher: layers paired, channels chosen, weights solved by least squares."""

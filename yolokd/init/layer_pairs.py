@@ -1,0 +1,161 @@
+"""Which convolutions of two Ultralytics detectors play the same part, and how channels of one are tied to another's.
+
+The two models are walked side by side. Layers are aligned in order by type and stride, so that families with a layer
+more or less still meet; inside a layer, modules of the same name and type correspond; of a shorter and a longer list of
+repeated blocks the evenly spaced ones. What has no partner is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from ultralytics.nn.modules.block import (
+    C2,
+    C2PSA,
+    CIB,
+    PSA,
+    SPPF,
+    A2C2f,
+    AAttn,
+    ABlock,
+    Attention,
+    Bottleneck,
+    C2f,
+    PSABlock,
+    RepNCSPELAN4,
+)
+from ultralytics.nn.modules.conv import Conv, RepConv
+from ultralytics.nn.modules.head import Detect
+
+from yolokd.detectors.yolo import BRANCHES
+
+SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 puts out two halves that go separate ways
+ATTENTION = (Attention, AAttn)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPair:
+    """A convolution of the student and the teacher's that does the same: a `Conv` (with batch norm) or a bare one."""
+
+    name: str
+    student: Any
+    teacher: Any
+    kind: str = "hidden"  # hidden, split (its output goes two ways, half each), box or class (a head's last ones)
+    attention: tuple[Any, Any] | None = None  # of queries, keys and values: the two modules
+
+    @property
+    def last(self) -> bool:
+        """Whether it puts out predictions."""
+        return self.kind in {"box", "class"}
+
+    @property
+    def depthwise(self) -> bool:
+        conv = bare(self.student)
+        return bool(conv.groups == conv.in_channels > 1)
+
+
+def bare(module: Any) -> nn.Conv2d:
+    """The plain convolution of a Conv, or the module itself."""
+    conv: nn.Conv2d = module.conv if isinstance(module, Conv) else module
+    return conv
+
+
+def layer_pairs(student: Any, teacher: Any) -> list[LayerPair]:
+    """Pairs of two detection models with a Detect head, in no particular order."""
+    found: list[LayerPair] = []
+    for here, there in align(student.model[:-1], teacher.model[:-1]):
+        found += iter_layer_pairs(here, there, f"model.{here.i}")
+    return found + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
+
+
+def align(student: Any, teacher: Any) -> list[tuple[Any, Any]]:
+    """Longest common subsequence of two lists of layers, where layers of related types match."""
+    best: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
+    for i in range(len(student) - 1, -1, -1):
+        for j in range(len(teacher) - 1, -1, -1):
+            skipped = max(best.get((i + 1, j), []), best.get((i, j + 1), []), key=len)
+            taken = best.get((i + 1, j + 1), [])
+            match = related(student[i], teacher[j]) and len(taken) + 1 > len(skipped)
+            best[i, j] = [(student[i], teacher[j]), *taken] if match else skipped
+    return best.get((0, 0), [])
+
+
+def related(student: Any, teacher: Any) -> bool:
+    """Whether one's type is the other's or derived from it."""
+    return isinstance(student, type(teacher)) or isinstance(teacher, type(student))
+
+
+def iter_layer_pairs(student: Any, teacher: Any, name: str, split: bool = False) -> Iterator[LayerPair]:
+    """Pairs inside two modules."""
+    if not related(student, teacher):
+        return
+    if isinstance(student, Conv):
+        if alike(student.conv, teacher.conv):
+            yield LayerPair(name, student, teacher, "split" if split else "hidden")
+        return
+    mine, theirs = dict(student.named_children()), dict(teacher.named_children())
+    if isinstance(student, (nn.ModuleList, nn.Sequential)) and len(mine) != len(theirs):
+        step = len(theirs) / len(mine)
+        theirs = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(mine)} if step > 1 else theirs
+    if any(isinstance(m, A2C2f) and m.gamma is not None for m in (student, teacher)):
+        del mine["cv2"]  # its output is added to the input by a learned share, of which a convolution knows nothing
+    for key in mine.keys() & theirs.keys():
+        if isinstance(student, ATTENTION) and key == "qkv":
+            yield LayerPair(f"{name}.qkv", student.qkv, teacher.qkv, attention=(student, teacher))
+        else:
+            yield from iter_layer_pairs(
+                mine[key], theirs[key], f"{name}.{key}", isinstance(student, SPLIT) and key == "cv1"
+            )
+
+
+def alike(student: nn.Conv2d, teacher: nn.Conv2d) -> bool:
+    """Whether two convolutions see the same window, and both are dense or both depthwise."""
+    same = all(getattr(student, k) == getattr(teacher, k) for k in ("kernel_size", "stride", "padding", "dilation"))
+    widths = [(c.groups, c.in_channels, c.out_channels) for c in (student, teacher)]
+    dense = all(groups == 1 for groups, _, _ in widths)
+    return same and (dense or all(groups == ins == outs for groups, ins, outs in widths))
+
+
+def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
+    """Pairs of two Detect heads, level by level at equal strides; where the teacher lacks a branch, its other one."""
+    if not isinstance(student, Detect) or not isinstance(teacher, Detect):
+        return
+    levels = [int(s) for s in teacher.stride]
+    for attributes in BRANCHES.values():
+        for attribute, fallback, kind in zip(attributes, BRANCHES["one2many"], ("box", "class"), strict=True):
+            mine = getattr(student, attribute, None) or ()
+            theirs = getattr(teacher, attribute, None) or getattr(teacher, fallback, None)
+            for level, tower in enumerate(mine):
+                stride = int(student.stride[level])
+                if theirs is None or stride not in levels:
+                    continue
+                other, path = theirs[levels.index(stride)], f"{name}.{attribute}.{level}"
+                yield from iter_layer_pairs(tower, other, path)
+                yield LayerPair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind)
+
+
+def sums(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Pairs of convolutions of one input whose outputs are added, so that they must put out the same channels."""
+    for module in model.modules():
+        if isinstance(module, RepConv):
+            yield module.conv1, module.conv2
+
+
+def residuals(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """(module, convolution): the module's input is added to what the convolution puts out."""
+    for module in model.modules():
+        if isinstance(module, Bottleneck) and module.add:
+            yield module, module.cv2
+        elif isinstance(module, CIB) and module.add:
+            yield module, module.cv1[3]  # its depthwise follower keeps the channels
+        elif isinstance(module, ATTENTION):
+            yield module, module.proj
+        elif isinstance(module, (PSABlock, PSA)):
+            yield module.ffn, module.ffn[-1]
+        elif isinstance(module, ABlock):
+            yield module.mlp, module.mlp[-1]
+        elif isinstance(module, SPPF) and getattr(module, "add", False):
+            yield module, module.cv2

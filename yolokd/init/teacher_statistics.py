@@ -1,0 +1,166 @@
+"""What a teacher outputs for some images at every convolution that has a partner in the student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolokd.detectors.reader import Reader
+from yolokd.init.layer_pairs import LayerPair, bare
+
+PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
+LARGEST = 896  # side of what is seen of an image where gradients are taken, a multiple of every stride
+POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
+LAST_POINTS = 2**15
+
+
+class TeacherStatistics:
+    """What the teacher shows for some images at each pair's convolution, by the pair's name.
+
+    Attributes:
+        spread, metric: (C, C), covariance of its output, and what an error in it costs the predictions.
+        points: (image, row, column) of the places where it is looked at.
+        wanted: (points, C), its output there before the activation.
+        confidence, share: (points,), the top class probability there, and how many places the point stands for.
+    """
+
+    def __init__(self, teacher: Reader, matched: list[LayerPair], images: Tensor) -> None:
+        self.teacher, self.matched = teacher, matched
+        teacher.model.requires_grad_(False)
+        self.generator = torch.Generator().manual_seed(0)
+        self.spread: dict[str, Tensor] = {}
+        self.metric: dict[str, Tensor] = {}
+        self.points: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.wanted: dict[str, Tensor] = {}
+        self.confidence: dict[str, Tensor] = {}
+        self.share: dict[str, Tensor] = {}
+        size = max(PIXELS // images[0, 0].numel(), 1)
+        with raw_outputs(teacher.model):
+            self._measure(torch.split(images[: max(len(images) // 8, size)], size))
+            self._record(images, size)
+
+    def _measure(self, batches: Any) -> None:
+        """Find spread and metric at every hidden convolution's output."""
+        moments: dict[str, list[Any]] = {p.name: [0, 0, 0, 0] for p in self.matched if not p.last}
+
+        def seen(name: str, out: Tensor) -> None:
+            x, moment = out.detach().transpose(0, 1).flatten(1), moments[name]
+            moment[0], moment[1], moment[2] = moment[0] + x @ x.T, moment[1] + x.sum(1), moment[2] + x.shape[1]
+            if not out.requires_grad:  # a branch that is fed detached maps, as YOLO26's one2one in training
+                out.requires_grad_()
+            hook: Any = out.register_hook
+            hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
+
+        def felt(moment: list[Any], gradient: Tensor) -> None:
+            moment[3] = moment[3] + gradient @ gradient.T
+
+        hooks = [
+            p.teacher.register_forward_hook(lambda m, args, out, name=p.name: seen(name, out))
+            for p in self.matched
+            if not p.last
+        ]
+        fields = frozenset({"logits", "boxes"})
+        with hooked(hooks), torch.enable_grad():
+            for images in batches:
+                images = images[..., :LARGEST, :LARGEST]  # statistics of places: memory must not grow with the size
+                with self.teacher.record(fields) as maps:
+                    self.teacher.model(images.clone().requires_grad_())
+                views = self.teacher.views(maps, fields, self.teacher.strides)
+                torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
+        for name, (square, total, count, metric) in moments.items():
+            mean = total / count
+            self.spread[name] = square / count - mean[:, None] * mean
+            # a branch that no prediction comes from feels nothing: its channels count alike
+            self.metric[name] = (
+                metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean)).to(mean)
+            )
+
+    def _probe(self, view: Any) -> Tensor:
+        """Sum of the predictions with random signs, in units of what makes a difference: of the class's standard
+        deviation as a coin with the predicted probability, and of the box's size where there is something."""
+        p, boxes = view.logits.detach().sigmoid(), view.boxes.detach()
+        size = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
+        scaled = view.logits * (p * (1 - p)).sqrt(), view.boxes / size * p.amax(-1, keepdim=True).sqrt()
+        signs = (torch.randint(0, 2, x.shape, generator=self.generator).to(x) * 2 - 1 for x in scaled)
+        return torch.stack([(x * sign).sum() for x, sign in zip(scaled, signs, strict=True)]).sum()
+
+    @torch.no_grad()
+    def _record(self, images: Tensor, size: int) -> None:
+        """Find the points and what is wanted there."""
+        maps: dict[str, Tensor] = {}
+        hooks = [
+            getattr(p.teacher, "bn", p.teacher).register_forward_hook(
+                lambda m, args, out, name=p.name: maps.__setitem__(name, out.clone())  # activations work in place
+            )
+            for p in self.matched
+        ]
+        found: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
+        with hooked(hooks):
+            for start in range(0, len(images), size):
+                with self.teacher.record(frozenset({"logits"})) as seen:
+                    self.teacher.model(images[start : start + size])
+                tops = self._confidence(seen)
+                for p in self.matched:
+                    found[p.name].append(self._look(p, maps[p.name], tops, start, len(images)))
+        for name, parts in found.items():
+            b, row, column, wanted, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
+            self.points[name], self.wanted[name] = (b, row, column), wanted
+            self.confidence[name], self.share[name] = confidence, share
+
+    def _confidence(self, seen: dict[Any, Any]) -> list[Tensor]:
+        """(B, 1, H, W) for every level: the top class probability in each cell."""
+        view = next(iter(self.teacher.views(seen, frozenset({"logits"}), self.teacher.strides).values()))
+        sizes = [m.shape[-2:] for m in seen["neck"]]
+        logits: Any = view.logits
+        tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
+        return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
+
+    def _look(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
+        """Points of a batch's map, half of them anywhere, half where the teacher sees something: image, row, column,
+        the map there, confidence, share."""
+        h, w = z.shape[-2:]
+        unknowns = bare(p.student).weight[0].numel()
+        count = min(max((LAST_POINTS if p.last else min(max(10 * unknowns, 2**12), POINTS)) // images, 1), h * w)
+        level = min(tops, key=lambda top: abs(top.shape[-2] - h))
+        top = F.interpolate(level, size=(h, w)).flatten(1)
+        density = top / top.sum(1, keepdim=True).clamp_min(1e-9) + 1 / (h * w)
+        place = torch.multinomial(density.cpu(), count, generator=self.generator).to(z.device)
+        b = torch.arange(len(z), device=z.device)[:, None].expand_as(place).flatten()
+        row, column = place.flatten() // w, place.flatten() % w
+        share = 1 / density if count < h * w else torch.ones_like(density)
+        return (
+            b + start,
+            row,
+            column,
+            z[b, :, row, column],
+            top.gather(1, place).flatten(),
+            share.gather(1, place).flatten(),
+        )
+
+
+@contextmanager
+def hooked(hooks: list[Any]) -> Iterator[None]:
+    """Remove the hooks afterwards."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def raw_outputs(model: Any) -> Iterator[None]:
+    """Eval mode, but for the head's own flag, which makes it put out raw predictions."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    model.model[-1].training = True
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,442 @@
+"""`yolokd bundle` and `yolokd.bundle()`: everything a person with a board needs, in one zip file, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import ultralytics
+import yolokd_edge as edge
+from ultralytics import YOLO
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import ASSETS, LOGGER
+
+from yolokd import __version__
+from yolokd.config.checks import check_writable
+from yolokd.errors import ParityError, UsageError, one_line
+from yolokd.onnx import export, parity, profile, quantize
+
+BOARD, TESTS = Path(edge.__file__).parent / "board", Path(edge.__file__).parent / "jetson"
+CALIBRATION = 300  # images
+PARITY_IMAGES, CANDIDATES = 6, 64
+KEPT_ANCHORS = 1024  # of the raw output, for each parity image
+MOST_OPSET, MOST_IR = 18, 9  # what the runtimes of older JetPacks read: ONNX Runtime 1.14, 1.15 where IR is 9
+PROVIDERS = {"fp32": ("cpu", "cuda", "trt"), "fp16": ("cpu", "cuda", "trt"), "cpu": ("cpu",), "trt": ("trt", "cuda")}
+# Of verify, by precision. FP32 as at export. The others leave room for other kernels than those of the machine that
+# made the bundle: TF32 and FP16 keep 10 bits, and INT8 rounds ties and sums differently from one CPU to the next.
+TOLERANCE = {
+    "fp32": {"raw_box": 0.1, "raw_score": 1e-3, "box": 0.5, "conf": 2e-3, "unmatched": 0},
+    "fp16": {"raw_box": 2.0, "raw_score": 2e-2, "box": 4.0, "conf": 2e-2, "unmatched": 0},
+    "int8": {"raw_box": 8.0, "raw_score": 0.2, "box": 8.0, "conf": 0.15, "unmatched": 0.1},
+}
+
+
+def bundle(
+    model: str | Path,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    fp16: bool = False,
+    int8: bool = False,
+    contract: str = "raw",
+    imgsz: int | list[int] | None = None,
+    source: str | Path | None = None,
+    calib: int = CALIBRATION,
+) -> Path:
+    """Export a checkpoint and pack it with twins, a parity pack, the runtime and instructions.
+
+    Args:
+        model: the .pt file.
+        out: the zip file to write, which must not exist; the checkpoint's name with `-edge.zip` by default.
+        data: data set YAML to measure accuracy on (validation split) and to calibrate on (training split); by default
+            the one the checkpoint was trained on, if it is on this machine. Twins need it.
+        fp16: whether to add an FP16 file.
+        int8: whether to add two INT8 files, for CPUs and for TensorRT.
+        contract: as for `export`.
+        imgsz: input size, pixels; the checkpoint's training size by default.
+        source: image or folder for the parity pack; by default images of the validation split, else two photographs
+            that Ultralytics installs.
+        calib: most training images to calibrate on.
+
+    Returns:
+        Path of the zip file. The same inputs and versions on the same machine give the same bytes.
+
+    Raises:
+        UsageError: something asked for cannot be done.
+        ParityError: a file computes something else than it should; nothing is written.
+    """
+    checkpoint = Path(str(model)).expanduser()
+    target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8}, calib)
+    student = export._open(checkpoint)
+    dataset = _dataset(data) if data else export._data(student.ckpt)
+    if (fp16 or int8) and not dataset:
+        raise UsageError(
+            "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
+        )
+    if int8 and dataset:
+        _split(dataset, "train")  # that it has images shall be seen before a minute of exporting
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib)
+        images = edge.list_images(str(source)) if source else _candidates(dataset)
+        _parity_pack(root, list(models), images)
+        _instructions(root, target.stem, models)
+        manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models)
+        (root / edge.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        edge.check_manifest(edge.open_bundle(root), edge.Detector(root / "model.onnx", threads=1))
+        _zip(root, target)
+    LOGGER.info(f"Bundled {target} ({target.stat().st_size / 1e6:.1f} MB)\n{table(models)}")
+    return target
+
+
+def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, Any], calib: Any) -> Path:
+    if checkpoint.suffix != ".pt" or not checkpoint.is_file():
+        raise UsageError(f"model={checkpoint} is not a checkpoint: give the trained student's .pt file.")
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{key}={value} is neither True nor False: write one of the two.")
+    if isinstance(calib, bool) or not isinstance(calib, int) or calib < 1:
+        raise UsageError(f"calib={calib} is not a number of images: give 1 or more, such as {CALIBRATION}.")
+    target = Path(str(out)).expanduser() if out else checkpoint.with_name(f"{checkpoint.stem}-edge.zip")
+    if target.suffix != ".zip":
+        raise UsageError(f"out={target} does not end in .zip: name the file to write, such as out=student-edge.zip.")
+    if target.exists():
+        raise UsageError(f"{target} exists already: name another file with out=.")
+    check_writable(target, f"out={target}")
+    return target
+
+
+def _dataset(data: str | Path) -> dict[str, Any]:
+    try:
+        return check_det_dataset(str(data), autodownload=False)  # type: ignore[no-any-return]
+    except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
+        raise UsageError(
+            f"data={data} cannot be used ({one_line(error)}); give a data set's YAML whose folders exist."
+        ) from error
+
+
+# --- the models -----------------------------------------------------------------------------------------------------
+
+
+def _models(
+    checkpoint: Path, root: Path, student: YOLO, dataset: dict[str, Any] | None, fp16: bool, int8: bool,
+    contract: str, imgsz: Any, source: Any, calib: int,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Write the ONNX files; their manifest entries by file name, the FP32 one first."""
+    full = root / "model.onnx"
+    size = {} if imgsz is None else {"imgsz": imgsz}
+    export.export(checkpoint, full, contract, source, **size)
+    _forget_date(full)
+    models = {full.name: _entry(full, "fp32", "fp32")}
+    if fp16:
+        models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
+    if int8 and dataset:
+        images = list(filter(parity.readable, _spread(_split(dataset, "train"), calib)))
+        for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
+            file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
+            models[file.name] = _entry(file, "int8", name)
+    if dataset:
+        _measure_accuracy(root, models, dataset)
+    elif known := json.loads(_props(full)["yolokd"])["accuracy"]:
+        models[full.name]["accuracy"] = known
+    return models
+
+
+def _entry(file: Path, precision: str, providers: str) -> dict[str, Any]:
+    """What the manifest says of a model, its accuracy still unknown."""
+    loaded = onnx.load(file)
+    opset = next(o.version for o in loaded.opset_import if not o.domain)
+    if opset > MOST_OPSET or loaded.ir_version > MOST_IR:
+        raise UsageError(
+            f"{file.name} has opset {opset} and IR {loaded.ir_version}: boards read {MOST_OPSET}, {MOST_IR}."
+        )
+    return {
+        "precision": precision,
+        "providers": list(PROVIDERS[providers]),
+        "opset": opset,
+        "ir": loaded.ir_version,
+        "int8": json.loads(_props(file)["yolokd"]).get("int8"),
+        "accuracy": None,
+        "change": None,
+        "static": profile.figures(file),
+    }
+
+
+def _props(file: Path) -> dict[str, str]:
+    return {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
+
+
+def _set_props(file: Path, **changes: str | None) -> None:
+    """Change metadata entries of a file; None removes one."""
+    loaded = onnx.load(file)
+    props = {p.key: p.value for p in loaded.metadata_props} | changes
+    del loaded.metadata_props[:]
+    onnx.helper.set_model_props(loaded, {k: v for k, v in props.items() if v is not None})
+    onnx.save(loaded, file)
+
+
+def _forget_date(file: Path) -> None:
+    """The time of the export is all that differs between two exports of one checkpoint."""
+    _set_props(file, date=None)
+
+
+def _measure_accuracy(root: Path, models: dict[str, dict[str, Any]], dataset: dict[str, Any]) -> None:
+    """Validate each file with Ultralytics' own validator on onnxruntime; write the figures into entry and metadata."""
+    first: dict[str, Any] = {}
+    for name, entry in models.items():
+        figures = accuracy(root / name, dataset["yaml_file"])
+        first = first or figures
+        entry["accuracy"] = figures
+        entry["change"] = {key: round(figures[key] - first[key], 6) for key in ("map50", "map50_95")}
+        described = {**json.loads(_props(root / name)["yolokd"]), "accuracy": figures}
+        _set_props(root / name, yolokd=json.dumps(described))
+
+
+def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]:
+    """mAP of an exported file on a split, as Ultralytics measures it; fields as in the latency report's `accuracy`."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "model": str(file), "data": str(data), "split": split, "device": "cpu", "plots": False, "verbose": False,
+            "workers": 0, "task": "detect", "mode": "val", "rect": False, "project": folder,
+        }  # fmt: skip
+        validator = DetectionValidator(args=settings, save_dir=Path(folder))
+        found = validator(model=str(file))
+    return {
+        "dataset": Path(data).name,
+        "split": split,
+        "n_images": len(validator.dataloader.dataset),
+        "map50": float(found["metrics/mAP50(B)"]),
+        "map50_95": float(found["metrics/mAP50-95(B)"]),
+        "conf": float(validator.args.conf),
+        "iou": float(validator.args.iou),
+        "source": "Ultralytics' validator on the exported file",
+    }
+
+
+def table(models: dict[str, dict[str, Any]]) -> str:
+    """The files with size and accuracy; changes in points of mAP50-95 against the first."""
+    rows = [["file", "MB", "mAP50", "mAP50-95", "change"]]
+    for name, entry in models.items():
+        known = entry["accuracy"]
+        figures = [f"{100 * known[key]:.2f}" for key in ("map50", "map50_95")] if known else ["-", "-"]
+        change = f"{100 * entry['change']['map50_95']:+.2f}" if entry["change"] else "-"
+        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change])
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def _split(dataset: dict[str, Any], split: str) -> list[Path]:
+    """Image files of a split: folders, lists of files, or several of either."""
+    given = dataset.get(split) or []
+    found: list[Path] = []
+    for item in [given] if isinstance(given, (str, Path)) else given:
+        path = Path(item)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in edge.IMAGE_SUFFIXES)
+        elif path.is_file():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            found += [path.parent / line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError(f"the {split} split of {dataset['yaml_file']} holds no image: check its paths.")
+    return found
+
+
+def _spread(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many, evenly over the list."""
+    places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)
+    return [paths[k] for k in places]
+
+
+def _candidates(dataset: dict[str, Any] | None) -> list[Path]:
+    photographs = sorted(Path(ASSETS).glob("*.jpg"))
+    own = filter(parity.readable, _spread(_split(dataset, "val"), CANDIDATES)) if dataset else ()
+    return [*own, *photographs]
+
+
+def _varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
+    """An image that can show a wrong letterbox and swapped colours: not square, not grey, smaller than the input
+    or larger."""
+    height, width = image.shape[:2]
+    if max(height, width) < 1.2 * min(height, width):
+        image = image[: height * 3 // 4] if number % 2 else image[:, : width * 3 // 4]
+    if int(np.ptp(image.astype(np.int16), axis=2).max()) < 8:
+        image = (image * np.array([1.0, 0.8, 0.6])).astype(np.uint8)
+    scale = (0.8, 1.3)[number // 2 % 2] * max(hw) / max(image.shape[:2])
+    size = [max(round(side * scale), 8) for side in image.shape[1::-1]]
+    resized: np.ndarray = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return resized
+
+
+# --- the parity pack ------------------------------------------------------------------------------------------------
+
+
+def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> None:
+    """Write the images, and what each file makes of them here.
+
+    The FP32 detections are those of Ultralytics' `predict(rect=False)` on the same file, and our runtime has to find
+    exactly them; the twins' are our runtime's.
+    """
+    detectors = {name: edge.Detector(root / name, threads=1) for name in files}
+    full = detectors["model.onnx"]
+    reference = YOLO(root / "model.onnx", task="detect")
+    (root / "parity").mkdir()
+    images: dict[str, Any] = {}
+    raws: dict[str, np.ndarray] = {}
+    for path in candidates:
+        if len(images) == PARITY_IMAGES:
+            break
+        frame = _varied(edge.read_image(path), len(images), full.contract.hw)
+        found = full.detect(frame)
+        if not len(found):
+            continue
+        name = f"{len(images)}.png"
+        result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
+        if not np.array_equal(found, result.boxes.data.numpy()):
+            raise ParityError(
+                f"the runtime finds other boxes than Ultralytics' predict(rect=False) in {path}: no bundle was made."
+            )
+        cv2.imwrite(str(root / "parity" / name), frame)
+        raws[f"{name}/index"], raws[name] = _kept(full.infer(full.preprocess(frame)[0]), full.contract.output)
+        detections = {file: detector.detect(frame).tolist() for file, detector in detectors.items()}
+        images[name] = {"hw": list(frame.shape[:2]), "detections": detections}
+    if not images:
+        raise UsageError(
+            f"the model detects nothing in {len(candidates)} images, so parity could not be verified on the board: "
+            "give images of what it detects, source=images/."
+        )
+    expected = {
+        "reference": f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider; FP32 detections equal to "
+        f"predict(rect=False) of ultralytics {ultralytics.__version__}",
+        "conf": full.conf,
+        "iou": full.iou,
+        "max_det": full.max_det,
+        "tolerance": TOLERANCE,
+        "images": images,
+    }
+    (root / edge.EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
+    np.savez_compressed(root / edge.EXPECTED_RAW, **raws)  # type: ignore[arg-type]
+
+
+def _kept(output: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the output worth keeping, and what stands there: the best anchor points and some more, or all rows."""
+    if contract != edge.RAW:
+        return np.arange(output.shape[1]), output[0]
+    best = np.argsort(-output[0, 4:].max(0), kind="stable")[: KEPT_ANCHORS // 2]
+    spread = np.linspace(0, output.shape[2] - 1, KEPT_ANCHORS // 2).round().astype(int)
+    index = np.unique(np.concatenate([best, spread]))
+    return index, output[0][:, index]
+
+
+# --- instructions, manifest, zip ------------------------------------------------------------------------------------
+
+
+def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> None:
+    """Runtime, tests, requirement files, run.sh, README, licence and notice."""
+    shutil.copy(edge.__file__, root / "yolokd_edge.py")
+    for file in sorted(BOARD.iterdir()):
+        if file.suffix in (".txt", ".sh"):
+            shutil.copy(file, root)
+    (root / "jetson").mkdir()
+    shutil.copy(TESTS / "test_board.py", root / "jetson")
+    shutil.copy(TESTS / "options.py", root / "jetson/conftest.py")
+    text = (BOARD / "README.md").read_text(encoding="utf-8")
+    (root / "README.md").write_text(text.format(name=name, files=table(models)), encoding="utf-8")
+    # all of that name: a build leaves one without licence beside a checkout
+    texts = [d.read_text("licenses/LICENSE") for d in metadata.distributions(name="yolokd")]
+    licence = next((text for text in texts if text), None)
+    if not licence:
+        raise UsageError("the installation of yolokd lacks its LICENSE file: install it again.")
+    (root / "LICENSE").write_text(licence, encoding="utf-8")
+    (root / "NOTICE").write_text(
+        f"Runtime and tests: yolokd {__version__}, AGPL-3.0.\n"
+        f"Model files: exported with Ultralytics {ultralytics.__version__}, which puts them under AGPL-3.0 "
+        "(https://ultralytics.com/license) unless you hold its enterprise licence.\n"
+        "The images in parity/ come from the data that the bundle was made with and keep their own licence.\n",
+        encoding="utf-8",
+    )
+
+
+def _manifest(
+    root: Path, name: str, checkpoint: Path, ckpt: dict[str, Any], models: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    full = edge.Detector(root / "model.onnx", threads=1)
+    contract, said = full.contract, full.contract.meta
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    names = [p.relative_to(root).as_posix() for p in files]
+    return {
+        "schema": edge.BUNDLE_SCHEMA,
+        "name": name,
+        "made_with": {
+            "yolokd": __version__,
+            "ultralytics": ultralytics.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "license": contract.exporter.get("license"),
+        "contract": {
+            "output": contract.output,
+            "task": "detect",
+            "names": {str(k): v for k, v in contract.names.items()},
+            "imgsz": list(contract.hw),
+            "preprocessing": {
+                "input": "BGR uint8 image to float32 (1, 3, H, W), RGB, divided by 255",
+                "letterbox": {"pad": edge.PAD, "centred": True, "scale_up": True, "interpolation": "linear"},
+                "rounding": "half to even; an odd border pixel goes to the bottom and the right",
+            },
+            "defaults": {"conf": full.conf, "iou": full.iou, "max_det": full.max_det},
+        },
+        "models": models,
+        "provenance": {
+            "student": {"file": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
+            **{key: said.get(key) for key in ("teacher", "methods", "gain", "dataset")},
+            "accuracy": said.get("accuracy"),
+            "training": _recipe(ckpt),
+        },
+        "files": {
+            n: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
+            for n, f in zip(names, files, strict=True)
+        },
+    }
+
+
+def _recipe(ckpt: dict[str, Any]) -> dict[str, Any]:
+    """The training's settings that are numbers, and its optimizer: paths and names are left at home."""
+    arguments = ckpt.get("train_args") or {}
+    numbers = {k: v for k, v in arguments.items() if isinstance(v, (bool, int, float)) or k == "optimizer"}
+    return dict(sorted(numbers.items()))
+
+
+def _zip(root: Path, target: Path) -> None:
+    """Pack a folder: sorted, with fixed times and permissions, so that equal contents are equal bytes."""
+    packed = root.with_suffix(".zip")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for file in sorted(p for p in root.rglob("*") if p.is_file()):
+            entry = zipfile.ZipInfo(file.relative_to(root).as_posix(), (1980, 1, 1, 0, 0, 0))
+            entry.create_system, entry.compress_type = 3, zipfile.ZIP_DEFLATED  # 3: Unix, for the permissions
+            program = file.name in ("run.sh", "yolokd_edge.py")
+            entry.external_attr = (0o100755 if program else 0o100644) << 16
+            archive.writestr(entry, file.read_bytes())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file_out, packed.open("rb") as file_in:  # x: what appeared meanwhile is not replaced
+            shutil.copyfileobj(file_in, file_out)
+    except FileExistsError:
+        raise UsageError(f"{target} exists already: name another file with out=.") from None
+    finally:
+        packed.unlink()

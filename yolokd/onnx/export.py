@@ -1,0 +1,197 @@
+"""`yolokd export` and `yolokd.export()`: a checkpoint becomes an ONNX file that is proven to compute the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+from ultralytics import YOLO
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.nn.modules.head import Detect
+from ultralytics.utils import LOGGER
+from yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
+
+from yolokd import __version__, compat
+from yolokd.config.checks import check_values, check_writable
+from yolokd.config.parse import check_keys, did_you_mean
+from yolokd.errors import UsageError, one_line
+from yolokd.onnx import parity
+
+CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
+TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract
+BAKED = {
+    "raw": (),
+    "e2e": ("max_det",),
+    "nms": ("conf", "iou", "max_det", "agnostic_nms"),
+}  # further ones, in the graph
+REFUSED = {  # argument -> (its one value that says nothing new, what to do instead)
+    "format": ("onnx", "yolokd exports ONNX; for other formats use `yolo export`"),
+    "nms": (None, "choose the output with contract=raw, contract=e2e or contract=nms"),
+    "dynamic": (None, "the runtime measures files of one fixed shape; export one file a size"),
+    "batch": (1, "the runtime takes one image at a time"),
+    "quantize": (32, "parity is proven for full precision only so far"),
+    "half": (None, "parity is proven for full precision only so far"),
+    "int8": (None, "parity is proven for full precision only so far"),
+}
+
+
+def export(
+    model: str | Path,
+    out: str | Path | None = None,
+    contract: str = "raw",
+    source: str | Path | None = None,
+    exist_ok: bool = False,
+    **arguments: Any,
+) -> Path:
+    """Export a checkpoint to ONNX through Ultralytics, check it, and write down what it is.
+
+    Args:
+        model: the .pt file.
+        out: the ONNX file to write; beside the checkpoint by default.
+        contract: output of the file: "raw" (boxes and scores of every anchor point, NMS follows), "e2e" (the NMS-free
+            head of YOLO26 and v10) or "nms" (NMS in the graph).
+        source: image or folder to compare PyTorch and onnxruntime on; by default two photographs that Ultralytics
+            installs and images of the checkpoint's own validation split, where it is present.
+        exist_ok: whether `out` may replace a file.
+        **arguments: Ultralytics' export arguments: imgsz, opset, simplify, device, verbose; with contract="nms" also
+            those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
+
+    Returns:
+        Path of the ONNX file, whose metadata entry "yolokd" tells teacher, methods, data set, accuracy and parity.
+
+    Raises:
+        UsageError: something asked for cannot be done.
+        ParityError: the file computes something else than the checkpoint; it is not kept.
+    """
+    checkpoint, target, wanted = _check_request(model, out, contract, exist_ok, arguments)
+    images = list_images(str(source)) if source else None
+    if images:
+        read_image(images[0])  # what is no image is found before the export
+    student = _open(checkpoint)
+    if contract == "e2e" and getattr(student.model.model[-1], "one2one_cv2", None) is None:
+        raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} has not: choose raw or nms.")
+    if not isinstance(student.model.model[-1], Detect):
+        raise UsageError(f"model={checkpoint} is no YOLO: yolokd exports models with a Detect head so far.")
+    if (channels := int(student.model.yaml.get("channels", 3))) != 3:
+        raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
+    made_by = student.ckpt.get("yolokd") or {}
+    if "imgsz" not in arguments:
+        arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
+    images = images or parity.real_images(_data(student.ckpt))
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy, because Ultralytics writes beside the checkpoint and over what is there.
+        copy = Path(shutil.copy(checkpoint, folder))
+        file = _to_onnx(copy, {**compat.head_arguments(contract), **arguments})
+        graph = onnx.load(file)
+        onnx.checker.check_model(graph)
+        if (got := Detector(file).contract).output != wanted:
+            raise UsageError(
+                f"contract={contract} was asked for and Ultralytics exported {got.output}: choose another contract."
+            )
+        figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments))
+        entry = describe(made_by, wanted, got.hw) | {"parity": figures}
+        onnx.helper.set_model_props(
+            graph, {p.key: p.value for p in graph.metadata_props} | {"yolokd": json.dumps(entry)}
+        )
+        onnx.save(graph, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, target)
+    LOGGER.info(f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures)}")
+    return target
+
+
+def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
+    try:
+        return Path(YOLO(checkpoint).export(format="onnx", **arguments))
+    except (AssertionError, RuntimeError) as error:  # how exporters refuse an argument, such as opset=3 or 99
+        raise UsageError(f"Ultralytics refuses to export: {one_line(error)}.") from error
+
+
+def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dict[str, Any]:
+    """The metadata entry "yolokd": what the file puts out and where the model comes from; null where nobody knows.
+
+    The training's accuracy is the file's only where both see images of the same size, neither has decided on a
+    confidence yet, and it is the same branch of a dual head.
+    """
+    known = made_by.get("accuracy") or {}
+    same = set(hw) == {known.get("imgsz")} and contract != NMS and known["end2end"] == (contract == E2E)
+    return {
+        "schema": "yolokd.export/1",
+        "yolokd_version": __version__,
+        "output_contract": contract,
+        "teacher": made_by.get("teacher"),
+        "methods": made_by.get("methods"),
+        "gain": made_by.get("gain"),
+        "dataset": made_by.get("dataset"),
+        "accuracy": known if same else None,
+    }
+
+
+def _check_request(
+    model: str | Path, out: str | Path | None, contract: str, exist_ok: bool, arguments: dict[str, Any]
+) -> tuple[Path, Path, str]:
+    checkpoint = Path(str(model)).expanduser()
+    if checkpoint.suffix != ".pt" or not checkpoint.is_file():
+        raise UsageError(f"model={model} is not a checkpoint: give the trained student's .pt file.")
+    if contract not in CONTRACTS:
+        raise UsageError(f"contract={contract} is unknown{did_you_mean(contract, CONTRACTS)}.")
+    for key, (same, remedy) in REFUSED.items():
+        if (value := arguments.pop(key, None)) and value != same:
+            raise UsageError(f"{key}={value} is not for `yolokd export`: {remedy}.")
+    ours = ("model", "out", "contract", "source", "exist_ok")
+    check_keys(arguments, [*TAKEN, *BAKED["nms"], *ours])
+    for key in arguments:
+        if key not in (*TAKEN, *BAKED[contract]):
+            raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
+    check_values(arguments)
+    if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes and cost a file
+        raise UsageError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
+    target = Path(str(out)).expanduser() if out else checkpoint.with_suffix(".onnx")
+    if target.suffix != ".onnx":
+        raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
+    if target.exists() and not exist_ok:
+        raise UsageError(f"{target} exists already: name another file with out=, or allow it with exist_ok=True.")
+    check_writable(target, f"out={target}")
+    return checkpoint, target, CONTRACTS[contract]
+
+
+def _thresholds(contract: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the file decides with, so that the reference can decide the same; Ultralytics bakes in conf 0.25."""
+    baked = {k: arguments[k] for k in BAKED[contract] if arguments.get(k) is not None}
+    return {"conf": 0.25, **baked} if contract == "nms" else baked
+
+
+def _open(checkpoint: Path) -> YOLO:
+    try:
+        student = YOLO(checkpoint)
+    except Exception as error:  # damaged and foreign files end in a dozen exception types
+        raise UsageError(
+            f"model={checkpoint} is not a checkpoint that Ultralytics can open ({one_line(error)}); "
+            "give a .pt file that `yolo val` opens."
+        ) from error
+    if student.task != "detect":
+        raise UsageError(f"model={checkpoint} is for the task {student.task}: yolokd exports detection models so far.")
+    return student
+
+
+def _data(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The data set a checkpoint was trained on, if it is on this machine; never downloads it."""
+    named = (checkpoint.get("yolokd") or {}).get("data") or (checkpoint.get("train_args") or {}).get("data")
+    if not named or not Path(str(named)).is_file():
+        return None
+    try:
+        return check_det_dataset(str(named), autodownload=False)  # type: ignore[no-any-return]
+    except (FileNotFoundError, SyntaxError, RuntimeError):  # moved since: the photographs remain
+        return None
+
+
+def _said(figures: dict[str, Any]) -> str:
+    dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
+    parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
+    if outputs:
+        parts.insert(0, f"outputs within {outputs['max_abs_box']:.2g} px and {outputs['max_abs_score']:.2g} score")
+    return f"equal to PyTorch on {figures['n_images']} images: {', '.join(parts)}"

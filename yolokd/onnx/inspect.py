@@ -1,0 +1,40 @@
+"""The `inspect` verb: what an exported file costs, and where its time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from yolokd_edge import EdgeError
+
+from yolokd.onnx import profile
+
+
+def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any]:
+    """Print and return the static figures of an ONNX file and its slowest nodes on this machine's CPU.
+
+    Args:
+        model: the ONNX file, of fixed input shape.
+        threads: onnxruntime's threads while the nodes are timed.
+        top: how many nodes to show.
+    """
+    path = Path(str(model))
+    for key, value in (("threads", threads), ("top", top)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise EdgeError(f"{key}={value} is not a whole number of 1 or more.")
+    if not path.is_file():
+        raise EdgeError(f"There is no model file {path}.")
+    figures = profile.figures(path)
+    rows = profile.slowest(path, top, threads=threads)
+    gflops, peak = figures["gflops"], figures["peak_activation_bytes"]
+    work = "" if gflops is None else f"{gflops:.2f} GFLOPs an image, "
+    memory = "unknown" if peak is None else f"{peak / 1e6:.2f} MB at most, at {figures['peak_node']}"
+    print(
+        f"{path}: {figures['parameters']:,} parameters, {work}{figures['bytes'] / 1e6:.2f} MB; "
+        f"memory of activations {memory}"
+    )
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'slowest nodes':<{width}}  {'operator':<20}{'ms':>8}{'share':>8}")
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['op']:<20}{row['ms']:>8.3f}{row['share']:>8.1%}")
+    return {**figures, "slowest": rows}

@@ -1,0 +1,197 @@
+"""Does an exported file compute what its checkpoint computes? Both run on the same real images.
+
+The checkpoint is run by Ultralytics with ``rect=False``, its fixed square input, because that is what a file of static
+shape sees; the exported file by our own runtime, which shares no code with it. So pre- and postprocessing are
+compared along with the network; of a raw output, NMS on the checkpoint's own, after it was compared with the file's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics import YOLO
+from ultralytics.utils import LOGGER
+from yolokd_edge import IMAGE_SUFFIXES, RAW, Detector, EdgeError, read_image
+
+from yolokd import compat
+from yolokd.errors import ParityError, UsageError
+
+TOLERANCE = {
+    "raw_box": 0.1,  # pixels of the input, any anchor point's side
+    "raw_score": 1e-3,
+    "box": 0.5,  # pixels of the image, any side of a detection
+    "conf": 2e-3,
+}
+MIN_CONF = 0.05  # detections from this confidence on are compared: enough of them also on images of another domain
+
+
+def compare(
+    checkpoint: str | Path, file: str | Path, images: list[Path], thresholds: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Largest differences over the images; fields as in the latency report's `parity`.
+
+    Args:
+        checkpoint: the .pt file, the reference.
+        file: the ONNX file.
+        images: image files; colour and not square, else a swapped channel or a wrong letterbox goes unseen.
+        thresholds: conf, iou, max_det and agnostic_nms that are part of the file's graph, where they are.
+
+    Returns:
+        ``pass`` and the figures it stands on, boxes in pixels. ``raw`` is the network's whole output for the raw
+        contract; ``rows``, for the NMS-free one, those rows that do not depend on how ties are broken.
+    """
+    settings = {"conf": MIN_CONF, "iou": 0.7, "max_det": 300, "agnostic_nms": False, **(thresholds or {})}
+    detector = Detector(file, conf=settings["conf"], iou=settings["iou"], max_det=settings["max_det"])
+    e2e = detector.contract.output != RAW and detector.contract.exporter.get("end2end") == "True"
+    reference = YOLO(str(checkpoint))
+    raw, rows, found, unmatched, box_error, conf_error, ious = [], [], 0, 0, 0.0, 0.0, []
+    for path in images:
+        frame = read_image(path)
+        blob, letterbox = detector.preprocess(frame)
+        output = detector.infer(blob)
+        result = reference.predict(
+            frame, rect=False, imgsz=list(detector.contract.hw), device="cpu", verbose=False, save=False,
+            **compat.head_arguments("e2e" if e2e else "raw"), **settings,
+        )[0]  # fmt: skip
+        if detector.contract.output == RAW:
+            theirs_raw = _torch_output(reference, blob)
+            raw.append(_raw_difference(output, theirs_raw))
+            output = theirs_raw  # NMS decides near ties by the last digit: what follows starts from equal predictions
+        elif e2e:
+            rows.append(_row_difference(output, _torch_output(reference, blob)))
+        ours = detector.postprocess(output, letterbox)
+        theirs = result.boxes.data.cpu().numpy()
+        found += len(theirs)
+        matched = match_detections(theirs, ours)
+        unmatched += max(len(theirs), len(ours)) - len(matched)
+        for i, j, iou in matched:
+            box_error = max(box_error, float(np.abs(theirs[i, :4] - ours[j, :4]).max()))
+            conf_error = max(conf_error, float(abs(theirs[i, 4] - ours[j, 4])))
+            ious.append(iou)
+    figures: dict[str, Any] = {
+        "reference": f"{Path(checkpoint).name}, PyTorch, rect=False",
+        "n_images": len(images),
+        "raw": _worst(raw),
+        "rows": _worst(rows),
+        "dets": {
+            "n": found,
+            "unmatched": unmatched,
+            "max_box_diff": box_error,
+            "max_conf_diff": conf_error,
+            "mean_iou": float(np.mean(ious)) if ious else None,
+            "f1_iou50": 2 * len(ious) / (2 * len(ious) + unmatched) if found or unmatched else None,
+        },
+        "tolerance": TOLERANCE,
+    }
+    figures["pass"] = bool(
+        all(r["max_abs_box"] <= TOLERANCE["raw_box"] for r in raw + rows)
+        and all(r["max_abs_score"] <= TOLERANCE["raw_score"] for r in raw + rows)
+        and box_error <= TOLERANCE["box"]
+        and conf_error <= TOLERANCE["conf"]
+        and unmatched == 0
+    )
+    return figures
+
+
+def check(
+    checkpoint: str | Path, file: str | Path, images: list[Path], thresholds: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """`compare`, or ParityError in one sentence when a difference is above its tolerance.
+
+    Raises:
+        ParityError: the file differs.
+        UsageError: the images show nothing to compare, which proves nothing either way.
+    """
+    figures = compare(checkpoint, file, images, thresholds)
+    if not figures["pass"]:
+        parts = ", ".join(f"{part} {figures[part]}" for part in ("raw", "rows", "dets") if figures[part])
+        raise ParityError(
+            f"the export of {checkpoint} does not compute what the checkpoint computes on {len(images)} images: "
+            f"{parts}, tolerances {TOLERANCE}; the file was not kept."
+        )
+    if not (figures["raw"] or figures["dets"]["n"] or (figures["rows"] or {}).get("n")):
+        raise UsageError(
+            f"{checkpoint} detects nothing on the {len(images)} images that the export is checked on, so nothing is "
+            "proven and the file was not kept: give images of what it detects, source=images/."
+        )
+    return figures
+
+
+def match_detections(a: np.ndarray, b: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs (row of a, row of b, IoU) of detections (n, 6) and (m, 6) of equal class and IoU >= 0.5, best first.
+
+    Sides are taken one pixel longer: a box in the letterbox border, clipped to nothing, is still equal to itself.
+    """
+    left, right = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    inter = (right - left + 1).clip(0).prod(-1)
+    areas = [(x[:, 2:4] - x[:, :2] + 1).prod(-1) for x in (a, b)]
+    iou = inter / (areas[0][:, None] + areas[1][None] - inter)
+    iou[a[:, None, 5] != b[None, :, 5]] = 0
+    pairs = []
+    while iou.size and iou.max() >= 0.5:
+        i, j = np.unravel_index(iou.argmax(), iou.shape)
+        pairs.append((int(i), int(j), float(iou[i, j])))
+        iou[i], iou[:, j] = 0, 0
+    return pairs
+
+
+def _torch_output(reference: YOLO, blob: np.ndarray) -> np.ndarray:
+    """The checkpoint's decoded output, (1, 4 + K, N) or rows (1, N, 6), for the very same input."""
+    model = reference.predictor.model
+    with torch.inference_mode():
+        output = model(torch.from_numpy(blob).to(model.device))
+    return (output[0] if isinstance(output, (list, tuple)) else output).float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _raw_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Largest differences of boxes (rows 0 to 3, pixels) and scores of two outputs (1, 4 + K, N), and their cosine."""
+    gap = np.abs(a.astype(np.float64) - b)
+    cos = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12))
+    return {"max_abs_box": float(gap[:, :4].max()), "max_abs_score": float(gap[:, 4:].max()), "cos": cos}
+
+
+def _row_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Largest differences of the rows (1, N, 6), best first, of an NMS-free head.
+
+    Rows of equal score come in any order and are cut off at N at random. So each row that scores clearly above the last
+    one is compared with the nearest row of its class, wherever that stands.
+    """
+    a, b = a[0].astype(np.float64), b[0].astype(np.float64)
+    clear = a[a[:, 4] > 1.01 * a[-1, 4]]
+    gap = np.abs(clear[:, None, :4] - b[None, :, :4]).max(-1)
+    gap[clear[:, None, 5] != b[None, :, 5]] = np.inf
+    box = float(gap.min(1).max()) if len(clear) else 0.0
+    return {"n": len(clear), "max_abs_box": box, "max_abs_score": float(np.abs(a[:, 4] - b[: len(a), 4]).max())}
+
+
+def _worst(figures: list[dict[str, float]]) -> dict[str, float] | None:
+    """The worst of every figure over the images, and how many rows they stand on; None without any."""
+    columns = {k: [f[k] for f in figures] for k in (figures[0] if figures else ())}
+    worst = {k: min(v) if k == "cos" else sum(v) if k == "n" else max(v) for k, v in columns.items()}
+    return worst or None
+
+
+def real_images(data: dict[str, Any] | None, most: int = 8) -> list[Path]:
+    """Images to compare on: the two colour photographs that Ultralytics installs and some of the validation split."""
+    from ultralytics.utils import ASSETS
+
+    found = [p for p in sorted(Path(ASSETS).glob("*.jpg"))]
+    folder = (data or {}).get("val")
+    if isinstance(folder, (str, Path)) and Path(folder).is_dir():
+        inside = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found += itertools.islice(filter(readable, inside), most)
+    return found
+
+
+def readable(path: Path) -> bool:
+    """Whether a file decodes as an image; of a data set's Ultralytics leaves out those that do not, with a warning."""
+    try:
+        read_image(path)
+    except EdgeError:
+        LOGGER.warning(f"Left out {path}, which cannot be decoded.")
+        return False
+    return True

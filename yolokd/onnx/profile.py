@@ -1,0 +1,141 @@
+"""Static figures of an ONNX file: parameters, FLOPs, memory of the activations; and its slowest nodes, measured."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+from yolokd_edge import EdgeError
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FREE = ("Constant", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")  # write no new memory
+Shapes = dict[str, tuple[int, ...]]
+
+
+def figures(file: str | Path) -> dict[str, Any]:
+    """Static figures of a file, from onnx's shape inference.
+
+    Returns:
+        ``parameters``: weights and biases of convolutions and matrix products. ``gflops``: their work for one image,
+        two operations a multiplication. ``bytes``: size of the file. ``peak_activation_bytes``: most memory that
+        activations need at one time when nodes run in the file's order and each is freed after its last use; and
+        ``peak_node``, where. A runtime that fuses nodes needs less. What hangs on a shape that is not fixed (a dynamic
+        input, or NMS in the graph for the peak) is None.
+
+    Raises:
+        EdgeError: the file is no ONNX model.
+    """
+    path = Path(file)
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+    except Exception as error:  # protobuf, onnx and the file system each raise their own
+        raise EdgeError(f"{path} is not an ONNX model that can be read ({type(error).__name__}).") from error
+    shapes, sizes = _tensors(model.graph)
+    work = [_operations(n, shapes) for n in model.graph.node if n.op_type in WEIGHTED]
+    known = [operations for operations in work if operations is not None]
+    names = [name for node in model.graph.node for name in node.output if name]
+    peak, node = _peak(model.graph, sizes) if all(name in shapes for name in names) else (None, None)
+    return {
+        "parameters": _parameters(model.graph),
+        "gflops": round(sum(known) / 1e9, 4) if len(known) == len(work) else None,
+        "bytes": path.stat().st_size,
+        "peak_activation_bytes": peak,
+        "peak_node": node,
+    }
+
+
+def _tensors(graph: onnx.GraphProto) -> tuple[Shapes, dict[str, int]]:
+    """Shapes of all tensors of fixed shape, and sizes in bytes of those that are computed."""
+    shapes: Shapes = {t.name: tuple(t.dims) for t in graph.initializer}
+    sizes = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if all(d.HasField("dim_value") for d in tensor.shape.dim):
+            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
+            item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+            sizes[value.name] = int(np.prod(shapes[value.name], dtype=np.int64)) * item
+    return shapes, sizes
+
+
+def _parameters(graph: onnx.GraphProto) -> int:
+    """Elements of the constants that weighted nodes read, directly or through a node that dequantizes or casts them."""
+    stored = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                stored[node.output[0]] = int(numpy_helper.to_array(attribute.t).size)
+    through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("DequantizeLinear", "Cast")}
+    read = {through.get(name, name) for n in graph.node if n.op_type in WEIGHTED for name in n.input}
+    return sum(stored.get(name, 0) for name in read)
+
+
+def _operations(node: onnx.NodeProto, shapes: Shapes) -> int | None:
+    """Floating-point operations of a weighted node, two a multiplication; None if a shape is not fixed."""
+    if not all(name in shapes for name in (*node.input[:2], node.output[0])):
+        return None
+    out = int(np.prod(shapes[node.output[0]], dtype=np.int64))
+    if node.op_type in ("Gemm", "MatMul"):
+        transposed = node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute)
+        return 2 * out * shapes[node.input[0]][0 if transposed else -1]
+    kernel = int(np.prod(shapes[node.input[1]][1:], dtype=np.int64))  # (out, in / groups, kh, kw)
+    if node.op_type == "ConvTranspose":
+        return 2 * kernel * int(np.prod(shapes[node.input[0]], dtype=np.int64))
+    return 2 * out * kernel
+
+
+def _peak(graph: onnx.GraphProto, sizes: dict[str, int]) -> tuple[int, str]:
+    """Most bytes of activations alive at one node, and that node."""
+    last = {name: k for k, node in enumerate(graph.node) for name in node.input}
+    keep = {value.name for value in graph.output}
+    alive = {value.name: sizes[value.name] for value in graph.input if value.name in sizes}
+    peak, where, fixed = 0, "", {t.name for t in graph.initializer}
+    for k, node in enumerate(graph.node):
+        if all(name in fixed for name in node.input if name):  # computed from weights alone: done once, at the start
+            fixed |= set(node.output)
+        elif node.op_type not in FREE:
+            alive |= {name: sizes.get(name, 0) for name in node.output if name}
+        else:  # a view lives with what it shows
+            alive |= {node.output[0]: alive.pop(node.input[0])} if node.input and node.input[0] in alive else {}
+        if (total := sum(alive.values())) > peak:
+            peak, where = total, node.name or node.output[0]
+        alive = {name: size for name, size in alive.items() if name in keep or last.get(name, -1) > k}
+    return peak, where
+
+
+def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) -> list[dict[str, Any]]:
+    """The nodes that take longest on this machine's CPU, from onnxruntime's profile, slowest first.
+
+    They are the nodes of the optimized graph: several of the file's may have become one. The input is noise, which
+    takes a convolution as long as an image does.
+
+    Returns:
+        Rows ``name``, ``op``, ``ms`` (median of the runs) and ``share`` of all nodes' medians.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        feed = session.get_inputs()[0]
+        if not all(isinstance(side, int) for side in feed.shape):
+            raise EdgeError(f"{file} has no fixed input shape ({feed.shape}), to time its nodes at: export it for one.")
+        kind = np.float16 if feed.type == "tensor(float16)" else np.float32
+        noise = np.random.default_rng(0).random(feed.shape, np.float32).astype(kind)
+        for _ in range(5 + runs):
+            session.run(None, {feed.name: noise})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1000)
+    medians = {key: float(np.median(values[5:])) for key, values in times.items()}  # the first five are warm-up
+    total = sum(medians.values()) or 1.0
+    ranked = sorted(medians.items(), key=lambda item: -item[1])[:most]
+    return [{"name": name, "op": op, "ms": ms, "share": ms / total} for (name, op), ms in ranked]

@@ -1,0 +1,304 @@
+"""`yolokd compare methods=...`: which way of distilling pays on one's own data, with the seeds' noise in view.
+
+A study is arms x seeds. Every run is a fresh process in a folder of its own, `OUT/ARM/seedN`, whose run.json says what
+was asked for and whose result.json appears when it is done; that is the whole state, so the same command goes on after
+any interruption. Arms are interleaved by seed: a study that is stopped early has whole pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from yolokd.config import options
+from yolokd.config.checks import check_arguments, check_writable
+from yolokd.config.parse import check_keys, is_file_name, read_yaml, typed
+from yolokd.config.recipes import asked_methods, method_keys, read_arguments
+from yolokd.data.splits import read_data
+from yolokd.detectors.opening import open_student, scaled_yaml
+from yolokd.detectors.teachers import fetched, locate_all
+from yolokd.distill.preflight import preflight
+from yolokd.errors import UsageError
+from yolokd.methods import METHODS
+from yolokd.methods.base import TAXONOMY_LEVELS
+from yolokd.study.worker import RESULT, SPEC
+
+SCHEMA = "yolokd.study/1"
+ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are no method of ours; the teacher's own folder
+OF_THE_STUDY = {
+    "method": "list the arms in methods=",
+    "distill_model": "name the arm builtin in methods=",
+    "seed": "give seeds=",
+    "resume": "the same command goes on where it stopped",
+    **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the study's folder is out="),
+    "save": "a run needs its checkpoint",
+    "mode": "a study trains",
+}
+FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
+ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training the student."""
+
+    name: str
+    arguments: dict[str, Any]  # of the training, without the seed and where it is written
+    level: str = ""  # of the review's taxonomy, joined by " + "; empty for the student alone and the built-in
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a folder and what its run.json must say."""
+
+    label: str
+    folder: Path
+    spec: dict[str, Any]
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run found, once it is done."""
+        return _read_json(self.folder / RESULT)
+
+
+@dataclass
+class Study:
+    """A checked plan: nothing in it can be refused any more, and nothing is written yet."""
+
+    out: Path
+    arms: list[Arm]
+    seeds: list[int]
+    teacher: Job | None
+    jobs: dict[tuple[str, int], Job]  # (arm, seed), in the order in which they run
+    common: dict[str, Any]
+    failed: dict[str, str] = field(default_factory=dict)  # label -> the last line of the log
+
+    def everything(self) -> list[Job]:
+        """The runs, the teacher's own validation first."""
+        return [*filter(None, [self.teacher]), *self.jobs.values()]
+
+
+def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: dict[str, Any]) -> Study:
+    """Check everything that can be checked without training, against what the folder already holds too."""
+    if arguments.get("cfg"):
+        arguments = {**read_arguments(arguments.pop("cfg")), **arguments}
+    _refuse_owned(arguments, "")
+    for key, example in (("model", "model=yolo11n.pt"), ("teacher", "teacher=big.pt"), ("data", "data=my.yaml")):
+        if not arguments.get(key):
+            raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
+    numbers = read_seeds(seeds)
+    found = [fetched(t) for t in locate_all(arguments["teacher"])]
+    arguments = {**arguments, "teacher": found[0] if len(found) == 1 else found}
+    chosen = build_arms(read_arms(methods, arms), arguments)
+    folder = Path(str(out)).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
+        raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
+    check_writable(folder, f"out={out}")
+    checked = [preflight_arm(arm) for arm in chosen]
+    jobs = {
+        (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))
+        for k, seed in enumerate(numbers)
+        for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # none is always the first
+    }
+    plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments)
+    for job in plan.everything():
+        _refuse_other_settings(job, out)
+    return plan
+
+
+def read_seeds(seeds: Any) -> list[int]:
+    """The seeds that seeds=3 or seeds=0,4,7 stands for."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= 1000:
+        return list(range(seeds))
+    if isinstance(seeds, (list, tuple)) and seeds and len(set(seeds)) == len(seeds):
+        if all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
+            return list(seeds)
+    raise UsageError(
+        f"seeds={seeds} is neither a number of seeds, such as 3, nor a list of different ones, such as 0,4,7."
+    )
+
+
+def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
+    """Arm name -> its own arguments, the student alone first, from the short list and the file."""
+    listed: dict[str, dict[str, Any]] = {}
+    words = methods if isinstance(methods, (list, tuple)) else str(methods or "").split(",") if methods else []
+    for word in (str(w).strip() for w in words):
+        name = Path(word).stem if word.endswith((".yaml", ".yml")) else word
+        if not word or name in listed:
+            raise UsageError(
+                f"methods={methods} has an arm twice or an empty name: write methods=builtin,default,pkd+logit."
+            )
+        listed[name] = {"method": word.replace("+", ",")}
+    given = _read_arms_file(file) if file else {}
+    if both := [name for name in given if name in listed]:
+        raise UsageError(f"arm {both[0]!r} stands in methods= and in arms={file}: keep one.")
+    arms = {ALONE: {"method": ALONE}, **listed, **given}
+    if len(arms) < 2:
+        raise UsageError("no arms to compare with the student alone: give methods=builtin,default or arms=arms.yaml.")
+    folders = [name.lower() for name in (*arms, TEACHER)]
+    for name in arms:
+        if not ARM_NAME.fullmatch(name) or folders.count(name.lower()) > 1:
+            raise UsageError(
+                f"arm {name!r} cannot name a folder of its own: use other letters, digits and _ . @ + - only."
+            )
+    return arms
+
+
+def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UsageError(f"arms={file} does not exist: give a YAML file of arms, such as `strong: {{logit.gain: 6}}`.")
+    content = read_yaml("arms", file, path)
+    if not isinstance(content, dict) or not content:
+        raise UsageError(f"arms={file} is not a mapping of arm names to their arguments.")
+    for name, own in content.items():
+        if own is not None and not isinstance(own, dict):
+            raise UsageError(f"arms={file}: arm {name} is {own!r}; write a mapping, such as {{method: pkd}}.")
+    arms = {str(n): {str(k): typed(v) for k, v in (o or {}).items()} for n, o in content.items()}
+    return {name: {"method": name.replace("+", ","), **own} for name, own in arms.items()}
+
+
+def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
+    """Each arm's whole training arguments: what is common, then its own."""
+    distilling = {k: v for k, v in common.items() if k in options.OURS and k not in ("width", "depth")}
+    shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
+    dotted = {k: v for k, v in common.items() if "." in k}
+    used: set[str] = set()
+    arms = []
+    for name, own in given.items():
+        method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
+        _refuse_owned(own, f"arm {name}: ")
+        if "val" in own:  # a best epoch is not to be compared with a last one
+            raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
+        if method in (ALONE, BUILTIN):
+            if odd := [k for k in own if "." in k or (k in options.OURS and k not in ("width", "depth"))]:
+                raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
+            distilled = {"distill_model": common["teacher"]} if method == BUILTIN else {}
+            if distilled and not str(common["teacher"]).endswith(".pt"):
+                raise UsageError(
+                    f"arm {name}: Ultralytics' own distillation takes one teacher, a .pt file: leave it out."
+                )
+            arms.append(Arm(name, {**shared, **distilled, **own}))
+            continue
+        keys = method_keys(asked_methods(method, {}))
+        for_it = {k: v for k, v in dotted.items() if k.rpartition(".")[0] in keys}
+        used |= for_it.keys()
+        ours = {"kd": 1.0, **distilling, "method": method}
+        levels = {METHODS[key.partition("@")[0]].taxonomy_level for key in keys}
+        arms.append(
+            Arm(name, {**shared, **ours, **for_it, **own}, " + ".join(k for k in TAXONOMY_LEVELS if k in levels))
+        )
+    if unused := [k for k in dotted if k not in used]:
+        raise UsageError(f"{unused[0]}={dotted[unused[0]]} sets an option of a method that no arm uses.")
+    return arms
+
+
+def _refuse_owned(arguments: dict[str, Any], where: str) -> None:
+    for key, instead in OF_THE_STUDY.items():
+        if key in arguments:
+            raise UsageError(f"{where}{key}={arguments[key]} is not for a study: {instead}.")
+
+
+def preflight_arm(arm: Arm) -> Arm:
+    """The arm with paths made absolute, after the checks that `yolokd train` makes; they cost a second, not a run."""
+    arguments = {k: v for k, v in arm.arguments.items() if k not in ("width", "depth")}
+    scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
+    try:
+        if "teacher" in arguments:
+            folded = options.fold(arguments)
+        else:
+            check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
+            folded = arguments
+        check_arguments(folded)
+        if "," in str(arguments.get("device", "")):
+            raise UsageError(f"device={arguments['device']}: a study trains each run on one device, name one.")
+        if scaling:
+            arguments["model"] = scaled_yaml(str(arguments["model"]), **scaling)
+        student = open_student(arguments["model"])
+        if "teacher" in arguments:
+            preflight(student, folded)
+        else:
+            read_data(arguments)
+    except UsageError as error:
+        raise UsageError(f"arm {arm.name}: {error}") from error
+    for key in ("model", "data", "teacher", "distill_model"):
+        if key in arguments and Path(str(arguments[key])).is_file():
+            arguments[key] = str(Path(str(arguments[key])).resolve())
+    return Arm(arm.name, arguments, arm.level)
+
+
+def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:
+    arguments = {**arm.arguments, "seed": seed}
+    return {"kind": "train", "arguments": arguments, "inputs": _hashes(arguments)}
+
+
+def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
+    """The teacher's validation, on the same images at the same size as the students'; none of what Ultralytics cannot
+    validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
+    for.
+    """
+    found = str(common["teacher"])
+    if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+        return None
+    if found.endswith(".pt") and _task("teacher", found) != _task("model", common["model"]):
+        return None
+    of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
+    arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}
+    arguments |= {k: common[k] for k in of_validation if k in common}
+    if is_file_name(given := arguments.get("classes")) or isinstance(given, dict):
+        arguments["class_map"] = options.read_classes(arguments.pop("classes"))
+    if not isinstance(arguments.get("batch", 16), int) or arguments.get("batch", 16) < 1:
+        del arguments["batch"]  # -1 and 0.8 let the training find its own
+    if Path(str(arguments["data"])).is_file():
+        arguments["data"] = str(Path(str(arguments["data"])).resolve())
+    return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
+
+
+def _task(key: str, model: Any) -> str:
+    return str(open_student(model, key).task)
+
+
+def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """SHA-256 of the files that the arguments name: a changed teacher or recipe makes another run."""
+    found: dict[str, Any] = {}
+    for key in FILES:
+        given = arguments.get(key)
+        files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
+        sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+        if sums:
+            found[key] = sums[0] if len(sums) == 1 else sums
+    return found
+
+
+def _refuse_other_settings(job: Job, out: str | Path) -> None:
+    """A run made with other settings must neither be mixed in nor be lost."""
+    before = _read_json(job.folder / SPEC)
+    if before is None:
+        return
+    asked = json.loads(json.dumps(job.spec, default=str))
+    for part in ("arguments", "inputs"):
+        was, now = before.get(part, {}), asked[part]
+        for key in (*now, *was):
+            if was.get(key) != now.get(key):
+                what = (
+                    f"the file {key}= has changed"
+                    if part == "inputs"
+                    else f"{key}={was.get(key)} then, {now.get(key)} now"
+                )
+                raise UsageError(f"out={out} holds {job.label} with other settings ({what}): name another folder.")
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or one that a full disk cut short: the run is made again
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# --- The runs -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""`yolokd steptime` (a benchmark, not listed in the help): what one training step costs, several ways side by side.
+
+The student alone, Ultralytics' own `distill_model` and yolokd take the same steps on the same batches in turn, in one
+process, so that a change of the machine's speed meets all of them. With cache=teacher yolokd does so twice, once
+without and once with all responses stored. Quote the ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils.torch_utils import autocast
+
+from yolokd.config import options
+from yolokd.distill.trainer import KDTrainer
+
+CACHED, FORWARD = "yolokd, cached", "teacher alone"
+WARMUP = 3  # steps that are not counted
+
+
+def steptime(
+    model: str, teacher: str, data: str, steps: int = 20, threads: int | None = None, **arguments: Any
+) -> dict[str, float]:
+    """Median milliseconds of a training step by arm, and of one forward pass of yolokd's teacher; prints the ratios.
+
+    Args:
+        model: student, a checkpoint or YAML.
+        teacher: checkpoint.
+        data: data set's YAML.
+        steps: counted steps of each arm.
+        threads: of PyTorch; by default as many as Ultralytics takes, one less than the cores.
+        **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
+    """
+    ours = {k: arguments.pop(k) for k in list(arguments) if k in options.OURS or "." in k}
+    stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
+    if "teacher" in (words := str(arguments.get("cache")).split(",")):
+        stored["cache"] = arguments.pop("cache")
+        arguments["cache"] = next((word for word in words if word != "teacher"), False)
+    ours.setdefault("init", "own")  # how a student starts costs no step anything
+    common: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "plots": False,
+        "warmup_epochs": 0,
+        "nbs": arguments.get("batch", 16),
+        **arguments,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        arms: dict[str, Any] = {
+            "student alone": DetectionTrainer(overrides={**common, "project": folder, "name": "alone"}),
+            "distill_model": DetectionTrainer(
+                overrides={**common, "project": folder, "name": "builtin", "distill_model": teacher}
+            ),
+            "yolokd": KDTrainer(overrides={**common, "project": folder, "name": "yolokd", "teacher": teacher, **ours}),
+        }
+        if stored:
+            of_cached = {**common, "project": folder, "name": "cached", "teacher": teacher, **ours, **stored}
+            arms[CACHED] = KDTrainer(overrides=of_cached)
+        for trainer in arms.values():
+            trainer._setup_train()
+            trainer.epoch = 0
+            trainer._model_train()
+        if threads:
+            torch.set_num_threads(threads)  # only now: Ultralytics sets its own number with the device
+        times = _measure(arms, steps)
+    alone, forward = times["student alone"], times.pop(FORWARD)
+    print(f"{'arm':15} {'ms':>9} {'ratio':>7} {'added':>9}")
+    for arm, ms in times.items():
+        print(f"{arm:15} {ms:9.1f} {ms / alone:7.2f} {ms - alone:9.1f}")
+    added = {arm: ms - alone for arm, ms in times.items()}
+    for arm in list(times)[2:]:
+        print(f"time added by {arm} / by distill_model: {added[arm] / added['distill_model']:.2f}")
+        print(f"time added by {arm} / one forward pass of its teacher, {forward:.1f} ms: {added[arm] / forward:.2f}")
+    return {**times, FORWARD: forward}
+
+
+def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
+    cached = arms.get(CACHED)
+    batches = _batches(cached or arms["student alone"])
+    times: dict[str, list[float]] = {arm: [] for arm in (*arms, FORWARD)}
+    order = list(arms)
+    for i in range(WARMUP + steps):
+        batch = next(batches)
+        if cached:  # what is timed is the second time that a view is seen
+            seen = cached.preprocess_batch(dict(batch))
+            cached.distiller.shown(seen["img"], seen["view"])
+        for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
+            seconds = _step(arms[arm], dict(batch))
+            if i >= WARMUP:
+                times[arm].append(1000 * seconds)
+        if i >= WARMUP:
+            times[FORWARD].append(1000 * _look(arms["yolokd"], dict(batch)))
+    return {arm: statistics.median(samples) for arm, samples in times.items()}
+
+
+def _batches(trainer: Any) -> Any:
+    while True:
+        yield from trainer.train_loader
+
+
+def _step(trainer: Any, batch: dict[str, Any]) -> float:
+    """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
+    wait(trainer.device)
+    start = time.perf_counter()
+    with autocast(precision(trainer), device=trainer.device.type):
+        loss, _ = trainer.model(trainer.preprocess_batch(batch))
+    trainer.scaler.scale(loss.sum()).backward()
+    trainer.optimizer_step()
+    wait(trainer.device)
+    return time.perf_counter() - start
+
+
+def _look(trainer: Any, batch: dict[str, Any]) -> float:
+    """Seconds of one forward pass of the teachers, fused and without what no term reads."""
+    images = trainer.preprocess_batch(batch)["img"]
+    wait(trainer.device)
+    start = time.perf_counter()
+    with autocast(precision(trainer), device=trainer.device.type):
+        trainer.distiller.shown(images)
+    wait(trainer.device)
+    return time.perf_counter() - start
+
+
+def precision(trainer: Any) -> Any:
+    """Of a step, as Ultralytics' loop gives it to autocast."""
+    return torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,138 @@
+"""One run of a study, in a process of its own: reads run.json, trains or validates, writes result.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolokd.detectors.class_map import ClassMap, match_classes
+
+SPEC, RESULT = "run.json", "result.json"
+
+
+def main() -> None:
+    """Arguments: the run's folder and the number of CPU threads."""
+    from filelock import FileLock, Timeout
+
+    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    try:  # the parent may have been killed while this run's predecessor lives on
+        with FileLock(folder / ".lock", timeout=0):
+            work = train if spec["kind"] == "train" else validate
+            write_json(folder / RESULT, {**work(folder, spec["arguments"], threads), "versions": _versions()})
+    except Timeout:
+        sys.exit("another process is still at this run")
+
+
+def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Train, going on from the last epoch of an interrupted run; accuracy is that of the best epoch, as
+    upstream's, or of the last one with val=False, which validates no other."""
+    from yolokd.detectors.opening import open_student
+    from yolokd.distill.trainer import trainer_for
+
+    target = folder / "train"
+    last = _interrupted(target)
+    if last is None and target.exists():
+        shutil.rmtree(target)  # this run's own leftovers, of no use
+    student = open_student(last or arguments["model"])
+    student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
+    trainer = trainer_for(student.model) if "teacher" in arguments else None
+    if last is not None:
+        student.train(trainer=trainer, resume=True, save_dir=str(target))
+    else:
+        given = {k: v for k, v in arguments.items() if k != "model"}
+        student.train(trainer=trainer, **given, save_dir=str(target))
+    with (target / "results.csv").open(encoding="utf-8") as file:
+        rows = [{k.strip(): float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return {
+        **_accuracy(student.trainer.metrics),
+        "map50_last": rows[-1]["metrics/mAP50(B)"],
+        "map50_95_last": rows[-1]["metrics/mAP50-95(B)"],
+        "epochs": len(rows),
+        "wall_s": None if last else rows[-1]["time"],  # epochs with their validations; unknown for an interrupted run
+        "resumed": last is not None,
+        "checkpoint": str(student.trainer.best),
+    }
+
+
+def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The teacher's accuracy on the same images, its classes taken by name for those of the data."""
+    from ultralytics import YOLO
+    from ultralytics.data.utils import check_det_dataset
+
+    teacher = YOLO(arguments["model"])
+    teacher.add_callback("on_val_start", lambda validator: _set_threads(threads))
+    given = {k: v for k, v in arguments.items() if k not in ("model", "class_map")}
+    names = check_det_dataset(arguments["data"])["names"]
+    classes = None if arguments.get("single_cls") else match_classes(names, teacher.names, arguments.get("class_map"))
+    validator = None if classes is None else renamed(teacher._smart_load("validator"), classes, len(teacher.names))
+    metrics = teacher.val(validator, **given, plots=False, save_dir=str(folder / "val"))
+    return _accuracy(metrics.results_dict)
+
+
+def renamed(validator: type, classes: ClassMap, count: int) -> type:
+    """A validator of Ultralytics that counts detections of a teacher with so many classes as of the data's classes;
+    those of classes that the data lacks are left out.
+    """
+    table = torch.full((count,), -1)
+    for own, group in zip(classes.student, classes.teacher, strict=True):
+        table[group] = own
+
+    class Renamed(validator):
+        def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+            images = super().postprocess(preds)
+            known = [table.to(image["cls"].device)[image["cls"].long()] for image in images]
+            return [
+                {**{k: v[cls >= 0] for k, v in image.items()}, "cls": cls[cls >= 0].to(image["cls"].dtype)}
+                for image, cls in zip(images, known, strict=True)
+            ]
+
+    return Renamed
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either whole or not there."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
+    return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
+
+
+def _interrupted(target: Path) -> Path | None:
+    """The checkpoint from which an interrupted training can go on, if there is one."""
+    last = target / "weights" / "last.pt"
+    if not last.is_file():
+        return None
+    try:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=False)  # written by a run of this study
+    except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
+        return None
+    # of the last epoch nothing is left to train, and what comes after it cannot be asked for by itself: begin again
+    unfinished = 0 <= checkpoint.get("epoch", -1) < checkpoint.get("train_args", {}).get("epochs", 0) - 1
+    return last if checkpoint.get("optimizer") is not None and unfinished else None
+
+
+def _set_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def _versions() -> dict[str, str]:
+    import ultralytics
+
+    from yolokd import __version__
+
+    return {"yolokd": __version__, "ultralytics": ultralytics.__version__, "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main()
