@@ -17,7 +17,7 @@ _HOME = {
     "bundle": "onnx.bundle",
     "bench": "verbs.bench",
     "compare": "latency.gate",
-    "study": "study.runner",
+    "study": "studies.runner",
 }
 _STANDS_ON_ULTRALYTICS = {*_TRAINERS, "train", "export", "bundle", "study"}
 

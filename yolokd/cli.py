@@ -119,7 +119,7 @@ def _compare(rest: list[str]) -> None:
     if any(a.removeprefix("--").startswith(("methods=", "arms=")) for a in rest):
         from yolokd import compat
         from yolokd.config.parse import parse_pairs
-        from yolokd.study.runner import study
+        from yolokd.studies.runner import study
 
         compat.check()
         study(**parse_pairs(rest))
@@ -186,7 +186,7 @@ def _demo(rest: list[str]) -> None:
 def _steptime(rest: list[str]) -> None:
     from yolokd.config.parse import parse_pairs
     from yolokd.errors import UsageError
-    from yolokd.study.step_time import steptime
+    from yolokd.studies.step_time import steptime
 
     arguments = parse_pairs(rest)
     if missing := [key for key in ("model", "teacher", "data") if key not in arguments]:
@@ -208,7 +208,7 @@ def _cost(rest: list[str]) -> None:
 
     compat.check()
     from yolokd.config.parse import parse_pairs
-    from yolokd.study.step_cost import cost
+    from yolokd.studies.step_cost import cost
 
     cost(
         **_checked([a for a in rest if "." not in a.partition("=")[0]], cost, skip={"dotted"}),

@@ -9,7 +9,7 @@ import pytest
 
 from yolokd import cli
 from yolokd.demo import run
-from yolokd.study.step_time import steptime
+from yolokd.studies.step_time import steptime
 
 
 def row(name: str, map50: float) -> dict:

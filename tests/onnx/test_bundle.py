@@ -342,7 +342,7 @@ def test_inspect_shows_the_slowest_nodes(unpacked: Path, capsys) -> None:
 
 
 def test_a_missing_training_folder_is_seen_before_anything_is_exported(teacher, scenes, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(verb.exporting, "export", lambda *given, **more: pytest.fail("it was exported"))
+    monkeypatch.setattr(verb.export, "export", lambda *given, **more: pytest.fail("it was exported"))
     data = tmp_path / "mine.yaml"
     data.write_text(f"path: {scenes.parent}\ntrain: gone\nval: images/val\nnames: {{0: a}}\n")
     with pytest.raises(UsageError, match="the train split of .* holds no image"):

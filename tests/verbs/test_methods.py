@@ -77,9 +77,9 @@ def test_every_option_is_explained(name):
         assert len(line.split("=", 1)[1].split()) >= 3, line
 
 
-def test_the_readme_has_the_table(request):
+def test_the_documents_have_the_table(request):
     """`python -m yolokd.verbs.methods` prints it anew."""
-    assert table() in (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+    assert table() in (request.config.rootpath / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

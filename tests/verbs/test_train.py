@@ -15,10 +15,10 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 import yolokd
 from yolokd import cli
+from yolokd.data import splits
 from yolokd.data.splits import read_data
 from yolokd.detectors import opening
 from yolokd.detectors.opening import scaled_yaml
-from yolokd.distill import training as verb
 from yolokd.distill.trainer import KDTrainer
 from yolokd.errors import UsageError
 
@@ -194,7 +194,7 @@ def test_training_images_without_labels(refused, place, scenes, listed):
 
 def test_an_ultralytics_that_converts_without_knowing_splits(scenes, monkeypatch):
     """As the oldest supported release does."""
-    monkeypatch.setattr(verb, "convert_ndjson_to_yolo_if_needed", lambda data: data)
+    monkeypatch.setattr(splits, "convert_ndjson_to_yolo_if_needed", lambda data: data)
     assert read_data({"data": str(scenes)})["nc"] == 10
 
 

@@ -1,4 +1,4 @@
-"""`yolokd methods`: the taxonomy as a tree, the options of one method, and the table in the README."""
+"""`yolokd methods`: the taxonomy as a tree, the options of one method, and the table in docs/methods.md."""
 
 from __future__ import annotations
 

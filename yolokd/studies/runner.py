@@ -13,12 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from yolokd.errors import StudyError, UsageError
-from yolokd.study.plan import SCHEMA, Job, Study, plan_study
-from yolokd.study.report import summarise, write
-from yolokd.study.worker import SPEC, write_json
+from yolokd.studies.plan import SCHEMA, Job, Study, plan_study
+from yolokd.studies.report import summarise, write
+from yolokd.studies.worker import SPEC, write_json
 
 # The working directory is no place to import from: a checkout of yolokd there, or somebody's random.py.
-RUNNER = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "yolokd.study.worker"]
+RUNNER = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "yolokd.studies.worker"]
 
 
 def study(

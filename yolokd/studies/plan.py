@@ -27,7 +27,7 @@ from yolokd.distill.preflight import preflight
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.methods.base import TAXONOMY_LEVELS
-from yolokd.study.worker import RESULT, SPEC
+from yolokd.studies.worker import RESULT, SPEC
 
 SCHEMA = "yolokd.study/1"
 ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are no method of ours; the teacher's own folder

@@ -34,7 +34,7 @@ from yolokd.distill.pairing import Pairing, Plan, kind, methods_for, needs, plan
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError, one_line
 from yolokd.methods import METHODS
-from yolokd.study.step_time import wait
+from yolokd.studies.step_time import wait
 
 WARMUP = 2  # rounds that are not counted
 OBJECTS = 7  # an image; COCO's mean

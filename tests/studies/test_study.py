@@ -18,14 +18,14 @@ from helpers.training import ASSETS, TINY
 from ultralytics import YOLO
 
 from yolokd import cli
-from yolokd.distill import teacher
+from yolokd.detectors import teachers
 from yolokd.errors import UsageError
 from yolokd.latency.intervals import NO_EVIDENCE, ONE_RUN
-from yolokd.study import plan as planning
-from yolokd.study import report, runner
-from yolokd.study.plan import Job, build_arms, plan_study, read_arms, read_seeds
-from yolokd.study.runner import run_all, start_run, study
-from yolokd.study.worker import RESULT, _interrupted, validate
+from yolokd.studies import plan as planning
+from yolokd.studies import report, runner
+from yolokd.studies.plan import Job, build_arms, plan_study, read_arms, read_seeds
+from yolokd.studies.runner import run_all, start_run, study
+from yolokd.studies.worker import RESULT, _interrupted, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
 # A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
@@ -251,7 +251,7 @@ def test_an_official_teacher_is_fetched_before_anything_is_noted(given, scripted
         shutil.copy(ASSETS / "teacher.pt", tmp_path / name)
         return name
 
-    monkeypatch.setattr(teacher, "attempt_download_asset", download)
+    monkeypatch.setattr(teachers, "attempt_download_asset", download)
     for _ in range(2):
         study("builtin,pkd", seeds=1, out="study", **{**given, "teacher": "yolo11s.pt"})
     assert asked == ["yolo11s.pt"] and set(starts(tmp_path / "study").values()) == {1}
@@ -263,7 +263,7 @@ def test_an_official_teacher_without_a_network_is_one_sentence(given, monkeypatc
     def download(name):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(teacher, "attempt_download_asset", download)
+    monkeypatch.setattr(teachers, "attempt_download_asset", download)
     with pytest.raises(UsageError, match=r"teacher=yolo11s.pt cannot be downloaded \(ConnectionError\)"):
         study("pkd", seeds=1, out="study", **{**given, "teacher": "yolo11s.pt"})
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from yolokd.latency.intervals import BETTER, NO_EVIDENCE, ONE_RUN, WORSE, paired
 from yolokd.methods.base import TAXONOMY_LEVELS
-from yolokd.study.worker import write_json
+from yolokd.studies.worker import write_json
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
 ALONE, BUILTIN = "alone", "builtin"

@@ -9,7 +9,7 @@ from helpers.cli import refusal
 from yolokd import cli
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
-from yolokd.study.step_cost import _bytes, _leaves, cost
+from yolokd.studies.step_cost import _bytes, _leaves, cost
 
 CPU = torch.device("cpu")
 SMALL = {"imgsz": 64, "batch": 1, "rounds": 1, "device": "cpu"}
@@ -61,7 +61,7 @@ def test_views_become_leaves_that_add_to_a_gradient():
 
 def test_the_verb_reads_dotted_options(monkeypatch):
     seen = {}
-    monkeypatch.setattr("yolokd.study.step_cost.cost", lambda model="", **given: seen.update(given))
+    monkeypatch.setattr("yolokd.studies.step_cost.cost", lambda model="", **given: seen.update(given))
     monkeypatch.setattr("yolokd.cli._checked", lambda rest, function, skip: dict(a.split("=") for a in rest))
     assert cli.main(["methods", "--cost", "imgsz=320", "mgd.form=full"]) == 0
     assert seen == {"imgsz": "320", "mgd.form": "full"}
