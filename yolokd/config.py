@@ -23,7 +23,6 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.balance import SHARE
-import yolokd_edge
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.errors import UsageError
 from yolokd.gains import GAIN, Gain
@@ -31,6 +30,7 @@ from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 from yolokd.teacher import locate_all
 from yolokd.unlabeled import list_folder
+from yolokd_edge import common as edge
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
@@ -107,8 +107,8 @@ def check_range(arguments: dict[str, Any]) -> None:
 def check_writable(place: Path, said: str) -> None:
     """Refuse a file or folder that cannot be made there, as the runtime does."""
     try:
-        yolokd_edge.check_writable(place, said)
-    except yolokd_edge.EdgeError as error:
+        edge.check_writable(place, said)
+    except edge.EdgeError as error:
         raise UsageError(str(error)) from error
 
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from yolokd_edge import EdgeError
+from yolokd_edge.common import EdgeError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FREE = ("Constant", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")  # write no new memory

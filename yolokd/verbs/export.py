@@ -15,8 +15,10 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import LOGGER
 
 from yolokd import __version__, compat, config, parity
-from yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
 from yolokd.errors import UsageError
+from yolokd_edge.contract import E2E, NMS, RAW
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import list_images, read_image
 
 CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
 TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import graph
-from yolokd_edge import EdgeError
+from yolokd_edge.common import EdgeError
 
 
 def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any]:

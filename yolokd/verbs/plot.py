@@ -10,8 +10,8 @@ import numpy as np
 
 from yolokd import plots, reports
 from yolokd import report as drawing
-from yolokd_edge import check_writable
 from yolokd.errors import UsageError
+from yolokd_edge.common import check_writable
 
 
 def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
