@@ -17,7 +17,6 @@ from test_trainer import pico, read, rows
 from torch import nn
 from training_for_tests import TINY
 from ultralytics.utils import LOGGER
-from yolokd_edge import RAW
 
 import yolokd
 from yolokd import config, teacher
@@ -30,6 +29,7 @@ from yolokd.distiller import Distiller
 from yolokd.errors import UsageError
 from yolokd.pairing import Pairing, plan
 from yolokd.teacher import Teacher
+from yolokd_edge.contract import RAW
 
 CPU = torch.device("cpu")
 A, B, NEAR_B = (0.0, 0.0, 16.0, 8.0), (16.0, 16.0, 32.0, 32.0), (16.0, 16.0, 32.0, 31.0)

@@ -162,7 +162,7 @@ def _check_archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], pat
         raise EdgeError(f"{path} would unpack to {total / 1e6:.0f} MB, more than a bundle can; nothing was unpacked.")
     sizes = {entry.filename: entry.file_size for entry in entries}
     if sizes.get(MANIFEST, MAX_MANIFEST + 1) > MAX_MANIFEST:
-        raise EdgeError(f"{path} is no bundle: it holds no {MANIFEST} of a sensible size.")
+        raise EdgeError(f"{path} is not a bundle: it holds no {MANIFEST} of a sensible size.")
     manifest = read_manifest(archive.read(MANIFEST), path)
     unknown = sorted(set(sizes) - set(manifest["files"]) - {MANIFEST})
     if unknown or len(sizes) < len(entries):

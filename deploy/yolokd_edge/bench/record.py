@@ -13,7 +13,7 @@ from yolokd_edge.bench.plan import Plan
 from yolokd_edge.bench.results import make_results, versus_first
 from yolokd_edge.bench.schema import SCHEMA
 from yolokd_edge.bench.trial import Trial
-from yolokd_edge.bench.verdict import BLOCKS, Doubt, Drift, doubts, drift, tail_attribution
+from yolokd_edge.bench.verdict import BLOCKS, Doubt, Drift, doubts, measure_drift, tail_attribution
 from yolokd_edge.board.telemetry import Telemetry
 from yolokd_edge.common import PROVIDER, EdgeError
 from yolokd_edge.version import VERSION
@@ -26,7 +26,7 @@ UNAVAILABLE = {  # fields of the schema that this program cannot fill
 }
 
 
-def stability(
+def stability_fields(
     trials: Sequence[Trial], reasons: Sequence[Doubt], drifts: Sequence[Drift], missing: dict[str, str]
 ) -> dict[str, Any]:
     """The record's `stability`: how steady the latency was, and the verdict with its reasons."""
@@ -67,7 +67,7 @@ def make_record(
         missing.update(trial.facts["missing"])
     if cross_check[0] is None:
         missing["cross_check"] = cross_check[1]
-    drifts = [d for d in (drift(t.series) for t in trials) if d is not None]
+    drifts = [d for d in (measure_drift(t.series) for t in trials) if d is not None]
     figures = make_results(trials, missing, models)
     ticks = telemetry.monitor.ticks() if telemetry else np.zeros(0, np.int64)
     figures["tail_attribution"] = tail_attribution(trials, figures["stages"]["total"]["p99"], ticks)
@@ -94,7 +94,7 @@ def make_record(
         "memory": dict(first["memory"], lfb=watched["lfb"]),
         "power": watched["power"],
         "thermal": watched["thermal"],
-        "stability": stability(trials, doubts(trials, limits, drifts, telemetry), drifts, missing),
+        "stability": stability_fields(trials, doubts(trials, limits, drifts, telemetry), drifts, missing),
         "series": {"file": None, "sha256": None},
         "cross_check": cross_check[0],
         "notes": None,

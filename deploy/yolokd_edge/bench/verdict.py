@@ -39,7 +39,7 @@ class Drift(NamedTuple):
     thirds: float  # median of the last third over that of the first
 
 
-def drift(series: dict[str, np.ndarray]) -> Drift | None:
+def measure_drift(series: dict[str, np.ndarray]) -> Drift | None:
     """Judge the total latency of one process; None with fewer than three frames per block."""
     total, start = np.asarray(series["total"]) / 1e6, np.asarray(series["start"]) / 6e10
     if len(total) < 3 * BLOCKS:

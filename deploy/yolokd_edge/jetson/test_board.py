@@ -22,7 +22,7 @@ from yolokd_edge.bench import sweep
 from yolokd_edge.bench.options import BenchOptions, Limits
 from yolokd_edge.bench.schema import PERCENTILES
 from yolokd_edge.bench.statistics import samples_needed
-from yolokd_edge.bench.verdict import BLOCKS, drift
+from yolokd_edge.bench.verdict import BLOCKS, measure_drift
 from yolokd_edge.bundle import Bundle, find_own_bundle, open_bundle
 from yolokd_edge.common import USAGE, EdgeError
 from yolokd_edge.detector import Detector, check_manifest, load
@@ -189,7 +189,7 @@ def test_thermal_soak(
         pytest.skip("no soak was asked for (--soak 0)")
     limits = Limits(3 * BLOCKS, seconds, max(seconds, 60.0), min(seconds, 60.0))
     record, series = measure(bundle, options, source, profile=limits)
-    moved, stability, heat = drift(series), record["stability"], record["thermal"] or {}
+    moved, stability, heat = measure_drift(series), record["stability"], record["thermal"] or {}
     if moved is None:
         pytest.fail(f"{record['results']['n']} frames in {seconds:g} s are too few to tell a drift.", pytrace=False)
     record_property("soak_s", record["results"]["duration_s"])
