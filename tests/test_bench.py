@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
+import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +23,8 @@ from yolokd.verbs.bench import bench
 from yolokd_edge import cli
 from yolokd_edge.bench import statistics, timing
 from yolokd_edge.bench import trial as trials_module
-from yolokd_edge.bench.options import PROFILES, Limits
+from yolokd_edge.bench.options import PROFILES, BenchOptions, Limits
+from yolokd_edge.bench.plan import Plan
 from yolokd_edge.bench.record import stability_fields
 from yolokd_edge.bench.report import text_table, write_report
 from yolokd_edge.bench.results import make_results, versus_first
@@ -721,3 +725,38 @@ def test_accuracy_latency_takes_a_single_useless_model_and_refuses_none(tmp_path
     picture(report.accuracy_latency([nought], tmp_path / "one.png"))
     with pytest.raises(ValueError, match="at least one point"):
         report.accuracy_latency([], tmp_path / "none.png")
+
+
+# --- the options, written once --------------------------------------------------------------------------------------
+
+
+def test_every_option_is_on_both_command_lines_and_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+    names = {option.name for option in dataclasses.fields(BenchOptions)}
+    assert names | {"project", "name", "exist_ok"} == set(inspect.signature(bench).parameters)
+    args = vars(cli.parser().parse_args(["bench", "--time-limit", "2", "--model", "a.onnx", "b.onnx"]))
+    assert names <= set(args) and (args["time_limit"], args["models"]) == (2, ["a.onnx", "b.onnx"])
+    defaults = {option.name: option.default for option in dataclasses.fields(BenchOptions)}
+    assert all(args[name] == defaults[name] for name in names - {"models", "source", "time_limit"})
+    options = BenchOptions(
+        ["a.onnx"], "images", profile=Limits(9, 1.0, 2.0), imgsz="32x64,64", threads="1,2", fp16=False
+    )
+    for cell in options.combinations():
+        plan = Plan(cell, options.limits, "now", ["bench"], repeat=3, stream=1, build=True)
+        assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"quick": "no"}, "quick=no is neither True nor False"),
+        ({"power": 1}, "power=1 is neither"),
+        ({"idle": "long"}, "idle=long is not a number of seconds"),
+        ({"time_limit": -1}, "time_limit=-1 is not a number of seconds"),
+        ({"seed": True}, "seed=True is not a whole number"),
+        ({"seed": -1}, "seed=-1 is not a whole number"),
+        ({"repeats": 1.5}, "at least 1, not 1.5"),
+    ],
+)
+def test_bad_options_are_refused_wherever_they_come_from(options: dict, sentence: str) -> None:
+    with pytest.raises(EdgeError, match=re.escape(sentence)):
+        BenchOptions(["a.onnx"], "images", **options)

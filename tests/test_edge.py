@@ -25,6 +25,7 @@ from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
+import yolokd
 import yolokd_edge
 from yolokd_edge import cli
 from yolokd_edge.boxes import NMS_BLOCK, letterbox, nms, unletterbox
@@ -34,6 +35,7 @@ from yolokd_edge.detector import Detector
 from yolokd_edge.images import IMAGE_SUFFIXES, list_images, read_image
 from yolokd_edge.runtimes import onnxruntime_options
 from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.version import VERSION
 
 RAW, E2E, NMS = CONTRACTS
 
@@ -335,6 +337,16 @@ def test_the_packages_description_names_what_is_there() -> None:
     packages = {p.name for p in EDGE.iterdir() if (p / "__init__.py").is_file()}
     verbs_and_models = {"contract", "detector", "boxes", "images", "bundle", "provenance", "verify", "doctor", "detect"}
     assert packages | verbs_and_models | {"drawings"} <= named
+
+
+@pytest.mark.parametrize("folder", [".", "deploy"])
+def test_both_distributions_list_every_package_of_the_runtime_and_no_version(folder: str, request) -> None:
+    text = (request.config.rootpath / folder / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^packages = \[  #[^\n]*\n([^\]]*)\]", text, re.MULTILINE)
+    deploy = request.config.rootpath / "deploy"
+    found = {".".join(f.parent.relative_to(deploy).parts) for f in deploy.glob("yolokd_edge*/**/__init__.py")}
+    assert {name for name in re.findall(r'"(.+?)"', listed) if name.startswith("yolokd_edge")} == found
+    assert VERSION not in text and yolokd.__version__ == yolokd_edge.__version__ == VERSION
 
 
 def test_public_names_are_the_same_for_python_and_for_type_checkers() -> None:

@@ -17,13 +17,14 @@ import cv2
 import numpy as np
 import pytest
 from cli_for_tests import contents
-from edge_for_tests import EDGE, copy_runtime, metadata, toy
+from edge_for_tests import EDGE, copy_runtime, entry, metadata, toy
 
 from yolokd_edge import cli, detector, verify
 from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import E2E
 from yolokd_edge.detector import load
 from yolokd_edge.jetson import test_board
+from yolokd_edge.provenance import KEYS, known_provenance, provenance_text
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.verify import compare_detections, raw_difference
 
@@ -409,7 +410,7 @@ def with_board_tests(folder: Path) -> None:
 def test_the_board_tests_say_what_is_wrong_with_the_bundle_that_they_lie_in(folder: Path) -> None:
     with_board_tests(folder)
     (folder / "README.md").unlink()
-    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:yolokd", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 2 and "the file README.md is missing" in result.stdout + result.stderr
 
@@ -463,7 +464,81 @@ def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
         "--source",
         ".",
     ]
-    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:yolokd", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *words]
     path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{folder}"}
     result = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
     assert (result.returncode, sentence in result.stdout) == (code, True), result.stdout + result.stderr
+
+
+# --- who taught the model -------------------------------------------------------------------------------------------
+
+BIG, OTHER = {"file": "big.pt", "sha256": "0"}, {"file": "other.pt", "sha256": "1"}
+TAUGHT = {
+    "student": {"file": "best.pt", "sha256": "2"},
+    "teachers": [BIG, OTHER],
+    "start": "teacher",
+    "methods": {"cwd": {"tau": 1.0}, "logit": {}},
+    "gain": 1.0,
+    "dataset": "scenes.yaml",
+}
+SENTENCE = (
+    "student best.pt, taught by big.pt and other.pt (cwd, logit), started from its teacher big.pt, on scenes.yaml"
+)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "sentence"),
+    [
+        (TAUGHT, SENTENCE),
+        ({**TAUGHT, "start": "own", "dataset": None}, SENTENCE.partition(", started")[0]),
+        ({"teacher": BIG}, "taught by big.pt"),  # of an older bundle
+        ({"teacher": BIG, "start": "teacher"}, "taught by big.pt, started from its teacher big.pt"),
+        ({"student": {"file": "best.pt"}, "teachers": None, "methods": None}, "student best.pt"),
+        ({"student": 3, "teachers": ["a.pt", None, {}, 4], "methods": "cwd"}, "taught by a.pt"),
+        ({"dataset": "scenes.yaml"}, None),
+        ({}, None),
+        (None, None),
+        ([TAUGHT], None),
+    ],
+)
+def test_provenance_is_a_sentence_whatever_is_missing(provenance: object, sentence: str | None) -> None:
+    assert provenance_text(provenance) == sentence
+    known = known_provenance(provenance)
+    assert known is None or set(known) <= set(KEYS) and None not in known.values()
+
+
+def test_doctor_verify_and_detect_say_who_taught_the_model(tmp_path: Path, images: Path, monkeypatch, capsys) -> None:
+    folder = write_bundle(tmp_path / "edge", provenance=TAUGHT)
+    assert cli.main(["doctor", "--model", str(folder), "--provider", "cpu"]) == 0
+    assert f"note: model.onnx: {SENTENCE}\n" in capsys.readouterr().out
+    words = ["detect", "--model", str(folder), "--source", str(images), "--origin"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"model.onnx: {SENTENCE}"
+    assert cli.main([*words, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first == {"model": "model.onnx", "provenance": TAUGHT}
+    figures = {"model": "model.onnx", "pass": True}
+    monkeypatch.setattr(cli, "verify_bundle", lambda *given, **more: dict(figures))
+    monkeypatch.setattr(cli, "parity_text", lambda figures: "all is well")
+    assert cli.main(["verify", "--model", str(folder), "--origin"]) == 0
+    assert capsys.readouterr().out == f"all is well\nmodel.onnx: {SENTENCE}\n"
+    assert cli.main(["verify", "--model", str(folder), "--origin", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**figures, "provenance": TAUGHT}
+
+
+def test_a_single_file_says_what_its_metadata_does(tmp_path: Path, images: Path, capsys) -> None:
+    props = {**metadata(E2E), **entry(E2E, teachers=[BIG], methods={"cwd": {}})}
+    file, bare = toy(tmp_path / "a.onnx", FINAL, props), toy(tmp_path / "b.onnx", FINAL, metadata(E2E))
+    for model, sentence in ((file, "taught by big.pt (cwd)"), (bare, "nothing is known of its training")):
+        assert cli.main(["detect", "--model", str(model), "--source", str(images), "--origin"]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"{model.name}: {sentence}"
+
+
+def test_doctor_in_an_unpacked_bundle_looks_at_the_bundle(folder: Path) -> None:
+    copy_runtime(folder)
+    command = [sys.executable, "-B", "-m", "yolokd_edge", "doctor"]
+    run = subprocess.run([*command, "--provider", "cpu"], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0 and "note: model.onnx runs on CPUExecutionProvider" in run.stdout, run.stderr
+    (folder / "README.md").unlink()
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 1 and "the file README.md is missing" in run.stdout

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,6 +27,8 @@ from yolokd_edge.bench.report import text_table
 from yolokd_edge.bundle import Bundle
 from yolokd_edge.common import EdgeError
 from yolokd_edge.detector import Detector, load
+from yolokd_edge.runtimes import base
+from yolokd_edge.runtimes.table import ON_CPU, OTHER_RUNTIMES, PROVIDERS, Provider, name_of
 
 RAW = np.zeros((1, 4 + 3, 42), np.float32)
 RAW[0, :5, 0] = 20, 16, 10, 8, 0.9
@@ -297,3 +301,42 @@ def test_a_fallback_from_openvino_is_allowed_only_where_asked_for(
     file = toy(tmp_path / "a.onnx", RAW, metadata())
     detector = Detector(file, "openvino", allow_fallback=True)
     assert (detector.active, detector.fallback) == ("CPUExecutionProvider", True)
+
+
+# --- one table of providers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_every_provider_has_its_file_and_is_known_by_what_it_calls_itself(name: str) -> None:
+    provider = PROVIDERS[name]
+    opened = import_module(f"yolokd_edge.runtimes.{provider.module}").open_session
+    assert list(inspect.signature(opened).parameters) == ["path", "provider", "threads", "tensorrt"]
+    assert name_of(provider.names[0]) == name and (provider.names[0] in ON_CPU) == provider.on_cpu
+    assert (name in OTHER_RUNTIMES) == (provider.module != "onnxruntime")
+
+
+def test_a_runtime_of_ones_own_is_a_module_and_a_line(tmp_path: Path, brief: None, monkeypatch) -> None:
+    class Echo(base.Session):
+        version = "1.2"
+
+        def __init__(self, path: Path, threads: int) -> None:
+            self.real = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            self.get_modelmeta, self.get_inputs = self.real.get_modelmeta, self.real.get_inputs
+            self.get_outputs, self.run = self.real.get_outputs, self.real.run
+
+        def get_providers(self) -> list[str]:
+            return ["echo:NPU"]
+
+    def open_session(path: Path, provider: str, threads: int, tensorrt: base.TensorRT) -> base.Opened:
+        return base.timed_session(Echo, path, provider, threads)
+
+    monkeypatch.setitem(sys.modules, "yolokd_edge.runtimes.echo", SimpleNamespace(open_session=open_session))
+    monkeypatch.setitem(PROVIDERS, "echo", Provider("echo", ("echo:NPU",), package="echo"))
+    file = toy(tmp_path / "toy.onnx", RAW, metadata())
+    (record,) = measured([file], [FRAME], threads=1, provider="echo")
+    assert record["runtime"]["providers_active"] == ["echo:NPU"] and record["runtime"]["provider_requested"] == "echo"
+    assert compare.provider_problems("new", record) == []
+    record["runtime"]["providers_active"] = ["CPUExecutionProvider"]
+    assert (
+        compare.provider_problems("new", record)[0][2] == "new: echo was asked for and CPUExecutionProvider was active"
+    )

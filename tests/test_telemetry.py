@@ -34,9 +34,10 @@ from boards_for_tests import (
 from edge_for_tests import EDGE, metadata, toy
 
 from yolokd_edge.bench.facts import device_facts
+from yolokd_edge.board import sensors
 from yolokd_edge.board.monitor import Monitor
 from yolokd_edge.board.readings import junction, total_power
-from yolokd_edge.board.sensors import Sensors
+from yolokd_edge.board.sensors import Sensor, Sensors
 from yolokd_edge.board.system import jetpack_version, tool_output
 from yolokd_edge.board.tegrastats import parse_tegrastats
 from yolokd_edge.board.telemetry import Telemetry
@@ -234,7 +235,7 @@ def test_power_from_the_sensor_where_there_is_no_tegrastats(board: Path) -> None
     ("lines", "reason"),
     [
         ([], "no tegrastats and no ina3221 sensor in /sys"),
-        ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats told no rail"),
+        ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats reports no rail"),
         ([(0, orin(5000)), (1.5, orin(5000))], "tegrastats gave too few samples while frames were timed"),
     ],
 )
@@ -428,3 +429,33 @@ def test_a_board_without_tools_gives_nulls(board: Path) -> None:
     assert code == 0 and record["power"] is None and record["clocks"]["power_mode"] is None
     assert record["unavailable"]["power"] == "no tegrastats and no ina3221 sensor in /sys"
     assert "nvpmodel" in record["unavailable"]["clocks.power_mode"]
+
+
+# --- a sensor more --------------------------------------------------------------------------------------------------
+
+
+class Npu(Sensor):
+    """Load of a chip that only this test knows."""
+
+    def present(self) -> bool:
+        return True
+
+    def read(self) -> dict[str, object]:
+        return {"npu_load": 42.0}
+
+    def curves(self, reading) -> dict[str, float]:
+        return {"npu_load": reading["npu_load"]}
+
+
+def test_a_new_sensor_is_a_class_and_gets_its_curve(board: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sensors, "SENSORS", (*sensors.SENSORS, Npu))
+    with Monitor() as monitor:
+        pass
+    assert all(reading["npu_load"] == 42.0 for _, reading in monitor.readings)
+    curve = Telemetry(monitor, [(0, S)]).series()["npu_load"]
+    assert len(curve) == len(monitor.readings) and set(curve[:, 1]) == {42.0}
+
+
+def test_no_two_sensors_tell_the_same_key(board: Path) -> None:
+    keys = [key for kind in sensors.SENSORS for key in kind().read()]
+    assert len(keys) == len(set(keys)) >= 8 and all(kind().present() for kind in sensors.SENSORS)

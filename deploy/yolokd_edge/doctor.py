@@ -243,7 +243,7 @@ def _check_model(path: Path, provider: str) -> list[Finding]:
         detector = load(path, provider)
     except EdgeError as error:
         return [Finding(ERROR, str(error), "see above" if error.code == PROVIDER else "export the model again")]
-    out = []
+    out, name = [], detector.path.name
     flags = first_value(system_path("/proc/cpuinfo"), "flags") or first_value(system_path("/proc/cpuinfo"), "Features")
     quick = {"avx512_vnni", "avx_vnni", "asimddp"}
     if (
@@ -252,9 +252,9 @@ def _check_model(path: Path, provider: str) -> list[Finding]:
         and flags
         and not quick & set(flags.split())
     ):
-        what = f"{path.name} is INT8, and this CPU has no instructions for it: it may be slower than FP32"
+        what = f"{name} is INT8, and this CPU has no instructions for it: it may be slower than FP32"
         out.append(Finding(WARNING, what, "measure both: bench --model int8.onnx fp32.onnx"))
     origin = provenance_text(detector.provenance)
     if origin:
-        out.append(Finding(NOTE, f"{path.name}: {origin}", NOTHING_TO_DO))
-    return out + [Finding(NOTE, f"{path.name} runs on {detector.active}", NOTHING_TO_DO)]
+        out.append(Finding(NOTE, f"{name}: {origin}", NOTHING_TO_DO))
+    return out + [Finding(NOTE, f"{name} runs on {detector.active}", NOTHING_TO_DO)]

@@ -17,6 +17,7 @@ from yolokd_edge.common import EdgeError, check_writable
 def bench(
     models: str | Path | Sequence[str | Path],
     source: str | Path,
+    *,
     project: str | Path = "runs/bench",
     name: str | None = None,
     exist_ok: bool = False,

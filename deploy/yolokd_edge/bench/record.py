@@ -56,7 +56,7 @@ def make_record(
     Args:
         trials: What each process measured of it.
         plan: How it was measured.
-        telemetry: What the board said meanwhile.
+        telemetry: What the board told meanwhile.
         base: The first model's trials, if this is a further one measured interleaved with it.
         overhead_pct: By how much sampling the power slowed the frames.
         cross_check: What trtexec measured, or why it did not.
@@ -145,5 +145,5 @@ def board_fields(
     else:
         missing["power"] = "several models share the time: measure one at a time"
     if out["lfb"] is None:
-        missing["memory.lfb"] = "tegrastats told none"
+        missing["memory.lfb"] = "tegrastats reports none"
     return out

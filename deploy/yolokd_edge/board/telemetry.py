@@ -80,7 +80,7 @@ class Telemetry:
             missing["clocks"] = "the system tells neither clocks nor a power mode"
             return None
         why = {
-            "power_mode": "nvpmodel is not installed or told none",
+            "power_mode": "nvpmodel is not installed or reports no mode",
             "jetson_clocks": "neither jetson_clocks nor /sys tells clock limits",
             "governor": "no cpufreq in /sys",
             "cpu_khz": "no cpufreq in /sys and no tegrastats",
@@ -92,7 +92,7 @@ class Telemetry:
         for key in ("cpu_khz", "gpu_hz", "power_mode"):
             for part, value in (out[key] or {}).items():
                 if value is None:
-                    missing[f"clocks.{key}.{part}"] = "not told"
+                    missing[f"clocks.{key}.{part}"] = "not reported"
         return out
 
     def pinned(self) -> bool | None:
@@ -114,7 +114,7 @@ class Telemetry:
         cooling = rise([r["cooling"] for r in inside], peak=True)
         counters = rise([r["oc"] for r in inside])
         if not levels and cooling is None and counters is None:
-            missing["thermal"] = "no thermal zone can be read and tegrastats told none"
+            missing["thermal"] = "no thermal zone can be read and tegrastats reports none"
             return None
         zones: dict[str, float] = {}
         for row in temps:
@@ -190,7 +190,7 @@ class Telemetry:
             return None
         samples, origin = self._watts()
         if origin is None:
-            why = "tegrastats told no rail" if self.monitor.lines else "tegrastats printed nothing"
+            why = "tegrastats reports no rail" if self.monitor.lines else "tegrastats printed nothing"
             missing["power"] = why if self.monitor.tegrastats else "no tegrastats and no ina3221 sensor in /sys"
             return None
         source, scope, rail = origin

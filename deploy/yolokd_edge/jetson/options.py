@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 BUNDLE = Path(__file__).resolve().parents[1]
 if (BUNDLE / "yolokd_edge").is_dir():  # an unpacked bundle: its own runtime is what is tested here
     sys.path.insert(0, str(BUNDLE))
-    for module in [name for name in sys.modules if name.split(".")[0] == "yolokd_edge"]:
-        del sys.modules[module]  # of an installation, whose plugin pytest has loaded before
 
 from yolokd_edge.bench.schema import PERCENTILES, STAGES  # noqa: E402
 from yolokd_edge.runtimes.table import PROVIDERS  # noqa: E402

@@ -1,4 +1,4 @@
-"""Where a model can run: one line per provider, and everything that is told from a provider's name.
+"""Where a model can run: one line per provider, and everything that follows from a provider's name.
 
 Nothing is imported for it: each runtime's file is loaded when it is asked for.
 """

@@ -1,6 +1,7 @@
 """Makes the options known to `pytest --pyargs yolokd_edge.jetson`, which reads no conftest before the command line.
 
-pytest loads this module wherever yolokd is installed, so it adds nothing to any other session.
+pytest loads this module wherever the runtime is installed, so it adds nothing to any other session. It lies outside
+`yolokd_edge`, because in an unpacked bundle that name means the bundle's own runtime.
 """
 
 from __future__ import annotations
