@@ -32,7 +32,7 @@ from yolokd_edge.bench.options import Limits
 from yolokd_edge.bench.timing import Run, measure
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_frames
-from yolokd_edge.runtimes.onnxruntime import session_options
+from yolokd_edge.runtimes.onnxruntime_options import session_options
 
 SECONDS = 2.0  # of a round
 

@@ -330,7 +330,7 @@ def test_frames_come_in_a_fixed_shuffled_order(tmp_path: Path) -> None:
     assert sorted(once) == list(range(40)) != once
     assert once == [int(f[0, 0, 0]) for f in read_frames(tmp_path, seed=1)]
     assert once != [int(f[0, 0, 0]) for f in read_frames(tmp_path, seed=2)]
-    assert len(read_frames(tmp_path, most=8)) == 8
+    assert len(read_frames(tmp_path, max_frames=8)) == 8
 
 
 def test_opencv_threads_are_put_back(brief, models, images) -> None:

@@ -147,7 +147,7 @@ def test_a_record_says_which_runtime_ran_and_the_gate_holds_it_to_that(
     record = measured([file], [FRAME], threads=1, provider="openvino")[0]
     runtime, why = record["runtime"], record["unavailable"]
     assert (runtime["openvino"], runtime["ncnn"], runtime["spin"]) == ("2026.4", None, None)
-    assert why["runtime.ncnn"] == "not the runtime" and why["runtime.spin"] == "nothing that openvino tells"
+    assert why["runtime.ncnn"] == "not the runtime" and why["runtime.spin"] == "openvino does not report it"
     assert (runtime["providers_active"], runtime["fallback"]) == (["openvino:CPU"], False)
     assert not any(reason.startswith("fallback") for reason in record["stability"]["reasons"])
     assert compare.provider_problems("new", record) == []

@@ -41,19 +41,17 @@ def read_image(path: Path) -> np.ndarray:
     except (OSError, cv2.error):
         frame = None
     if frame is None:
-        usual = path.suffix.lower() in (".bmp", ".jpeg", ".jpg", ".png")
-        hint = (
-            "" if usual else f"; if this OpenCV does not know {path.suffix or 'its format'}, convert it to PNG or JPEG"
-        )
+        rare = path.suffix.lower() not in (".bmp", ".jpeg", ".jpg", ".png")
+        hint = "; if this OpenCV cannot read its format, convert it to PNG or JPEG" if rare else ""
         raise EdgeError(f"{path} cannot be decoded as an image{hint}.")
     return frame
 
 
-def read_frames(source: str | Path, seed: int = 0, most: int = 64) -> list[np.ndarray]:
-    """Frames of a file or folder in a fixed shuffled order; at most `most`, so that memory stays small."""
+def read_frames(source: str | Path, seed: int = 0, max_frames: int = 64) -> list[np.ndarray]:
+    """Frames of a file or folder in a fixed shuffled order; at most `max_frames`, so that memory stays small."""
     paths = list_images(source)
     random.Random(seed).shuffle(paths)
-    return [read_image(p) for p in paths[:most]]
+    return [read_image(p) for p in paths[:max_frames]]
 
 
 class Frame(NamedTuple):
@@ -69,12 +67,12 @@ def is_stream(source: str) -> bool:
     return source.isdigit() or source.startswith("/dev/video") or "://" in source or " ! " in source
 
 
-def read_source(source: str, most: int | None = None) -> Iterator[Frame]:
-    """Frames of an image, a folder of images, a video file or a camera, at most `most`."""
+def read_source(source: str, max_frames: int | None = None) -> Iterator[Frame]:
+    """Frames of an image, a folder of images, a video file or a camera, at most `max_frames`."""
     if is_stream(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES:
-        yield from _video_frames(source, most)
+        yield from _video_frames(source, max_frames)
         return
-    for path in list_images(source)[:most]:
+    for path in list_images(source)[:max_frames]:
         yield Frame(str(path), None, read_image(path))
 
 
@@ -93,11 +91,11 @@ def open_video(source: str) -> Any:
     return video
 
 
-def _video_frames(source: str, most: int | None) -> Iterator[Frame]:
+def _video_frames(source: str, max_frames: int | None) -> Iterator[Frame]:
     """A video file ends when it ends; one that ends long before its own count is damaged, and a camera never ends."""
     video, number = open_video(source), 0
     try:
-        while most is None or number < most:
+        while max_frames is None or number < max_frames:
             good, pixels = video.read()
             if not good:
                 break

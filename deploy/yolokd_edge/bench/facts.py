@@ -128,7 +128,7 @@ def runtime_facts(detector: Detector, missing: dict[str, str]) -> dict[str, Any]
     missing.update({"runtime." + name: "not the runtime" for name in OTHER_RUNTIMES if name != other})
     if other:
         missing.update(
-            {"runtime." + key: f"nothing that {other} tells" for key in ("inter_threads", "spin", "graph_opt")}
+            {"runtime." + key: f"{other} does not report it" for key in ("inter_threads", "spin", "graph_opt")}
         )
     if nodes is None:
         missing["runtime.ep_nodes"] = "this runtime cannot tell"

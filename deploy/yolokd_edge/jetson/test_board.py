@@ -116,8 +116,8 @@ def test_provider(detector: Detector, options: dict[str, Any], record_property: 
     record_property("provider", active)
     record_property("ep_nodes", detector.nodes)
     provider = PROVIDERS.get(options["provider"])
-    wanted = provider.names[0] if provider else active  # `auto` asks for none
-    fail_unless(active == wanted, f"{detector.path.name} runs on {active} and not on {wanted}.")
+    requested = provider.names[0] if provider else active  # `auto` asks for none
+    fail_unless(active == requested, f"{detector.path.name} runs on {active} and not on {requested}.")
     if share is None:
         pytest.skip("this ONNX Runtime cannot tell which provider a node runs on")
     record_property("ep_coverage", round(share, 4))
@@ -184,7 +184,7 @@ def test_thermal_soak(
     bundle: Bundle, options: dict[str, Any], source: Path, pytestconfig: Any, record_property: Any
 ) -> None:
     """Under load for minutes, the device does not throttle and is as fast at the end as at the start."""
-    seconds, most = pytestconfig.getoption("soak"), pytestconfig.getoption("max_drift")
+    seconds, max_drift = pytestconfig.getoption("soak"), pytestconfig.getoption("max_drift")
     if not seconds > 0:
         pytest.skip("no soak was asked for (--soak 0)")
     limits = Limits(3 * BLOCKS, seconds, max(seconds, 60.0), min(seconds, 60.0))
@@ -201,8 +201,8 @@ def test_thermal_soak(
     record_property("soak_verdict", stability["verdict"])
     record_property("soak_reasons", stability["reasons"])
     problems = [reason for reason in stability["reasons"] if reason.startswith("throttled")]
-    if moved.thirds > most:
-        problems.append(f"the last third took {moved.thirds:.3f} times as long as the first, more than {most:g}")
+    if moved.thirds > max_drift:
+        problems.append(f"the last third took {moved.thirds:.3f} times as long as the first, more than {max_drift:g}")
     judge(record, f"After {seconds:g} s: {'; '.join(problems)}." if problems else None)
     if stability["verdict"] == "invalid":
         pytest.skip(f"inconclusive: the measurement is not valid: {'; '.join(stability['reasons'])}.")

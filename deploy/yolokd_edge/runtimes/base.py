@@ -82,7 +82,7 @@ def timed_session(make: Callable[[Path, int], Session], path: Path, provider: st
     session = make(path, threads)
     session_s = time.perf_counter() - start
     active: Sequence[str] = session.get_providers()
-    wanted = PROVIDERS[provider].names
-    if tuple(active) != wanted:
-        raise EdgeError(f"{wanted[0]} was asked for, but {path} runs on {', '.join(active)}.", PROVIDER)
+    requested = PROVIDERS[provider].names
+    if tuple(active) != requested:
+        raise EdgeError(f"{requested[0]} was asked for, but {path} runs on {', '.join(active)}.", PROVIDER)
     return Opened(session, None, session_s, 1.0, None)

@@ -25,9 +25,9 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     if other is not None:
         raise EdgeError(f"{path} is a model for {other.model_format}: give the provider {name_of(other.names[0])}.")
     names, available = PROVIDERS[provider].names, onnxruntime.get_available_providers()
-    wanted = names[0]
-    if wanted not in available:
-        raise EdgeError(f"{wanted} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
+    requested = names[0]
+    if requested not in available:
+        raise EdgeError(f"{requested} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
     chain: list[Any] = [name for name in names if name in available]
     if provider != "cpu":
         load_cuda()
@@ -38,16 +38,16 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     start = time.perf_counter()
     session = _create_session(path, provider, chain, threads)
     session_s, active = time.perf_counter() - start, session.get_providers()
-    if active[0] != wanted:
-        raise EdgeError(f"{wanted} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
+    if active[0] != requested:
+        raise EdgeError(f"{requested} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
     if trt is not None and trt["engine_cache"] == "miss":
         trt["build_s"] = round(session_s, 1)
     nodes = assigned_nodes(session)
-    coverage = nodes.get(wanted, 0) / sum(nodes.values()) if nodes else None
+    coverage = nodes.get(requested, 0) / sum(nodes.values()) if nodes else None
     if nodes is None:
-        coverage = 1.0 if len(chain) == 1 else coverage_in_new_process(path, chain, threads, wanted, tensorrt.hw)
+        coverage = 1.0 if len(chain) == 1 else coverage_in_new_process(path, chain, threads, requested, tensorrt.hw)
     if coverage is not None and coverage < MIN_COVERAGE and provider != "cpu":
-        raise EdgeError(f"{wanted} was asked for, but took only {coverage:.0%} of the nodes of {path}.", PROVIDER)
+        raise EdgeError(f"{requested} was asked for, but took only {coverage:.0%} of the nodes of {path}.", PROVIDER)
     return Opened(session, nodes, session_s, coverage, trt)
 
 
@@ -58,8 +58,8 @@ def _create_session(path: Path, provider: str, chain: list[Any], threads: int) -
         if provider == "cpu" or type(error).__name__ in UNREADABLE:
             hint = "" if path.suffix.lower() == ".onnx" else "; export it to ONNX first"
             raise EdgeError(f"{path} is not an ONNX model that can be loaded ({one_line(error)}){hint}.") from None
-        wanted = PROVIDERS[provider].names[0]
-        raise EdgeError(f"{wanted} could not load {path} ({one_line(error)}).", PROVIDER) from None
+        requested = PROVIDERS[provider].names[0]
+        raise EdgeError(f"{requested} could not load {path} ({one_line(error)}).", PROVIDER) from None
 
 
 def assigned_nodes(session: Any) -> dict[str, int] | None:
