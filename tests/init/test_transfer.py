@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -315,3 +318,24 @@ def test_a_pair_without_common_layers_is_refused_or_left_alone(monkeypatch):
 def test_init_must_be_one_of_three(set_up):
     with pytest.raises(UsageError, match="init=best is not one of auto, own, teacher"):
         set_up("best")
+
+
+def test_the_order_of_pairs_does_not_depend_on_the_process():
+    """Python orders a set of names anew in every process; what is drawn for a layer must not."""
+    code = (
+        "from yolokd.detectors.opening import open_student\n"
+        "from yolokd.init.layer_pairs import layer_pairs\n"
+        "a, b = (open_student(f'{n}.yaml').model for n in ('yolo11n', 'yolo11s'))\n"
+        "print([p.name for p in layer_pairs(a, b)])"
+    )
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()[-1]
+        for seed in ("0", "1", "2")
+    }
+    assert len(orders) == 1

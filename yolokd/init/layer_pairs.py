@@ -32,7 +32,7 @@ from ultralytics.nn.modules.head import Detect
 
 from yolokd.detectors.yolo import BRANCHES
 
-SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 puts out two halves that go separate ways
+SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 outputs two halves that go separate ways
 ATTENTION = (Attention, AAttn)
 
 
@@ -96,18 +96,20 @@ def iter_layer_pairs(student: Any, teacher: Any, name: str, split: bool = False)
         if alike(student.conv, teacher.conv):
             yield LayerPair(name, student, teacher, "split" if split else "hidden")
         return
-    mine, theirs = dict(student.named_children()), dict(teacher.named_children())
-    if isinstance(student, (nn.ModuleList, nn.Sequential)) and len(mine) != len(theirs):
-        step = len(theirs) / len(mine)
-        theirs = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(mine)} if step > 1 else theirs
+    own, others = dict(student.named_children()), dict(teacher.named_children())
+    if isinstance(student, (nn.ModuleList, nn.Sequential)) and len(own) < len(others):
+        step = len(others) / len(own)
+        others = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(own)}
     if any(isinstance(m, A2C2f) and m.gamma is not None for m in (student, teacher)):
-        del mine["cv2"]  # its output is added to the input by a learned share, of which a convolution knows nothing
-    for key in mine.keys() & theirs.keys():
+        del own["cv2"]  # its output is added to the input by a learned share, of which a convolution knows nothing
+    for key in own:  # in the module's order: a set's differs from process to process, and with it what is drawn
+        if key not in others:
+            continue
         if isinstance(student, ATTENTION) and key == "qkv":
             yield LayerPair(f"{name}.qkv", student.qkv, teacher.qkv, attention=(student, teacher))
         else:
             yield from iter_layer_pairs(
-                mine[key], theirs[key], f"{name}.{key}", isinstance(student, SPLIT) and key == "cv1"
+                own[key], others[key], f"{name}.{key}", isinstance(student, SPLIT) and key == "cv1"
             )
 
 
@@ -126,26 +128,26 @@ def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
     levels = [int(s) for s in teacher.stride]
     for attributes in BRANCHES.values():
         for attribute, fallback, kind in zip(attributes, BRANCHES["one2many"], ("box", "class"), strict=True):
-            mine = getattr(student, attribute, None) or ()
-            theirs = getattr(teacher, attribute, None) or getattr(teacher, fallback, None)
-            for level, tower in enumerate(mine):
+            towers = getattr(student, attribute, None) or ()
+            others = getattr(teacher, attribute, None) or getattr(teacher, fallback, None)
+            for level, tower in enumerate(towers):
                 stride = int(student.stride[level])
-                if theirs is None or stride not in levels:
+                if others is None or stride not in levels:
                     continue
-                other, path = theirs[levels.index(stride)], f"{name}.{attribute}.{level}"
+                other, path = others[levels.index(stride)], f"{name}.{attribute}.{level}"
                 yield from iter_layer_pairs(tower, other, path)
                 yield LayerPair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind)
 
 
 def sums(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Pairs of convolutions of one input whose outputs are added, so that they must put out the same channels."""
+    """Pairs of convolutions of one input whose outputs are added, so that both must output the same channels."""
     for module in model.modules():
         if isinstance(module, RepConv):
             yield module.conv1, module.conv2
 
 
 def residuals(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """(module, convolution): the module's input is added to what the convolution puts out."""
+    """(module, convolution): the module's input is added to the convolution's output."""
     for module in model.modules():
         if isinstance(module, Bottleneck) and module.add:
             yield module, module.cv2
