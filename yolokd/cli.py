@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.run(words)
         code = 0
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _flush():  # `| head`: nobody reads on
+        if isinstance(error, BrokenPipeError) and _reader_gone():  # as `| head` does; another pipe's break is a defect
+            _flush()
             return READER_GONE
         given = getattr(error, "code", None)
         if not isinstance(given, int) or given not in CODES:  # an HTTP error has a code too
@@ -49,14 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _flush() -> bool:
-    """Write out what is printed; where nobody reads it any more, let it go, so that Python does not complain."""
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError):  # a system without poll; a standard output that is no file
+        return False
+
+
+def _flush() -> None:
+    """Write out what is printed; where nobody reads it, let it go, or Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`yolokd compare methods=...`: the plan, what is refused, what is run again, the statistics in the tables."""
+"""`yolokd study`: the plan, what is refused, what is run again, the statistics in the tables."""
 
 from __future__ import annotations
 

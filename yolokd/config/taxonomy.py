@@ -90,7 +90,3 @@ def _options(name: str, options: type) -> list[str]:
     meanings = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))
     settings = [(f"{name}.{f.name}={f.default!r}", meanings[f.name]) for f in fields(options)]
     return [f"  {setting:26} {meaning}" for setting, meaning in settings]
-
-
-if __name__ == "__main__":
-    print(table())

@@ -25,7 +25,7 @@ def study(
     methods: Any = None,
     arms: str | Path | None = None,
     seeds: Any = 3,
-    out: str | Path = "runs/compare",
+    out: str | Path = "runs/study",
     jobs: int = 1,
     threads: int | None = None,
     **arguments: Any,
