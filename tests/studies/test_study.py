@@ -25,7 +25,7 @@ from yolokd.studies import plan as planning
 from yolokd.studies import report, runner
 from yolokd.studies.plan import Job, build_arms, plan_study, read_arms, read_seeds
 from yolokd.studies.runner import run_all, start_run, study
-from yolokd.studies.worker import RESULT, _interrupted, validate
+from yolokd.studies.worker import RESULT, interrupted, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
 # A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
@@ -294,7 +294,7 @@ def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
     file.parent.mkdir()
     for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
         torch.save({"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}, file)
-        assert _interrupted(tmp_path) == wanted
+        assert interrupted(tmp_path) == wanted
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):
