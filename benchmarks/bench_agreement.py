@@ -27,7 +27,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import yolokd_edge as edge
+
+from yolokd_edge.bench.options import Limits
+from yolokd_edge.bench.timing import Run, measure
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import read_frames
+from yolokd_edge.runtimes.onnxruntime_options import session_options
 
 SECONDS = 2.0  # of a round
 
@@ -49,7 +54,7 @@ class Nothing:
 
 def harness(detector: Any, frames: list[np.ndarray]) -> tuple[float, float]:
     """Median of `infer` and `total`, ms."""
-    (run,), _ = edge.measure([detector], frames, edge.Limits(1, SECONDS, SECONDS))
+    (run,), _ = measure([detector], frames, Limits(1, SECONDS, SECONDS))
     series = run.series()
     return float(np.median(series["infer"])) / 1e6, float(np.median(series["total"])) / 1e6
 
@@ -92,7 +97,7 @@ def benchmark_app(program: str, model: Path) -> float:
 
 def pairs_of_frames(detector: Any, session: Any, frames: list[np.ndarray], count: int) -> dict[str, float]:
     """The harness against session.run on the same input, frame by frame in random order: ratios of the medians."""
-    run = edge.Run(detector, time.perf_counter_ns, time.process_time_ns)
+    run = Run(detector, time.perf_counter_ns, time.process_time_ns)
     name, alone, rng = session.get_inputs()[0].name, [], np.random.default_rng(1)
     for k in range(count):
         frame = frames[k % len(frames)]
@@ -111,7 +116,7 @@ def pairs_of_frames(detector: Any, session: Any, frames: list[np.ndarray], count
 
 def null_cost(frames: list[np.ndarray]) -> dict[str, float]:
     """Microseconds a frame that the harness adds: within the timed part, and outside it."""
-    (run,), _ = edge.measure([Nothing()], frames, edge.Limits(20_000, 0, 60))
+    (run,), _ = measure([Nothing()], frames, Limits(20_000, 0, 60))
     series = run.series()
     outside = np.diff(series["start"]) - series["total"][:-1]
     return {"inside_us": float(np.median(series["total"])) / 1e3, "outside_us": float(np.median(outside)) / 1e3}
@@ -126,19 +131,17 @@ def main() -> None:
     parser.add_argument("--benchmark-app", help="OpenVINO's benchmark_app; without it OpenVINO is left out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    frames = edge.read_frames(args.source)
-    detector = edge.Detector(args.model, "cpu", 1)
+    frames = read_frames(args.source)
+    detector = Detector(args.model, "cpu", 1)
     blobs = [detector.preprocess(frame)[0] for frame in frames]
-    session = onnxruntime.InferenceSession(
-        str(args.model), edge._session_options(1), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(args.model), session_options(1), providers=["CPUExecutionProvider"])
     tasks = {
         "plain": lambda: plain(session, blobs),
         "bench": lambda: harness(detector, frames)[0],
         "bench total": lambda: harness(detector, frames)[1],
     }
     if args.benchmark_app:
-        other = edge.Detector(args.model, "openvino", 1)
+        other = Detector(args.model, "openvino", 1)
         tasks["benchmark_app"] = lambda: benchmark_app(args.benchmark_app, args.model)
         tasks["bench/openvino"] = lambda: harness(other, frames)[0]
     rows: dict[str, list[float]] = {name: [] for name in tasks}

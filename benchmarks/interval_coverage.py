@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-import yolokd_edge as edge
+
+from yolokd_edge.bench import statistics
 
 LEVELS = {"p50": 0.5, "p99": 0.99}
 SCALE, SPREAD = 20e6, 0.15  # ns, sigma of the logarithm
@@ -67,7 +68,7 @@ def coverage(
     """Shares of the runs in which interval and upper bound exist and hold the truth (ms), and the mean n_eff."""
     held: dict[str, list[float]] = {}
     for samples in series:
-        summary = edge.summary(samples)
+        summary = statistics.summary(samples)
         for key, p in LEVELS.items():
             ends, bound = summary["ci95"][key], summary["upper95"][key]
             if ends is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from yolokd_edge.version import VERSION as __version__
+
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-__all__ = ["METHODS", *_TRAINERS, "bench", "bundle", "compare", "export", "study", "train"]
+__all__ = ["METHODS", *_TRAINERS, "__version__", "bench", "bundle", "compare", "export", "study", "train"]
 
 _HOME = {
     "METHODS": "methods",

@@ -16,7 +16,6 @@ from helpers.training import TINY, pico, read, rows
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from ultralytics.utils import LOGGER
-from yolokd_edge import RAW
 
 import yolokd
 from yolokd.cli import main
@@ -31,6 +30,7 @@ from yolokd.distill.distiller import Distiller
 from yolokd.distill.pairing import Pairing, plan
 from yolokd.distill.teacher import Teacher
 from yolokd.errors import UsageError
+from yolokd_edge.contract import RAW
 
 CPU = torch.device("cpu")
 A, B, NEAR_B = (0.0, 0.0, 16.0, 8.0), (16.0, 16.0, 32.0, 32.0), (16.0, 16.0, 32.0, 31.0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
+import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yolokd_edge as edge
-from helpers.edge import EDGE_FILE, colour_frames, entry, export, metadata, set_metadata, toy, trial
+from helpers.edge import EDGE, collected, colour_frames, entry, export, measured, metadata, set_metadata, toy, trial
 
 from yolokd.latency import drawing
 from yolokd.verbs.bench import bench
+from yolokd_edge import cli
+from yolokd_edge.bench import statistics, timing
+from yolokd_edge.bench import trial as trials_module
+from yolokd_edge.bench.options import PROFILES, BenchOptions, Limits
+from yolokd_edge.bench.plan import Plan
+from yolokd_edge.bench.record import stability_fields
+from yolokd_edge.bench.report import text_table, write_report
+from yolokd_edge.bench.results import make_results, versus_first
+from yolokd_edge.bench.schema import STAGES
+from yolokd_edge.bench.statistics import percentile, samples_needed
+from yolokd_edge.bench.timing import Run, warm_up
+from yolokd_edge.bench.trial import Trial
+from yolokd_edge.bench.verdict import doubts, measure_drift, tail_attribution, two_levels
+from yolokd_edge.common import EdgeError
+from yolokd_edge.images import read_frames
 
 MS = 1_000_000  # ns
 
@@ -42,30 +59,30 @@ MS = 1_000_000  # ns
 )
 def test_percentile_is_the_nearest_rank(n: int, p: float, rank: int) -> None:
     samples = np.random.default_rng(n).permutation(n) + 1
-    assert edge.percentile(samples, p) == rank
-    assert edge.percentile(samples.tolist(), p) == rank
+    assert percentile(samples, p) == rank
+    assert percentile(samples.tolist(), p) == rank
 
 
 @pytest.mark.parametrize(("samples", "p"), [([], 0.5), ([1], 0.0), ([1], 1.1)])
 def test_percentile_of_nothing_is_refused(samples: list[int], p: float) -> None:
     with pytest.raises(ValueError, match="percentile needs samples"):
-        edge.percentile(samples, p)
+        percentile(samples, p)
 
 
 def test_samples_needed_for_a_bound_at_95_percent() -> None:
-    assert [edge.samples_needed(p) for p in (0.9, 0.95, 0.99, 0.999)] == [29, 59, 299, 2995]
+    assert [samples_needed(p) for p in (0.9, 0.95, 0.99, 0.999)] == [29, 59, 299, 2995]
 
 
 @pytest.mark.parametrize(("key", "p", "least"), [("p90", 0.9, 29), ("p99", 0.99, 299), ("p999", 0.999, 2995)])
 def test_a_percentile_without_enough_samples_is_null(key: str, p: float, least: int) -> None:
     samples = np.arange(1, least + 1) * MS
-    assert edge.summary(samples[:-1])[key] is None
-    assert edge.summary(samples)[key] == math.ceil(p * least)
+    assert statistics.summary(samples[:-1])[key] is None
+    assert statistics.summary(samples)[key] == math.ceil(p * least)
 
 
 def test_summary_deletes_no_outlier() -> None:
     samples = [1 * MS] * 99 + [1000 * MS]
-    summary = edge.summary(samples)
+    summary = statistics.summary(samples)
     assert (summary["min"], summary["p50"], summary["p95"], summary["max"]) == (1, 1, 1, 1000)
     assert summary["mean"] == pytest.approx(10.99)
     assert summary["p99"] is None and summary["p999"] is None
@@ -110,20 +127,18 @@ class Scripted:
         return [None, None]
 
 
-def measure(
-    detectors: list[Scripted], limits: edge.Limits, frames=("a",), seed: int = 0
-) -> tuple[list[edge.Run], float]:
+def measure(detectors: list[Scripted], limits: Limits, frames=("a",), seed: int = 0) -> tuple[list[Run], float]:
     clock = detectors[0].clock
-    return edge.measure(detectors, frames, limits, seed, lambda: clock.wall, lambda: clock.cpu)
+    return timing.measure(detectors, frames, limits, seed, lambda: clock.wall, lambda: clock.cpu)
 
 
 def test_known_latencies_give_known_percentiles() -> None:
     # Slow preprocessing and slow inference never meet: percentiles of the total are not sums over the stages.
     script = [(1, 10, 1)] * 8 + [(6, 10, 1)] + [(1, 30, 1)]
     clock = Clock()
-    runs, seconds = measure([Scripted(clock, script)], edge.Limits(100, 0, 60))
-    results = edge.results([trial(runs[0], seconds)], missing := {})
-    p50, p90, p95 = ({s: results["stages"][s][p] for s in edge.STAGES} for p in ("p50", "p90", "p95"))
+    runs, seconds = measure([Scripted(clock, script)], Limits(100, 0, 60))
+    results = make_results([trial(runs[0], seconds)], missing := {})
+    p50, p90, p95 = ({s: results["stages"][s][p] for s in STAGES} for p in ("p50", "p90", "p95"))
     assert p50 == {"pre": 1, "infer": 10, "post": 1, "total": 12}
     assert p90 == {"pre": 1, "infer": 10, "post": 1, "total": 17}
     assert p95 == {"pre": 6, "infer": 30, "post": 1, "total": 32}
@@ -139,8 +154,8 @@ def test_known_latencies_give_known_percentiles() -> None:
 def test_cpu_ratio_counts_the_threads() -> None:
     detector = Scripted(Clock(), [(1, 8, 1)])
     detector.threads = 2
-    runs, seconds = measure([detector], edge.Limits(30, 0, 60))
-    assert edge.results([trial(runs[0], seconds)], {})["cpu_ratio"] == 0.25
+    runs, seconds = measure([detector], Limits(30, 0, 60))
+    assert make_results([trial(runs[0], seconds)], {})["cpu_ratio"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -148,15 +163,15 @@ def test_cpu_ratio_counts_the_threads() -> None:
     [((100, 0.5, 60), 100), ((100, 3.0, 60), 300), ((1000, 3.0, 2.0), 200), ((1, 0, 0.001), 1)],
 )
 def test_counts_and_time_must_both_be_reached_unless_time_is_up(limits: tuple, frames: int) -> None:
-    runs, seconds = measure([Scripted(Clock(), [(1, 8, 1)])], edge.Limits(*limits))
+    runs, seconds = measure([Scripted(Clock(), [(1, 8, 1)])], Limits(*limits))
     assert (len(runs[0].times), seconds) == (frames, pytest.approx(frames / 100))
 
 
 def test_a_run_cut_short_says_so() -> None:
-    limits = edge.Limits(100, 0, 0.2)
+    limits = Limits(100, 0, 0.2)
     runs, seconds = measure([Scripted(Clock(), [(1, 8, 1)])], limits)
-    results = edge.results([trial(runs[0], seconds)], missing := {})
-    reasons = [doubt.text for doubt in edge.doubts([trial(runs[0], seconds)], limits, [], None)]
+    results = make_results([trial(runs[0], seconds)], missing := {})
+    reasons = [doubt.text for doubt in doubts([trial(runs[0], seconds)], limits, [], None)]
     assert reasons[0] == "time limit of 0.2 s reached after 20 of 100 frames"
     assert reasons[1] == "contended: the process had the CPU for 50% of the measured time"
     assert results["stages"]["total"]["p50"] == 10 and results["stages"]["total"]["p90"] is None
@@ -166,7 +181,7 @@ def test_a_run_cut_short_says_so() -> None:
 def rounds(seed: int) -> list[list[tuple[str, str]]]:
     clock, log = Clock(), []
     detectors = [Scripted(clock, [(1, 1, 1)], name, log) for name in "xyz"]
-    measure(detectors, edge.Limits(60, 0, 60), ("a", "b", "c", "d", "e"), seed)
+    measure(detectors, Limits(60, 0, 60), ("a", "b", "c", "d", "e"), seed)
     return [log[k : k + 3] for k in range(0, len(log), 3)]
 
 
@@ -187,7 +202,7 @@ def test_garbage_collection_is_off_while_measuring_and_on_again_after_an_error()
 
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="broken"):
-        measure([Broken(Clock(), [(1, 1, 1)])], edge.Limits(10, 0, 1))
+        measure([Broken(Clock(), [(1, 1, 1)])], Limits(10, 0, 1))
     assert gc.isenabled()
 
 
@@ -257,13 +272,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> list[Path
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough frames for p90 and no more."""
-    monkeypatch.setitem(edge.PROFILES, "smoke", edge.Limits(40, 0.0, 60.0, 0.1))
-    monkeypatch.setattr(edge, "WARM_UP_CPU_S", 0.0)
+    monkeypatch.setitem(PROFILES, "smoke", Limits(40, 0.0, 60.0, 0.1))
+    monkeypatch.setattr(trials_module, "WARM_UP_CPU_S", 0.0)
 
 
 def test_record_has_the_fields_of_the_schema_and_explains_every_null(brief, models, images, tmp_path: Path) -> None:
-    frames = edge.read_frames(images)
-    records = edge.bench(models, frames, tmp_path / "report.json", threads=1, seed=5)
+    frames = read_frames(images)
+    records = measured(models, frames, tmp_path / "report.json", threads=1, seed=5)
     assert json.loads((tmp_path / "report.json").read_text()) == records
     wanted = {f.split("{")[0]: set(f.split("{")[1][:-1].split(",")) if "{" in f else None for f in FIELDS.split()}
     for record in records:
@@ -292,35 +307,35 @@ def test_record_has_the_fields_of_the_schema_and_explains_every_null(brief, mode
 
 
 def test_series_are_kept_beside_the_report_and_never_overwritten(brief, models, images, tmp_path: Path) -> None:
-    frames = edge.read_frames(images)
-    records, series = edge.collect(models[:1], frames, threads=1)
-    npz = edge.write_report(records, series, tmp_path / "new" / "report.json")
+    frames = read_frames(images)
+    records, series = collected(models[:1], frames, threads=1)
+    npz = write_report(records, series, tmp_path / "new" / "report.json")
     assert records[0]["series"] == {"file": "report.npz", "sha256": hashlib.sha256(npz.read_bytes()).hexdigest()}
     with np.load(npz) as kept:
         names = {"infer", "post", "pre", "run", "start", "switches", "total"}
         assert {k for k in kept if "telemetry" not in k} == {"0/" + name for name in names}
         total = kept["0/total"]
         assert total.dtype == np.int64 and np.array_equal(total, kept["0/pre"] + kept["0/infer"] + kept["0/post"])
-        assert edge.summary(total) == records[0]["results"]["stages"]["total"]
+        assert statistics.summary(total) == records[0]["results"]["stages"]["total"]
     once = npz.read_bytes()
-    with pytest.raises(edge.EdgeError, match="report.json exists already"):
-        edge.write_report(records, series, tmp_path / "new" / "report.json")
+    with pytest.raises(EdgeError, match="report.json exists already"):
+        write_report(records, series, tmp_path / "new" / "report.json")
     assert npz.read_bytes() == once
 
 
 def test_frames_come_in_a_fixed_shuffled_order(tmp_path: Path) -> None:
     for k in range(40):
         cv2.imwrite(str(tmp_path / f"{k:02d}.png"), np.full((4, 4, 3), k, np.uint8))
-    once = [int(f[0, 0, 0]) for f in edge.read_frames(tmp_path, seed=1)]
+    once = [int(f[0, 0, 0]) for f in read_frames(tmp_path, seed=1)]
     assert sorted(once) == list(range(40)) != once
-    assert once == [int(f[0, 0, 0]) for f in edge.read_frames(tmp_path, seed=1)]
-    assert once != [int(f[0, 0, 0]) for f in edge.read_frames(tmp_path, seed=2)]
-    assert len(edge.read_frames(tmp_path, most=8)) == 8
+    assert once == [int(f[0, 0, 0]) for f in read_frames(tmp_path, seed=1)]
+    assert once != [int(f[0, 0, 0]) for f in read_frames(tmp_path, seed=2)]
+    assert len(read_frames(tmp_path, max_frames=8)) == 8
 
 
 def test_opencv_threads_are_put_back(brief, models, images) -> None:
     before = cv2.getNumThreads()
-    edge.collect(models[:1], edge.read_frames(images), threads=1)
+    collected(models[:1], read_frames(images), threads=1)
     assert cv2.getNumThreads() == before
 
 
@@ -328,20 +343,20 @@ def test_opencv_threads_are_put_back(brief, models, images) -> None:
     ("options", "sentence"),
     [
         ({"profile": "long"}, "Unknown profile 'long'"),
-        ({"time_limit_s": 0}, "above 0 s"),
+        ({"time_limit": 0}, "above 0 s"),
         ({"provider": "tpu"}, "'tpu'"),
     ],
 )
 def test_bad_options_are_refused(options: dict, sentence: str, tmp_path: Path) -> None:
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    with pytest.raises(edge.EdgeError, match=sentence):
-        edge.collect([file], [np.zeros((8, 8, 3), np.uint8)], **options)
+    with pytest.raises(EdgeError, match=sentence):
+        collected([file], [np.zeros((8, 8, 3), np.uint8)], **options)
 
 
 # --- verdicts on scripted sessions ----------------------------------------------------------------------------------
 
 
-THOUSAND = edge.Limits(1000, 0, 600)
+THOUSAND = Limits(1000, 0, 600)
 
 
 class Busy(Scripted):
@@ -355,7 +370,7 @@ class Busy(Scripted):
         self.clock.cpu += round(ns * self.share)
 
 
-def session(infer: list[float], share: float = 1.0) -> edge.Trial:
+def session(infer: list[float], share: float = 1.0) -> Trial:
     """A thousand frames whose inference takes infer[k] ms."""
     detector = Busy(Clock(), [(1, ms, 1) for ms in infer])
     detector.share = share
@@ -363,9 +378,9 @@ def session(infer: list[float], share: float = 1.0) -> edge.Trial:
     return trial(runs[0], seconds)
 
 
-def judged(*trials: edge.Trial) -> tuple[str, list[str]]:
-    drifts = [d for d in map(edge.drift, (t.series for t in trials)) if d]
-    stability = edge._stability(trials, edge.doubts(trials, THOUSAND, drifts, None), drifts, {})
+def judged(*trials: Trial) -> tuple[str, list[str]]:
+    drifts = [d for d in map(measure_drift, (t.series for t in trials)) if d]
+    stability = stability_fields(trials, doubts(trials, THOUSAND, drifts, None), drifts, {})
     return stability["verdict"], stability["reasons"]
 
 
@@ -375,7 +390,7 @@ STABLE = [10 + v for v in NOISE]
 
 def test_a_stable_session_is_valid() -> None:
     assert judged(session(STABLE)) == ("valid", [])
-    figures = edge.results([session(STABLE)], {})
+    figures = make_results([session(STABLE)], {})
     total = figures["stages"]["total"]
     assert total["p50"] == pytest.approx(12, abs=0.02) and total["ci95"]["p50"] == pytest.approx([12, 12], abs=0.04)
     assert total["ci95"]["p50"][0] <= total["p50"] <= total["ci95"]["p50"][1]
@@ -386,7 +401,7 @@ def test_a_stable_session_is_valid() -> None:
 
 def test_a_drifting_session_is_invalid_and_a_slightly_drifting_one_doubtful() -> None:
     rising = session([v + 3 * k / 1000 for k, v in enumerate(STABLE)])
-    drift = edge.drift(rising.series)
+    drift = measure_drift(rising.series)
     assert len(drift.block_medians) == 10 and sorted(drift.block_medians) == drift.block_medians
     assert drift.thirds == pytest.approx(14.5 / 12.5, abs=0.01) and drift.ratio == pytest.approx(
         14.85 / 12.15, abs=0.01
@@ -405,8 +420,8 @@ def test_a_bimodal_session_is_named_with_both_levels() -> None:
     low, high = (np.median([v for v, up in zip(mixed, levels, strict=True) if up == level]) + 2 for level in (0, 8))
     text = f"bimodal: latency keeps to {low:.2f} ms and {high:.2f} ms ({(levels > 0).mean():.0%})"
     assert judged(session(mixed)) == ("valid_with_warnings", [text])
-    assert edge.two_levels(np.array(STABLE)) is None
-    assert edge.two_levels(np.where(np.arange(1000) < 50, 30.0, STABLE)) is None  # a tail of 5 % is no level
+    assert two_levels(np.array(STABLE)) is None
+    assert two_levels(np.where(np.arange(1000) < 50, 30.0, STABLE)) is None  # a tail of 5 % is no level
 
 
 @pytest.mark.parametrize(
@@ -424,7 +439,7 @@ def test_other_doubts() -> None:
     calm = session(STABLE)
 
     def doubt(**facts: object) -> tuple[str, list[str]]:
-        return judged(edge.Trial(calm.series, {**calm.facts, **facts}))
+        return judged(Trial(calm.series, {**calm.facts, **facts}))
 
     unsettled = {"frames": 20, "s": 60.0, "stable": False}
     assert doubt(warmup=unsettled)[1][0].startswith("warmup_not_stable")
@@ -453,7 +468,7 @@ def test_frames_that_others_interrupted_are_seen_where_a_gpu_does_the_work() -> 
 
 def test_runs_are_pooled_and_kept_apart() -> None:
     fast, slow = session([10.0] * 10), session([12.0] * 10)
-    figures = edge.results([fast, slow, fast], {})
+    figures = make_results([fast, slow, fast], {})
     assert figures["n"] == 3000 and figures["stages"]["total"]["p50"] == 12
     assert [run["stages"]["total"]["p50"] for run in figures["runs"]] == [12, 14, 12]
     assert figures["across_runs"]["total"]["p50"] == {"median": 12, "min": 12, "max": 14}
@@ -464,10 +479,10 @@ def test_ratio_to_the_first_model_is_taken_run_by_run() -> None:
     levels = (10.0, 20.0, 40.0, 15.0, 30.0)
     base = [session([level - 2] * 10) for level in levels]
     other = [session([1.1 * level - 2] * 10) for level in levels]
-    versus = edge._versus(other, base, {})
+    versus = versus_first(other, base, {})
     assert versus["p50"]["ratio"] == pytest.approx(1.1) and versus["p50"]["ci95"] == pytest.approx([1.1, 1.1])
     few: dict[str, str] = {}
-    assert edge._versus(other[:4], base[:4], few)["p50"]["ci95"] is None  # their extremes hold 87.5 %, not 95
+    assert versus_first(other[:4], base[:4], few)["p50"]["ci95"] is None  # their extremes hold 87.5 %, not 95
     assert few["results.versus_first.p50.ci95"] == "fewer than five runs"
 
 
@@ -479,7 +494,7 @@ def test_tail_is_attributed_to_what_happened_during_its_frames() -> None:
     switches[slow[:4]] = 1
     switches[0] = 1
     ticks = np.sort(start[slow[[0, 9]]] + MS)
-    found = edge.tail_attribution([edge.Trial({**calm.series, "switches": switches}, calm.facts)], 12.0, ticks)
+    found = tail_attribution([Trial({**calm.series, "switches": switches}, calm.facts)], 12.0, ticks)
     assert found == {
         "n": 10,
         "involuntary_switch": 0.4,
@@ -487,28 +502,28 @@ def test_tail_is_attributed_to_what_happened_during_its_frames() -> None:
         "gc": 0.0,
         "involuntary_switch_all_frames": 0.005,
     }
-    assert edge.tail_attribution([calm], None, ticks) is None
+    assert tail_attribution([calm], None, ticks) is None
 
 
 def test_warm_up_ends_when_three_windows_agree_or_at_the_cap() -> None:
     clock = Clock()
     falling = [(1.0, max(30.0 - k / 10, 10.0), 1.0) for k in range(400)] + [(1.0, 10.0, 1.0)] * 5000
     detector = Busy(clock, falling)
-    found = edge.warm_up([detector], ["a"], 0, 2.0, 60.0, lambda: clock.wall)
+    found = warm_up([detector], ["a"], 0, 2.0, 60.0, lambda: clock.wall)
     assert found["stable"] and 290 <= found["frames"] <= 450 and found["s"] == pytest.approx(clock.wall / 1e9)
     wild = Busy(clock := Clock(), [(1.0, ms, 1.0) for ms in [5.0] * 70 + [50.0] * 40])
-    found = edge.warm_up([wild], ["a"], 0, 2.0, 10.0, lambda: clock.wall)
+    found = warm_up([wild], ["a"], 0, 2.0, 10.0, lambda: clock.wall)
     assert not found["stable"] and 10 <= found["s"] < 12
     quick = Busy(clock := Clock(), [(1.0, 3.0, 1.0)])
-    assert edge.warm_up([quick], ["a"], 0, 2.0, 60.0, lambda: clock.wall)["s"] == pytest.approx(2, abs=0.3)
+    assert warm_up([quick], ["a"], 0, 2.0, 60.0, lambda: clock.wall)["s"] == pytest.approx(2, abs=0.3)
 
 
 # --- processes of their own, sweeps ---------------------------------------------------------------------------------
 
 
 def test_runs_streams_and_threads_are_swept_in_new_processes(models, images, tmp_path: Path) -> None:
-    options = {"time_limit_s": 0.3, "repeats": 2, "threads": "1,2", "streams": 2}
-    records = edge.bench(models[:1], images, tmp_path / "report.json", **options)
+    options = {"time_limit": 0.3, "repeats": 2, "threads": "1,2", "streams": 2}
+    records = measured(models[:1], images, tmp_path / "report.json", **options)
     assert [r["runtime"]["intra_threads"] for r in records] == [1, 2]
     for k, record in enumerate(records):
         assert (record["protocol"]["repeats"], record["protocol"]["streams"]) == (2, 2)
@@ -524,12 +539,12 @@ def test_runs_streams_and_threads_are_swept_in_new_processes(models, images, tmp
 
 def test_an_error_of_a_measuring_process_is_one_of_ours(models, images, tmp_path: Path, monkeypatch, capfd) -> None:
     arguments = ["bench", "--model", str(models[0]), "--source", str(images), "--repeats", "2"]
-    assert edge.main([*arguments, "--provider", "cuda"]) == 4
+    assert cli.main([*arguments, "--provider", "cuda"]) == 4
     assert "CUDAExecutionProvider is not in this ONNX Runtime" in capfd.readouterr().err
-    assert edge.main([*arguments, "--imgsz", "32"]) == 2
+    assert cli.main([*arguments, "--imgsz", "32"]) == 2
     assert "has a fixed input of 64x64" in capfd.readouterr().err
-    monkeypatch.setattr(edge.sys, "executable", "/bin/false")
-    assert edge.main(arguments) == 2
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert cli.main(arguments) == 2
     assert "A measuring process ended with code 1" in capfd.readouterr().err
 
 
@@ -541,7 +556,7 @@ def worker_that(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Non
 
 
 def bench_command(model: Path, images: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EDGE_FILE, "bench", "--model", model, "--source", images, "--out", out, "--threads", "1"]
+    command = [sys.executable, EDGE, "bench", "--model", model, "--source", images, "--out", out, "--threads", "1"]
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
 
 
@@ -606,8 +621,8 @@ def test_an_engine_is_built_once_before_measuring_and_said_so(images, tmp_path: 
 
 def test_a_file_without_a_fixed_size_is_swept_over_sizes(teacher: Path, images, tmp_path: Path) -> None:
     file = export(teacher, tmp_path / "dynamic.onnx", imgsz=64, dynamic=True)
-    options = {"threads": 1, "time_limit_s": 0.2, "imgsz": "64,96x128"}
-    records = edge.bench([file], images, **options)
+    options = {"threads": 1, "time_limit": 0.2, "imgsz": "64,96x128", "quick": True}
+    records = measured([file], images, **options)
     assert [r["model"]["imgsz"] for r in records] == [[64, 64], [96, 128]]
 
 
@@ -626,8 +641,8 @@ def test_a_file_without_a_fixed_size_is_swept_over_sizes(teacher: Path, images, 
 )
 def test_bad_sweeps_are_refused(options: dict, sentence: str, tmp_path: Path) -> None:
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    with pytest.raises(edge.EdgeError, match=sentence):
-        edge.collect([file], [np.zeros((8, 8, 3), np.uint8)], **options)
+    with pytest.raises(EdgeError, match=sentence):
+        collected([file], [np.zeros((8, 8, 3), np.uint8)], **options)
 
 
 # --- the host verb and plots ----------------------------------------------------------------------------------------
@@ -660,7 +675,7 @@ def test_bench_keeps_every_run_in_a_folder_of_its_own(brief, models, images, tmp
     ("source", "sentence"), [("data.yaml", "is a data set file"), ("nowhere", "no image file or folder")]
 )
 def test_bench_leaves_nothing_behind_when_refused(source: str, sentence: str, models, tmp_path: Path) -> None:
-    with pytest.raises(edge.EdgeError, match=sentence):
+    with pytest.raises(EdgeError, match=sentence):
         bench(models, tmp_path / source, project=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -675,13 +690,13 @@ def test_table_marks_what_is_unknown() -> None:
         "results": {"stages": stages, "fps_from_p50": 500.0, "cpu_ratio": 0.99},
         "stability": {"verdict": "valid_with_warnings", "reasons": ["only 4 images"]},
     }
-    head, row, why = edge.table([record]).splitlines()
+    head, row, why = text_table([record]).splitlines()
     cells = ["2.5", "fp32", "0.10", "1.50", "0.40", "2.00", "1.90..2.10", "3.00", "-", "500.00", "0.99"]
     assert row.split()[-12:] == [*cells, "valid_with_warnings"] and len(head) == len(row)
     assert "cpu 32x64, threads 1, streams 2" in row
     assert why == "a.onnx: only 4 images"
     record["runtime"]["trt"] = {"fp16": True}
-    assert "cpu fp16 32x64, threads 1" in edge.table([record])
+    assert "cpu fp16 32x64, threads 1" in text_table([record])
 
 
 POINTS = [
@@ -710,3 +725,38 @@ def test_accuracy_latency_takes_a_single_useless_model_and_refuses_none(tmp_path
     picture(drawing.accuracy_latency([nought], tmp_path / "one.png"))
     with pytest.raises(ValueError, match="at least one point"):
         drawing.accuracy_latency([], tmp_path / "none.png")
+
+
+# --- the options, written once --------------------------------------------------------------------------------------
+
+
+def test_every_option_is_on_both_command_lines_and_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+    names = {option.name for option in dataclasses.fields(BenchOptions)}
+    assert names | {"project", "name", "exist_ok"} == set(inspect.signature(bench).parameters)
+    args = vars(cli.parser().parse_args(["bench", "--time-limit", "2", "--model", "a.onnx", "b.onnx"]))
+    assert names <= set(args) and (args["time_limit"], args["models"]) == (2, ["a.onnx", "b.onnx"])
+    defaults = {option.name: option.default for option in dataclasses.fields(BenchOptions)}
+    assert all(args[name] == defaults[name] for name in names - {"models", "source", "time_limit"})
+    options = BenchOptions(
+        ["a.onnx"], "images", profile=Limits(9, 1.0, 2.0), imgsz="32x64,64", threads="1,2", fp16=False
+    )
+    for cell in options.combinations():
+        plan = Plan(cell, options.limits, "now", ["bench"], repeat=3, stream=1, build=True)
+        assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"quick": "no"}, "quick=no is neither True nor False"),
+        ({"power": 1}, "power=1 is neither"),
+        ({"idle": "long"}, "idle=long is not a number of seconds"),
+        ({"time_limit": -1}, "time_limit=-1 is not a number of seconds"),
+        ({"seed": True}, "seed=True is not a whole number"),
+        ({"seed": -1}, "seed=-1 is not a whole number"),
+        ({"repeats": 1.5}, "at least 1, not 1.5"),
+    ],
+)
+def test_bad_options_are_refused_wherever_they_come_from(options: dict, sentence: str) -> None:
+    with pytest.raises(EdgeError, match=re.escape(sentence)):
+        BenchOptions(["a.onnx"], "images", **options)

@@ -16,11 +16,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yolokd_edge as edge
 from helpers.cli import contents
-from helpers.edge import EDGE_FILE, metadata, toy
-from yolokd_edge import E2E
+from helpers.edge import EDGE, copy_runtime, entry, metadata, toy
+
+from yolokd_edge import cli, detector, verify
+from yolokd_edge.common import EdgeError
+from yolokd_edge.contract import E2E
+from yolokd_edge.detector import load
 from yolokd_edge.jetson import test_board
+from yolokd_edge.provenance import KEYS, known_provenance, provenance_text
+from yolokd_edge.runtimes.base import TensorRT
+from yolokd_edge.verify import compare_detections, raw_difference
 
 FINAL = np.zeros((1, 300, 6), np.float32)
 FINAL[0, 0] = 8, 8, 40, 24, 0.9, 1
@@ -74,9 +80,9 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_bundle_is_read_as_zip_file_and_as_folder_with_its_own_settings(packed: bool, folder: Path) -> None:
     path = pack(folder, folder.parent / "edge.zip") if packed else folder
-    detector = edge.load(path, threads=1)
+    detector = load(path, threads=1)
     assert (detector.conf, detector.iou, detector.max_det) == (0.5, 0.6, 7)
-    assert (edge.load(path, conf=0.1).conf, edge.load(path, max_det=2).max_det) == (0.1, 2)
+    assert (load(path, conf=0.1).conf, load(path, max_det=2).max_det) == (0.1, 2)
     assert len(detector.detect(np.zeros((32, 64, 3), np.uint8))) == 1
     assert detector.path.read_bytes() == (folder / "model.onnx").read_bytes()  # still there while it is in use
 
@@ -132,8 +138,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     ),
     "missing file": (lambda f, z: unlink(f, "README.md"), "the file README.md is missing"),
     "missing file, zipped": (lambda f, z: pack(unlink(f, "README.md"), z), "the file README.md is missing"),
-    "no manifest": (lambda f, z: unlink(f, "bundle.json"), "is no bundle: it holds no readable bundle.json"),
-    "no manifest, zipped": (lambda f, z: pack(unlink(f, "bundle.json"), z), "edge.zip is no bundle"),
+    "no manifest": (lambda f, z: unlink(f, "bundle.json"), "is not a bundle: it holds no readable bundle.json"),
+    "no manifest, zipped": (lambda f, z: pack(unlink(f, "bundle.json"), z), "edge.zip is not a bundle"),
     "cut short": (lambda f, z: cut(pack(f, z)), "edge.zip is not an intact zip file"),
     "leaves the folder": (
         lambda f, z: pack(f, z, lambda a: a.writestr("../../evil.txt", "x")),
@@ -179,7 +185,7 @@ def test_a_bad_bundle_is_one_sentence_and_nothing_is_written(
     spoil, sentence = BAD[case]
     monkeypatch.chdir(folder.parent)
     path, before = spoil(folder, folder.parent / ZIP), contents(folder.parent)
-    assert edge.main([*verb.split(), "--model", path.name, "--threads", "1"]) == 2
+    assert cli.main([*verb.split(), "--model", path.name, "--threads", "1"]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("yolokd_edge: ") and sentence in lines[0], lines
     assert contents(folder.parent) == before
@@ -199,17 +205,17 @@ def test_a_manifest_that_contradicts_the_model_is_refused(
     said = json.loads((folder / "bundle.json").read_text())
     said["contract"][part] = value
     (folder / "bundle.json").write_text(json.dumps(said))
-    with pytest.raises(edge.EdgeError, match=f"declares the {sentence} .* contradicts itself"):
-        edge.load(folder)
+    with pytest.raises(EdgeError, match=f"declares the {sentence} .* contradicts itself"):
+        load(folder)
 
 
 def test_a_precision_that_is_not_there_is_named(folder: Path, images: Path, capsys) -> None:
     arguments = ["detect", "--model", str(folder), "--source", str(images), "--precision", "int8"]
-    assert edge.main(arguments) == 2
+    assert cli.main(arguments) == 2
     assert (
         "holds no int8 model for the provider cpu, only model.onnx (fp32 for cpu/cuda/trt)" in capsys.readouterr().err
     )
-    assert edge.main([*arguments[:2], str(folder / "model.onnx"), *arguments[3:]]) == 2
+    assert cli.main([*arguments[:2], str(folder / "model.onnx"), *arguments[3:]]) == 2
     assert "A precision can be chosen from a bundle" in capsys.readouterr().err
 
 
@@ -217,27 +223,27 @@ def test_a_precision_that_is_not_there_is_named(folder: Path, images: Path, caps
 def test_every_verb_takes_the_options_of_an_engine(verb: str, folder: Path, images: Path, monkeypatch, capsys) -> None:
     seen = []
 
-    def opened(path: Path, provider: str, threads: int, tensorrt: edge.TensorRT) -> None:
+    def opened(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> None:
         seen.append((provider, tensorrt))
-        raise edge.EdgeError("stop here")
+        raise EdgeError("stop here")
 
     monkeypatch.chdir(folder.parent)
-    monkeypatch.setattr(edge, "_open", opened)
-    monkeypatch.setattr(edge, "_expectations", lambda bundle: ({}, {}))
+    monkeypatch.setattr(detector, "open_model", opened)
+    monkeypatch.setattr(verify, "read_expectations", lambda bundle: ({}, {}))
     words = [*verb.split(), "--model", "edge", "--fp16", "--cache", "engines"]
-    assert edge.main([*words, "--provider", "trt"]) == 2
-    assert seen == [("trt", edge.TensorRT(True, "engines"))]
+    assert cli.main([*words, "--provider", "trt"]) == 2
+    assert seen == [("trt", TensorRT(True, "engines"))]
     capsys.readouterr()
-    assert edge.main(words) == 2  # on the CPU it would silently do nothing
+    assert cli.main(words) == 2  # on the CPU it would silently do nothing
     assert "fp16 is an option of the provider trt" in capsys.readouterr().err and len(seen) == 1
 
 
 def test_verify_needs_a_bundle_with_a_parity_pack(folder: Path, capsys) -> None:
-    assert edge.main(["verify", "--model", str(folder)]) == 2
+    assert cli.main(["verify", "--model", str(folder)]) == 2
     assert "holds no parity/expected_dets.json" in capsys.readouterr().err
-    assert edge.main(["verify", "--model", str(folder / "model.onnx")]) == 2
-    assert "is no bundle" in capsys.readouterr().err
-    assert edge.main(["verify"]) == 2  # this file lies in no bundle
+    assert cli.main(["verify", "--model", str(folder / "model.onnx")]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+    assert cli.main(["verify"]) == 2  # this file lies in no bundle
     assert "No model: give --model" in capsys.readouterr().err
 
 
@@ -246,31 +252,31 @@ def test_verify_needs_a_bundle_with_a_parity_pack(folder: Path, capsys) -> None:
 
 def test_detections_are_compared_one_to_one() -> None:
     a = np.float32([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.8, 1], [50, 50, 60, 60, 0.3, 0]])
-    same = edge.compare_detections(a, a[::-1], 0.25)
+    same = compare_detections(a, a[::-1], 0.25)
     assert same == {"n": 3, "unmatched": 0, "max_box_diff": 0, "max_conf_diff": 0}
     b = a.copy()
     b[0, 2] += 1.5
     b[1, 4] -= 0.1
-    found = edge.compare_detections(a, b[:2], 0.25)
+    found = compare_detections(a, b[:2], 0.25)
     assert (found["unmatched"], found["max_box_diff"]) == (1, 1.5)
     assert found["max_conf_diff"] == pytest.approx(0.1)
-    assert edge.compare_detections(a, b[:2], 0.35)["unmatched"] == 0  # 0.3 may drop out by rounding
+    assert compare_detections(a, b[:2], 0.35)["unmatched"] == 0  # 0.3 may drop out by rounding
     swapped = a.copy()
     swapped[0, 5] = 2
-    assert edge.compare_detections(a, swapped, 0.25)["unmatched"] == 2
+    assert compare_detections(a, swapped, 0.25)["unmatched"] == 2
     none = np.zeros((0, 6), np.float32)
-    assert edge.compare_detections(none, a, 0.25)["unmatched"] == 3
-    assert edge.compare_detections(none, none, 0.25)["unmatched"] == 0
+    assert compare_detections(none, a, 0.25)["unmatched"] == 3
+    assert compare_detections(none, none, 0.25)["unmatched"] == 0
 
 
 def test_rows_whose_order_rounding_decides_are_not_compared_by_place() -> None:
     rows = np.float32([[0, 0, 9, 9, 0.9, 0], [5, 5, 9, 9, 0.5, 0], [1, 1, 4, 4, 0.499, 1], [0, 0, 0, 0, 0, 0]])
     swapped = rows[[0, 2, 1, 3]][None]
     places = np.arange(4)
-    found = edge.raw_difference(swapped, rows, places, E2E)
+    found = raw_difference(swapped, rows, places, E2E)
     assert found["max_abs_box"] == 0 and found["max_abs_score"] == pytest.approx(0.001, rel=1e-3)
     swapped[0, 0, 1] = 3
-    assert edge.raw_difference(swapped, rows, places, E2E)["max_abs_box"] == 3
+    assert raw_difference(swapped, rows, places, E2E)["max_abs_box"] == 3
 
 
 # --- video and camera -----------------------------------------------------------------------------------------------
@@ -288,7 +294,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def detect(folder: Path, source: object, *more: object) -> int:
-    return edge.main(["detect", "--model", str(folder), "--threads", "1", "--source", str(source), *map(str, more)])
+    return cli.main(["detect", "--model", str(folder), "--threads", "1", "--source", str(source), *map(str, more)])
 
 
 def test_a_video_is_read_to_its_end_and_drawn(folder: Path, clip: Path, tmp_path: Path, capfd) -> None:
@@ -328,7 +334,7 @@ def test_a_video_that_breaks_off_is_said_so(folder: Path, clip: Path, capfd) -> 
 def test_a_source_that_is_not_there_is_one_sentence(source: str, sentence: str, folder: Path) -> None:
     (folder.parent / "text.mp4").write_text("no video")
     before = contents(folder.parent)
-    command = [sys.executable, EDGE_FILE, "detect", "--model", "edge", "--source", source, "--save", "drawn"]
+    command = [sys.executable, EDGE, "detect", "--model", "edge", "--source", source, "--save", "drawn"]
     run = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)  # OpenCV is told once to be quiet
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1 and sentence in run.stderr
@@ -396,35 +402,37 @@ def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None
 
 def with_board_tests(folder: Path) -> None:
     """Add the runtime and its tests, as `yolokd bundle` does."""
-    shutil.copy(EDGE_FILE, folder)
-    shutil.copytree(EDGE_FILE.parent / "jetson", folder / "jetson")
+    copy_runtime(folder)
+    shutil.copytree(EDGE / "jetson", folder / "jetson")
     (folder / "jetson/options.py").rename(folder / "jetson/conftest.py")
 
 
 def test_the_board_tests_say_what_is_wrong_with_the_bundle_that_they_lie_in(folder: Path) -> None:
     with_board_tests(folder)
     (folder / "README.md").unlink()
-    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:yolokd", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-B", "-m", "pytest", "jetson", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 2 and "the file README.md is missing" in result.stdout + result.stderr
 
 
 SOAK = """
-import pytest, yolokd_edge as edge
+import numpy as np
 
 HOW = {"threads": 1, "provider": "trt", "fp16": True, "cache": "engines"}
 
 def pytest_collection_finish():
-    def collect(paths, source, profile, **how):
-        assert profile.t_min_s == 60 and how == HOW
-        total = edge.np.linspace(10e6, %s, 300).astype("int64")
+    from yolokd_edge.bench import sweep  # the bundle's: not before its conftest was read
+
+    def collect(options):
+        assert options.limits.t_min_s == 60 and {key: getattr(options, key) for key in HOW} == HOW
+        total = np.linspace(10e6, %s, 300).astype("int64")
         stages = {"total": {"p50": 10.0}}
         record = {
             "results": {"n": 300, "duration_s": 60.0, "stages": stages}, "thermal": None,
             "stability": {"verdict": %r, "reasons": %r},
         }
         return [record], [{"total": total, "start": total.cumsum()}]
-    edge.collect = collect
+    sweep.collect = collect
 """
 
 
@@ -456,7 +464,81 @@ def test_a_soak_is_judged_by_its_drift_and_the_verdict_of_bench(
         "--source",
         ".",
     ]
-    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:yolokd", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *words]
     path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{folder}"}
     result = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
     assert (result.returncode, sentence in result.stdout) == (code, True), result.stdout + result.stderr
+
+
+# --- who taught the model -------------------------------------------------------------------------------------------
+
+BIG, OTHER = {"file": "big.pt", "sha256": "0"}, {"file": "other.pt", "sha256": "1"}
+TAUGHT = {
+    "student": {"file": "best.pt", "sha256": "2"},
+    "teachers": [BIG, OTHER],
+    "start": "teacher",
+    "methods": {"cwd": {"tau": 1.0}, "logit": {}},
+    "gain": 1.0,
+    "dataset": "scenes.yaml",
+}
+SENTENCE = (
+    "student best.pt, taught by big.pt and other.pt (cwd, logit), started from its teacher big.pt, on scenes.yaml"
+)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "sentence"),
+    [
+        (TAUGHT, SENTENCE),
+        ({**TAUGHT, "start": "own", "dataset": None}, SENTENCE.partition(", started")[0]),
+        ({"teacher": BIG}, "taught by big.pt"),  # of an older bundle
+        ({"teacher": BIG, "start": "teacher"}, "taught by big.pt, started from its teacher big.pt"),
+        ({"student": {"file": "best.pt"}, "teachers": None, "methods": None}, "student best.pt"),
+        ({"student": 3, "teachers": ["a.pt", None, {}, 4], "methods": "cwd"}, "taught by a.pt"),
+        ({"dataset": "scenes.yaml"}, None),
+        ({}, None),
+        (None, None),
+        ([TAUGHT], None),
+    ],
+)
+def test_provenance_is_a_sentence_whatever_is_missing(provenance: object, sentence: str | None) -> None:
+    assert provenance_text(provenance) == sentence
+    known = known_provenance(provenance)
+    assert known is None or set(known) <= set(KEYS) and None not in known.values()
+
+
+def test_doctor_verify_and_detect_say_who_taught_the_model(tmp_path: Path, images: Path, monkeypatch, capsys) -> None:
+    folder = write_bundle(tmp_path / "edge", provenance=TAUGHT)
+    assert cli.main(["doctor", "--model", str(folder), "--provider", "cpu"]) == 0
+    assert f"note: model.onnx: {SENTENCE}\n" in capsys.readouterr().out
+    words = ["detect", "--model", str(folder), "--source", str(images), "--origin"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"model.onnx: {SENTENCE}"
+    assert cli.main([*words, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first == {"model": "model.onnx", "provenance": TAUGHT}
+    figures = {"model": "model.onnx", "pass": True}
+    monkeypatch.setattr(cli, "verify_bundle", lambda *given, **more: dict(figures))
+    monkeypatch.setattr(cli, "parity_text", lambda figures: "all is well")
+    assert cli.main(["verify", "--model", str(folder), "--origin"]) == 0
+    assert capsys.readouterr().out == f"all is well\nmodel.onnx: {SENTENCE}\n"
+    assert cli.main(["verify", "--model", str(folder), "--origin", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**figures, "provenance": TAUGHT}
+
+
+def test_a_single_file_says_what_its_metadata_does(tmp_path: Path, images: Path, capsys) -> None:
+    props = {**metadata(E2E), **entry(E2E, teachers=[BIG], methods={"cwd": {}})}
+    file, bare = toy(tmp_path / "a.onnx", FINAL, props), toy(tmp_path / "b.onnx", FINAL, metadata(E2E))
+    for model, sentence in ((file, "taught by big.pt (cwd)"), (bare, "nothing is known of its training")):
+        assert cli.main(["detect", "--model", str(model), "--source", str(images), "--origin"]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"{model.name}: {sentence}"
+
+
+def test_doctor_in_an_unpacked_bundle_looks_at_the_bundle(folder: Path) -> None:
+    copy_runtime(folder)
+    command = [sys.executable, "-B", "-m", "yolokd_edge", "doctor"]
+    run = subprocess.run([*command, "--provider", "cpu"], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0 and "note: model.onnx runs on CPUExecutionProvider" in run.stdout, run.stderr
+    (folder / "README.md").unlink()
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 1 and "the file README.md is missing" in run.stdout

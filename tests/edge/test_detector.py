@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zipapp
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import cv2
@@ -16,14 +18,26 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-import yolokd_edge as edge
-from helpers.edge import EDGE_FILE, colour_frames, entry, export, metadata, set_metadata, toy
+from helpers.edge import EDGE, colour_frames, copy_runtime, entry, export, metadata, set_metadata, toy
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
+from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
-RAW, E2E, NMS = edge.CONTRACTS
+import yolokd
+import yolokd_edge
+from yolokd_edge import cli
+from yolokd_edge.boxes import NMS_BLOCK, letterbox, nms, unletterbox
+from yolokd_edge.common import EdgeError, one_line
+from yolokd_edge.contract import CONTRACTS
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import IMAGE_SUFFIXES, list_images, read_image
+from yolokd_edge.runtimes import onnxruntime_options
+from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.version import VERSION
+
+RAW, E2E, NMS = CONTRACTS
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +77,24 @@ def test_letterbox_is_ultralytics_pixel_for_pixel_and_maps_boxes_back_alike(hw: 
     rng = np.random.default_rng(2)
     for shape in shapes():
         frame = rng.integers(0, 256, (*shape, 3), np.uint8)
-        fitted, box = edge.letterbox(frame, hw)
+        fitted, box = letterbox(frame, hw)
         assert np.array_equal(fitted, LetterBox(hw, auto=False)(image=frame)), shape
         rows = rng.uniform(-20, 700, (30, 6)).astype(np.float32)
         expected = scale_boxes(hw, torch.from_numpy(rows[:, :4].copy()), shape).numpy()
-        assert np.array_equal(edge.unletterbox(rows, box)[:, :4], expected), shape
+        assert np.array_equal(unletterbox(rows, box)[:, :4], expected), shape
 
 
 def test_nms_keeps_what_torchvision_keeps_in_its_order() -> None:
     rng = np.random.default_rng(3)
-    for n in (0, 1, 2, 60, edge.NMS_BLOCK, edge.NMS_BLOCK + 1, 700):
+    for n in (0, 1, 2, 60, NMS_BLOCK, NMS_BLOCK + 1, 700):
         centre = rng.uniform(0, 100, (n // 6 + 1, 2)).repeat(6, 0)[:n] + rng.normal(0, 2, (n, 2))
         side = rng.uniform(0, 30, (n, 2)) * (rng.random((n, 1)) > 0.1)  # every tenth box is empty
         boxes = np.hstack([centre - side / 2, centre + side / 2]).astype(np.float32)
         scores = rng.random(n).round(2).astype(np.float32)  # with ties
         for iou in (0.2, 0.7):
             expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), iou).numpy()
-            assert np.array_equal(edge.nms(boxes, scores, iou, 10_000), expected)
-            assert np.array_equal(edge.nms(boxes, scores, iou, 5), expected[:5])
+            assert np.array_equal(nms(boxes, scores, iou, 10_000), expected)
+            assert np.array_equal(nms(boxes, scores, iou, 5), expected[:5])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +106,7 @@ def test_raw_output_is_postprocessed_as_ultralytics_does(conf: float, iou: float
     raw[0, :2] = rng.uniform(0, 600, (2, 50)).repeat(8, 1) + rng.normal(0, 3, (2, 400))
     raw[0, 2:4] = rng.uniform(20, 60, (2, 400))
     raw[0, 4:] = rng.random((12, 400)) ** 6
-    detector = edge.Detector(toy(tmp_path / "toy.onnx", raw, metadata(classes=12)), "cpu", 1, conf, iou, most)
+    detector = Detector(toy(tmp_path / "toy.onnx", raw, metadata(classes=12)), "cpu", 1, conf, iou, most)
     blob, box = detector.preprocess(np.zeros((500, 1000, 3), np.uint8))
     expected = non_max_suppression(torch.from_numpy(raw.copy()), conf, iou, max_det=most)[0]
     expected[:, :4] = scale_boxes((32, 64), expected[:, :4], (500, 1000))
@@ -107,7 +121,7 @@ def test_overlaps_near_the_threshold_are_judged_with_the_rounding_of_the_class_o
     raw[0, 0, 1::2] += shift
     raw[0, 2:4] = 40
     raw[0, 4 + rng.integers(20, classes, pairs).repeat(2), np.arange(2 * pairs)] = rng.uniform(0.3, 1, 2 * pairs)
-    detector = edge.Detector(toy(tmp_path / "toy.onnx", raw, metadata(classes=classes)), max_det=1000)
+    detector = Detector(toy(tmp_path / "toy.onnx", raw, metadata(classes=classes)), max_det=1000)
     _, box = detector.preprocess(np.zeros((32, 64, 3), np.uint8))
     expected = non_max_suppression(torch.from_numpy(raw.copy()), 0.25, 0.7, max_det=1000)[0][:, 4:].numpy()
     assert np.array_equal(detector.postprocess(raw, box)[:, 4:], expected)
@@ -117,7 +131,7 @@ def test_same_overlap_is_suppressed_within_a_class_and_kept_across_classes(tmp_p
     raw = np.zeros((1, 4 + 3, 4), np.float32)
     raw[0, :4] = np.array([[20, 16, 10, 8], [21, 16, 10, 8], [20, 16, 10, 8], [50, 16, 4, 4]]).T
     raw[0, [4, 4, 5, 6], range(4)] = 0.5, 0.9, 0.6, 0.7
-    detector = edge.Detector(toy(tmp_path / "toy.onnx", raw, metadata()))
+    detector = Detector(toy(tmp_path / "toy.onnx", raw, metadata()))
     found = detector.detect(np.zeros((32, 64, 3), np.uint8))
     assert found.tolist() == pytest.approx(
         np.array([[16, 12, 26, 20, 0.9, 0], [48, 14, 52, 18, 0.7, 2], [15, 12, 25, 20, 0.6, 1]])
@@ -138,7 +152,7 @@ def test_same_overlap_is_suppressed_within_a_class_and_kept_across_classes(tmp_p
 def test_detections_are_those_of_ultralytics(
     kind: str, contract: str, conf: float, fewest: int, exported, frames: list[np.ndarray]
 ) -> None:
-    detector, reference = edge.Detector(exported(kind), threads=1, conf=conf), YOLO(exported(kind), task="detect")
+    detector, reference = Detector(exported(kind), threads=1, conf=conf), YOLO(exported(kind), task="detect")
     assert detector.contract.output == contract
     total = 0
     for frame in frames:
@@ -151,7 +165,7 @@ def test_detections_are_those_of_ultralytics(
 
 @pytest.mark.parametrize("kind", ["raw", "raw-wide"])
 def test_detections_are_those_of_the_checkpoint(kind: str, exported, teacher: Path, frames: list[np.ndarray]) -> None:
-    detector, reference = edge.Detector(exported(kind), threads=1), YOLO(teacher)
+    detector, reference = Detector(exported(kind), threads=1), YOLO(teacher)
     for frame in frames:
         prediction = reference.predict(frame, rect=False, imgsz=detector.contract.hw, device="cpu", verbose=False)
         expected, found = prediction[0].boxes.data.numpy(), detector.detect(frame)
@@ -160,7 +174,7 @@ def test_detections_are_those_of_the_checkpoint(kind: str, exported, teacher: Pa
 
 
 def test_swapped_colours_would_be_seen(exported, frames: list[np.ndarray]) -> None:
-    detector = edge.Detector(exported("raw"), threads=1)
+    detector = Detector(exported("raw"), threads=1)
     same = [np.array_equal(detector.detect(f), detector.detect(f[..., ::-1].copy())) for f in frames]
     assert not any(same)
 
@@ -171,9 +185,9 @@ def test_swapped_colours_would_be_seen(exported, frames: list[np.ndarray]) -> No
 def test_contract_is_read_from_metadata_never_from_the_shape(tmp_path: Path) -> None:
     final = np.zeros((1, 300, 6), np.float32)
     for contract in (E2E, NMS):  # one shape, two contracts
-        assert edge.Detector(toy(tmp_path / "a.onnx", final, metadata(contract))).contract.output == contract
+        assert Detector(toy(tmp_path / "a.onnx", final, metadata(contract))).contract.output == contract
     both = metadata(NMS) | entry(E2E, teacher={"file": "t.pt", "sha256": "0"})
-    contract = edge.Detector(toy(tmp_path / "b.onnx", final, both)).contract
+    contract = Detector(toy(tmp_path / "b.onnx", final, both)).contract
     assert contract.output == E2E  # yolokd's own entry comes first
     assert contract.meta["teacher"] == {"file": "t.pt", "sha256": "0"}
     assert (contract.hw, contract.nc, contract.precision) == ((32, 64), 3, "fp32")
@@ -183,7 +197,7 @@ def test_padding_rows_and_low_scores_are_dropped_and_boxes_clipped(tmp_path: Pat
     final = np.zeros((1, 300, 6), np.float32)
     final[0, 0] = -5, 2, 70, 30, 0.9, 1
     final[0, 1] = 1, 2, 3, 4, 0.25, 0  # not above the threshold
-    detector = edge.Detector(toy(tmp_path / "a.onnx", final, metadata(NMS)))
+    detector = Detector(toy(tmp_path / "a.onnx", final, metadata(NMS)))
     found = detector.detect(np.zeros((64, 128, 3), np.uint8))
     assert found.tolist() == [[0, 4, 128, 60, pytest.approx(0.9), 1]]
     assert detector.candidates == 1
@@ -217,8 +231,8 @@ REFUSED = {
 def test_a_file_that_cannot_be_interpreted_is_refused(case: str, tmp_path: Path) -> None:
     output, props, sentence = REFUSED[case]
     file = toy(tmp_path / "toy.onnx", output, props)
-    with pytest.raises(edge.EdgeError) as error:
-        edge.Detector(file)
+    with pytest.raises(EdgeError) as error:
+        Detector(file)
     assert sentence in str(error.value) and str(file) in str(error.value) and error.value.code == 2
 
 
@@ -240,13 +254,13 @@ def test_a_provider_that_is_not_active_is_an_error(provider: str, name: str, tmp
     monkeypatch.setenv("YOLOKD_CACHE", str(tmp_path))
     file = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata())
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(edge.EdgeError, match=f"{name}ExecutionProvider is not in this ONNX Runtime") as absent:
-        edge.Detector(file, provider)
-    every = list(edge.PROVIDERS["trt"])
+    with pytest.raises(EdgeError, match=f"{name}ExecutionProvider is not in this ONNX Runtime") as absent:
+        Detector(file, provider)
+    every = list(PROVIDERS["trt"].names)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
-    with pytest.raises(edge.EdgeError, match="runs .* on CPUExecutionProvider") as fallen:
-        edge.Detector(file, provider)
+    with pytest.raises(EdgeError, match="runs .* on CPUExecutionProvider") as fallen:
+        Detector(file, provider)
     assert absent.value.code == fallen.value.code == 4
 
 
@@ -257,9 +271,9 @@ def test_auto_takes_the_first_provider_that_is_active(tmp_path: Path, monkeypatc
     def session(*args, providers: list[str], **kwargs):
         return FallenBack() if len(providers) > 1 else real(*args, providers=providers, **kwargs)
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(edge.PROVIDERS["trt"]))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS["trt"].names))
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    assert edge.Detector(file, "auto").session.get_providers() == ["CPUExecutionProvider"]
+    assert Detector(file, "auto").session.get_providers() == ["CPUExecutionProvider"]
 
 
 PLACE = (
@@ -271,60 +285,135 @@ IR = "Unsupported model IR version: 10, max supported IR version: 9"
 
 @pytest.mark.parametrize("where", ["", "[with T = std::string] "])
 def test_the_cause_of_an_error_is_kept_and_its_place_in_the_source_is_not(where: str) -> None:
-    assert edge._one_line(RuntimeError(PLACE.format("model.cc", where + IR))) == IR
-    assert edge._one_line(RuntimeError("No such file (a.onnx) Here.")) == "No such file (a.onnx) Here"
+    assert one_line(RuntimeError(PLACE.format("model.cc", where + IR))) == IR
+    assert one_line(RuntimeError("No such file (a.onnx) Here.")) == "No such file (a.onnx) Here"
 
 
 def test_pips_cuda_is_loaded_only_where_it_is_and_is_needed(tmp_path: Path, monkeypatch, capsys) -> None:
     file, loaded = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata()), []
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(edge.PROVIDERS["cuda"]))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS["cuda"].names))
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append(print("advice")), raising=False)
-    monkeypatch.setattr(edge, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnxruntime_options, "find_spec", lambda name: None)
     for installed in (False, True):
-        monkeypatch.setattr(edge, "find_spec", lambda name, found=installed: found or None)
-        edge.Detector(file)
-        with pytest.raises(edge.EdgeError):
-            edge.Detector(file, "cuda")
+        monkeypatch.setattr(onnxruntime_options, "find_spec", lambda name, found=installed: found or None)
+        Detector(file)
+        with pytest.raises(EdgeError):
+            Detector(file, "cuda")
         assert len(loaded) == int(installed)
     assert capsys.readouterr() == ("", "advice\n")
     monkeypatch.delattr(onnxruntime, "preload_dlls")  # before 1.21
-    with pytest.raises(edge.EdgeError):
-        edge.Detector(file, "cuda")
+    with pytest.raises(EdgeError):
+        Detector(file, "cuda")
 
 
-# --- one file on a board --------------------------------------------------------------------------------------------
+# --- the package on a board -----------------------------------------------------------------------------------------
+
+MODULES = sorted(EDGE.rglob("*.py"))
 
 
-def test_the_file_is_python_3_8() -> None:
-    ast.parse(EDGE_FILE.read_text(encoding="utf-8"), feature_version=(3, 8))
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(EDGE)))
+def test_every_module_is_python_3_8_and_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 8))
+    assert text.count("\n") <= 500
 
 
-def test_its_table_of_contents_is_true() -> None:
-    text = EDGE_FILE.read_text(encoding="utf-8")
-    listed = re.findall(r"^- (.+)$", ast.get_docstring(ast.parse(text)) or "", re.MULTILINE)
-    assert listed == re.findall(r"^# --- (.+?) -+$", text, re.MULTILINE) and listed
+def imports_of(file: Path) -> set[str]:
+    """Modules of the package that a module imports when it is loaded."""
+    nodes = [n for n in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(n, ast.ImportFrom)]
+    names = {n.module: [a.name for a in n.names] for n in nodes if (n.module or "").startswith("yolokd_edge")}
+    inside = {f"{module}.{name}" for module, given in names.items() for name in given}
+    return {name for name in {*names, *inside} if EDGE.joinpath(*name.split(".")[1:]).with_suffix(".py").is_file()}
 
 
-def test_the_bare_file_imports_neither_torch_nor_ultralytics_nor_yolokd(tmp_path: Path) -> None:
-    shutil.copy(EDGE_FILE, tmp_path)
-    code = "import yolokd_edge, sys; print(*{m.split('.')[0] for m in sys.modules})"
+def test_no_module_imports_one_that_imports_it() -> None:
+    arrows = {".".join(["yolokd_edge", *f.relative_to(EDGE).with_suffix("").parts]): imports_of(f) for f in MODULES}
+    assert sum(map(len, arrows.values())) > 100
+    assert list(TopologicalSorter(arrows).static_order())  # raises where there is a cycle
+
+
+def test_the_packages_description_names_what_is_there() -> None:
+    named = set(re.findall(r"[a-z_]+", yolokd_edge.__doc__.partition("Where to look:")[2]))
+    packages = {p.name for p in EDGE.iterdir() if (p / "__init__.py").is_file()}
+    verbs_and_models = {"contract", "detector", "boxes", "images", "bundle", "provenance", "verify", "doctor", "detect"}
+    assert packages | verbs_and_models | {"drawings"} <= named
+
+
+@pytest.mark.parametrize("folder", [".", "deploy"])
+def test_both_distributions_list_every_package_of_the_runtime_and_no_version(folder: str, request) -> None:
+    text = (request.config.rootpath / folder / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^packages = \[  #[^\n]*\n([^\]]*)\]", text, re.MULTILINE)
+    deploy = request.config.rootpath / "deploy"
+    found = {".".join(f.parent.relative_to(deploy).parts) for f in deploy.glob("yolokd_edge*/**/__init__.py")}
+    assert {name for name in re.findall(r'"(.+?)"', listed) if name.startswith("yolokd_edge")} == found
+    assert VERSION not in text and yolokd.__version__ == yolokd_edge.__version__ == VERSION
+
+
+def test_public_names_are_the_same_for_python_and_for_type_checkers() -> None:
+    tree = ast.parse((EDGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {alias.asname or alias.name for node in block.body for alias in node.names}
+    assert typed == set(yolokd_edge.__all__) == {name for name in yolokd_edge.__all__ if hasattr(yolokd_edge, name)}
+    with pytest.raises(AttributeError, match="no attribute 'nowhere'"):
+        getattr(yolokd_edge, "nowhere")  # noqa: B009
+
+
+def test_the_package_alone_imports_neither_torch_nor_ultralytics_nor_yolokd(tmp_path: Path) -> None:
+    package = copy_runtime(tmp_path)
+    modules = [".".join(f.relative_to(tmp_path).with_suffix("").parts) for f in package.rglob("*.py")]
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; "
+    code += "print(*{m.split('.')[0] for m in sys.modules}); print(sys.modules['yolokd_edge.cli'].__file__)"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    loaded = set(run.stdout.split())
-    assert {"numpy", "cv2", "onnxruntime"} <= loaded
-    assert not loaded & {"torch", "ultralytics", "yolokd", "matplotlib", "onnx"}
+    names, file = run.stdout.splitlines()
+    loaded = set(names.split())
+    assert Path(file).parent == package and {"numpy", "cv2", "onnxruntime"} <= loaded
+    assert not loaded & {"torch", "ultralytics", "yolokd", "matplotlib", "onnx", "openvino", "ncnn"}
+
+
+def test_words_of_the_report_and_providers_cost_no_library() -> None:
+    code = "import sys, yolokd_edge, yolokd_edge.bench.options, yolokd_edge.runtimes.table, yolokd_edge.bench.schema; "
+    run = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)"], cwd=sys.prefix, capture_output=True, text=True, check=True
+    )
+    assert not {"numpy", "cv2", "onnxruntime"} & set(run.stdout.split())
 
 
 def test_a_board_without_packages_is_told_which_to_install(tmp_path: Path) -> None:
-    shutil.copy(EDGE_FILE, tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-S", "yolokd_edge.py", "doctor"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 2 and run.stderr.count("\n") == 1
-    assert "a package is missing or broken" in run.stderr and "requirements-cpu.txt" in run.stderr
+    copy_runtime(tmp_path)
+    for start in (["-m", "yolokd_edge"], ["yolokd_edge"]):
+        run = subprocess.run([sys.executable, "-S", *start, "doctor"], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1
+        assert "a package is missing or broken" in run.stderr and "requirements-cpu.txt" in run.stderr
 
 
-def test_the_bare_file_detects_and_measures_from_another_folder(exported, frames, tmp_path: Path) -> None:
-    shutil.copy(EDGE_FILE, tmp_path)
+def test_every_image_suffix_of_ultralytics_is_one_here(tmp_path: Path) -> None:
+    assert {s.lstrip(".") for s in IMAGE_SUFFIXES} >= IMG_FORMATS
+    (tmp_path / "a.heic").write_bytes(b"not for OpenCV")
+    (path,) = list_images(tmp_path)
+    with pytest.raises(EdgeError, match=r"a.heic cannot be decoded as an image; .* convert it to PNG or JPEG\."):
+        read_image(path)
+
+
+def test_a_drawn_image_of_a_format_that_cannot_be_written_becomes_a_png(tmp_path: Path, capsys) -> None:
+    file = toy(tmp_path / "toy.onnx", RAW_OUTPUT, metadata())
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/a.jpg"), np.full((20, 30, 3), 90, np.uint8))
+    (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.mpo")  # several JPEGs in one file, of which one is read
+    words = ["--model", str(file), "--source", str(tmp_path / "images"), "--save", str(tmp_path / "drawn")]
+    assert cli.main(["detect", *words]) == 0, capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "drawn").iterdir()] == ["a.mpo.png"]
+
+
+@pytest.mark.parametrize("start", ["-m yolokd_edge", "elsewhere/yolokd_edge", "edge.pyz"])
+def test_it_detects_and_measures_from_a_folder_by_its_path_and_zipped(
+    start: str, exported, frames, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    copy_runtime(tmp_path / "elsewhere" if start.startswith("elsewhere") else tmp_path)
+    if start.endswith("pyz"):
+        (tmp_path / "yolokd_edge").rename(tmp_path / "elsewhere/yolokd_edge")
+        zipapp.create_archive(tmp_path / "elsewhere", tmp_path / start, main="yolokd_edge.__main__:main")
+        shutil.rmtree(tmp_path / "elsewhere")
     (tmp_path / "images").mkdir()
     for k, frame in enumerate(frames[:3]):
         cv2.imwrite(str(tmp_path / f"images/{k}.png"), frame)
@@ -332,14 +421,14 @@ def test_the_bare_file_detects_and_measures_from_another_folder(exported, frames
     common = ["--model", "raw.onnx", "--source", "images", "--threads", "1"]
 
     def edge_file(verb: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "yolokd_edge.py", verb, *common, *more]
+        command = [sys.executable, "-B", *start.split(), verb, *common, *more]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     run = edge_file("detect", "--json", "--save", "drawn")
     assert (run.returncode, run.stderr) == (0, "")
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["0.png", "1.png", "2.png"]
-    expected = edge.Detector(exported("raw"), threads=1).detect(frames[0])
+    expected = Detector(exported("raw"), threads=1).detect(frames[0])
     boxes = [found["box"] for found in lines[0]["detections"]]
     assert np.allclose(boxes, expected[:, :4], atol=6e-4)  # pixels, written with three decimals
     assert lines[0]["hw"] == list(frames[0].shape[:2])
@@ -349,6 +438,11 @@ def test_the_bare_file_detects_and_measures_from_another_folder(exported, frames
     (record,) = json.loads((tmp_path / "report.json").read_text())
     assert record["model"]["file"] == "raw.onnx" and record["memory"]["rss_mb"] > 0 and record["cold"]["import_s"] > 0
     assert "raw.onnx" in run.stdout
+    run = edge_file("bench", "--repeats", "2", "--time-limit", "0.2", "--out", "workers.json")  # in new processes
+    assert (run.returncode, run.stderr) == (0, "")
+    (record,) = json.loads((tmp_path / "workers.json").read_text())
+    assert record["protocol"]["repeats"] == 2 and record["cold"]["import_s"] > 0
+    assert edge_file("detect", "--provider", "trt").returncode == 4  # an exit code survives a zip file's own start
 
 
 # --- bad input on the command line ----------------------------------------------------------------------------------
@@ -398,7 +492,7 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
     monkeypatch.chdir(bad)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     before = sorted(p.name for p in bad.rglob("*"))
-    assert edge.main(arguments.split()) == code
+    assert cli.main(arguments.split()) == code
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and sentence in lines[0], lines
     assert sorted(p.name for p in bad.rglob("*")) == before  # nothing half-written
@@ -407,13 +501,13 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
 @pytest.mark.parametrize("option", ["--conf 2", "--conf x", "--threads 0", "--max-det 1.5", "--provider tpu"])
 def test_a_bad_option_is_a_usage_error(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        edge.main(["detect", "--model", "a.onnx", "--source", "b", *option.split()])
+        cli.main(["detect", "--model", "a.onnx", "--source", "b", *option.split()])
     assert stop.value.code == 2
     assert option.split()[1] in capsys.readouterr().err
 
 
 def test_metadata_of_an_exported_file_survives_an_added_entry(exported, tmp_path: Path) -> None:
     file = set_metadata(exported("raw"), tmp_path / "named.onnx", **entry(RAW, accuracy={"map50": 0.5}))
-    detector = edge.Detector(file)
+    detector = Detector(file)
     assert detector.contract.meta["accuracy"] == {"map50": 0.5}
     assert detector.names[0] == "t-shirt"

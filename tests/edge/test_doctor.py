@@ -9,12 +9,26 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import yolokd_edge as edge
 from helpers.boards import board, system_root, tool, write
 from helpers.edge import metadata, toy
 
+from yolokd_edge import cli, doctor
+from yolokd_edge.bench import trtexec
+from yolokd_edge.bench.trtexec import cross_check, parse_trtexec, trtexec_flags
+from yolokd_edge.common import EdgeError
+from yolokd_edge.contract import says_fp16
+from yolokd_edge.detector import Detector
+from yolokd_edge.doctor import diagnose, installed
+from yolokd_edge.runtimes import onnxruntime as ort
+from yolokd_edge.runtimes import tensorrt
+from yolokd_edge.runtimes.base import Meta, Port, TensorRT
+from yolokd_edge.runtimes.coverage import coverage_in_new_process, profile_coverage, profiled_coverage
+from yolokd_edge.runtimes.opening import open_model
+from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.runtimes.tensorrt import engine_options, version_text
+
 __all__ = ["board"]  # a fixture
-EVERYWHERE = list(edge.PROVIDERS["trt"])
+EVERYWHERE = list(PROVIDERS["trt"].names)
 
 
 @pytest.fixture
@@ -22,16 +36,16 @@ def healthy(board: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The fake board with everything in order."""
     tool(board / "bin", "tegrastats", "exec sleep 60")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYWHERE)
-    monkeypatch.setattr(edge, "installed", lambda: {"onnxruntime-gpu": "1.23.0", "opencv-python": "4.10"})
-    monkeypatch.setattr(edge, "tensorrt_version", lambda: "10.7.0")
-    monkeypatch.setattr(edge, "_load", lambda: 0.1)
-    monkeypatch.setattr(edge.np, "__version__", "1.26.4")
+    monkeypatch.setattr(doctor, "installed", lambda: {"onnxruntime-gpu": "1.23.0", "opencv-python": "4.10"})
+    monkeypatch.setattr(doctor, "tensorrt_version", lambda: "10.7.0")
+    monkeypatch.setattr(doctor, "load_average", lambda: 0.1)
+    monkeypatch.setattr(np, "__version__", "1.26.4")
     return board
 
 
 def test_nothing_is_wrong_on_a_healthy_board(healthy: Path, capsys) -> None:
-    assert edge.doctor() == []
-    assert edge.main(["doctor"]) == 0
+    assert diagnose() == []
+    assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().out == "Nothing is wrong.\n"
 
 
@@ -40,7 +54,7 @@ def change(path: str, content: object):
 
 
 def answer(name: str, value: object):
-    return lambda board, patch: patch.setattr(edge, name, lambda: value)
+    return lambda board, patch: patch.setattr(doctor, name, lambda: value)
 
 
 def providers(*names: str):
@@ -78,43 +92,43 @@ WRONG = [
      "there is no swap", "swapon"),
     (change("proc/meminfo", "MemTotal: 7802880 kB\nMemAvailable: 512000 kB\nSwapTotal: 9 kB"), "warning",
      "only 500 MB of memory are free", "end other programs"),
-    (answer("_load", 50.0), "warning", "load average 50.0", "nothing else runs"),
+    (answer("load_average", 50.0), "warning", "load average 50.0", "nothing else runs"),
     (change("sys/class/thermal/thermal_zone2/temp", 96000), "error", "at 96 deg C and slows itself down at 99", "fan"),
     (without("tegrastats"), "warning", "power cannot be measured", "host"),
-    (lambda board, patch: patch.setattr(edge.np, "__version__", "2.1.0"), "warning", "numpy 2.1.0", '"numpy<2"'),
+    (lambda board, patch: patch.setattr(np, "__version__", "2.1.0"), "warning", "numpy 2.1.0", '"numpy<2"'),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "level", "what", "remedy"), WRONG)
 def test_each_fault_is_named_with_its_remedy(healthy, monkeypatch, capsys, spoil, level, what, remedy) -> None:
     spoil(healthy, monkeypatch)
-    (finding,) = edge.doctor()
+    (finding,) = diagnose()
     assert finding.level == level and what in finding.what and remedy in finding.remedy
-    assert edge.main(["doctor", "--json"]) == (1 if level == "error" else 0)
+    assert cli.main(["doctor", "--json"]) == (1 if level == "error" else 0)
     assert json.loads(capsys.readouterr().out) == [finding._asdict()]
 
 
 def test_the_worst_comes_first_and_a_missing_provider_is_an_error(healthy, monkeypatch) -> None:
     slow_mode(healthy, monkeypatch)
     providers(CPU)(healthy, monkeypatch)
-    assert [f.level for f in edge.doctor(provider="cuda")] == ["error", "warning"]
-    assert "has no CUDAExecutionProvider" in edge.doctor(provider="cuda")[0].what
+    assert [f.level for f in diagnose(provider="cuda")] == ["error", "warning"]
+    assert "has no CUDAExecutionProvider" in diagnose(provider="cuda")[0].what
 
 
 def test_a_model_is_tried(healthy, monkeypatch, tmp_path: Path) -> None:
     providers(CPU)(healthy, monkeypatch)
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    assert "toy.onnx runs on CPUExecutionProvider" in edge.doctor(file, "cpu")[-1].what
-    assert edge.doctor(tmp_path / "none.onnx", "cpu")[0].what.startswith("There is no model file")
-    assert edge.main(["doctor", "--model", str(tmp_path / "none.onnx")]) == 1
+    assert "toy.onnx runs on CPUExecutionProvider" in diagnose(file, "cpu")[-1].what
+    assert diagnose(tmp_path / "none.onnx", "cpu")[0].what.startswith("There is no model file")
+    assert cli.main(["doctor", "--model", str(tmp_path / "none.onnx")]) == 1
     quantised = {**metadata(), "args": "{'quantize': 8}"}
     write(healthy / "root", {"proc/cpuinfo": "flags : fpu avx2"})
-    slow = edge.doctor(toy(tmp_path / "int8.onnx", np.zeros((1, 7, 42)), quantised), "cpu")
+    slow = diagnose(toy(tmp_path / "int8.onnx", np.zeros((1, 7, 42)), quantised), "cpu")
     assert any("may be slower than FP32" in f.what for f in slow)
 
 
 def test_installed_packages_are_listed_by_their_plain_names() -> None:
-    found = edge.installed()
+    found = installed()
     assert found["onnxruntime"] == onnxruntime.__version__ and "opencv-python" in found
 
 
@@ -151,7 +165,7 @@ REPORTS = {
 
 @pytest.mark.parametrize("version", REPORTS)
 def test_reports_of_every_trtexec_are_read(version: str) -> None:
-    report = edge.parse_trtexec(REPORTS[version])
+    report = parse_trtexec(REPORTS[version])
     assert (report["version"], report["throughput_qps"], report["passed"]) == (version, 102.5, True)
     latency = {"min": 9.1, "max": 12.5, "mean": 9.6, "median": 9.5, "p99": 11.9}
     assert latency.items() <= report["times"]["Latency"].items()
@@ -164,10 +178,10 @@ def test_reports_of_every_trtexec_are_read(version: str) -> None:
 
 def test_a_report_that_broke_off_is_read_as_far_as_it_goes() -> None:
     for end in range(0, len(REPORTS["10.3.0"]), 7):
-        edge.parse_trtexec(REPORTS["10.3.0"][:end])
+        parse_trtexec(REPORTS["10.3.0"][:end])
     nothing = {"version": None, "throughput_qps": None, "passed": None, "times": {}}
-    assert edge.parse_trtexec("") == nothing
-    assert edge.parse_trtexec("&&&& FAILED TensorRT.trtexec [TensorRT v8502] # x")["passed"] is False
+    assert parse_trtexec("") == nothing
+    assert parse_trtexec("&&&& FAILED TensorRT.trtexec [TensorRT v8502] # x")["passed"] is False
 
 
 @pytest.mark.parametrize(
@@ -180,18 +194,18 @@ def test_a_report_that_broke_off_is_read_as_far_as_it_goes() -> None:
     ],
 )
 def test_flags_mean_the_same_for_every_version(version: str, present: set, absent: set) -> None:
-    flags = set(edge.trtexec_flags(version, Path("a.onnx"), True, True, Path("t.json")))
+    flags = set(trtexec_flags(version, Path("a.onnx"), True, True, Path("t.json")))
     assert present | {"--onnx=a.onnx", "--exportTimes=t.json"} <= flags and not absent & flags
-    graph = set(edge.trtexec_flags(version, Path("a.onnx"), True, True, Path("t.json"), graph=True))
+    graph = set(trtexec_flags(version, Path("a.onnx"), True, True, Path("t.json"), graph=True))
     assert ("--useCudaGraph" in graph) == (version < "11" or version[0] in "8") and "--noCudaGraph" not in graph
 
 
 @pytest.mark.parametrize("version", REPORTS)
 def test_cross_check_takes_our_percentiles_of_the_trace(version: str, board: Path, monkeypatch) -> None:
-    monkeypatch.setattr(edge, "TRTEXEC", "/nowhere")
+    monkeypatch.setattr(trtexec, "TRTEXEC", "/nowhere")
     model = board / "a.onnx"
     model.write_bytes(b"a graph with QuantizeLinear in it")
-    assert edge.cross_check(model, True, 11.0) == (None, "trtexec is not installed")
+    assert cross_check(model, True, 11.0) == (None, "trtexec is not installed")
     trace = json.dumps([{"latencyMs": k / 10, "computeMs": 1} for k in range(1, 401)])
     (board / "report").write_text(REPORTS[version])
     (board / "trace").write_text(trace)
@@ -201,13 +215,13 @@ def test_cross_check_takes_our_percentiles_of_the_trace(version: str, board: Pat
         f'for a in "$@"; do case "$a" in --exportTimes=*) cp {board}/trace "${{a#*=}}";; esac; done\n'
         f"cat {board}/report",
     )
-    found, why = edge.cross_check(model, True, 22.0)
+    found, why = cross_check(model, True, 22.0)
     assert (why, found["version"], found["infer_p50_ratio"]) == ("", version, 1.1)
     assert found["plain"]["latency_ms"] == {"p50": 20.0, "p90": 36.0, "p95": 38.0, "p99": 39.6}
     assert found["plain"]["throughput_qps"] == 102.5 and found["gpu_graph"]["gpu_compute_ms"]["median"] == 8.9
     assert ("--int8" in found["plain"]["flags"]) == (version[:2] != "11")
     tool(board / "bin", "trtexec", f"head -n 1 {board}/report; echo '&&&& FAILED TensorRT.trtexec'; exit 1")
-    assert edge.cross_check(model, True, 22.0) == (None, f"trtexec {version} failed on a.onnx")
+    assert cross_check(model, True, 22.0) == (None, f"trtexec {version} failed on a.onnx")
 
 
 # --- the proof that a provider ran ----------------------------------------------------------------------------------
@@ -245,22 +259,22 @@ def test_a_provider_must_run_nearly_all_nodes(on_gpu: int, code: int | None, tmp
     seen: list = []
     monkeypatch.setattr(onnxruntime, "InferenceSession", session_with([CUDA, CPU], shares, seen))
     if code is None:
-        assert edge._open(tmp_path / "a.onnx", "cuda", 1, edge.TensorRT()).coverage == on_gpu / 100
+        assert open_model(tmp_path / "a.onnx", "cuda", 1, TensorRT()).coverage == on_gpu / 100
     else:
-        with pytest.raises(edge.EdgeError, match=f"took only {on_gpu}% of the nodes") as error:
-            edge._open(tmp_path / "a.onnx", "cuda", 1, edge.TensorRT())
+        with pytest.raises(EdgeError, match=f"took only {on_gpu}% of the nodes") as error:
+            open_model(tmp_path / "a.onnx", "cuda", 1, TensorRT())
         assert error.value.code == code
     assert seen == [([CUDA, CPU], {"enable_fallback": 0})]
 
 
 def test_fallback_only_where_it_is_allowed(tmp_path: Path) -> None:
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    with pytest.raises(edge.EdgeError) as error:
-        edge.Detector(file, "cuda")
+    with pytest.raises(EdgeError) as error:
+        Detector(file, "cuda")
     assert error.value.code == 4
-    fallen = edge.Detector(file, "cuda", allow_fallback=True)
+    fallen = Detector(file, "cuda", allow_fallback=True)
     assert fallen.fallback and fallen.session.get_providers() == [CPU]
-    assert not edge.Detector(file, "cpu").fallback and not edge.Detector(file, "auto").fallback
+    assert not Detector(file, "cpu").fallback and not Detector(file, "auto").fallback
 
 
 def test_coverage_from_a_profile_counts_the_time() -> None:
@@ -271,16 +285,16 @@ def test_coverage_from_a_profile_counts_the_time() -> None:
         {"cat": "Node", "dur": 70, "args": {}},
         {"cat": "Session", "dur": 500, "args": {"provider": CPU}},
     ]
-    assert edge.profile_coverage(events, "TensorrtExecutionProvider") == 0.96
-    assert edge.profile_coverage([], CPU) is None
+    assert profile_coverage(events, "TensorrtExecutionProvider") == 0.96
+    assert profile_coverage([], CPU) is None
 
 
 def test_an_older_onnxruntime_is_asked_through_its_profile(tmp_path: Path) -> None:
     file = toy(tmp_path / "toy.onnx", np.zeros((1, 7, 42)), metadata())
-    share = edge._coverage_apart(file, [[CPU, {}]], 1, CPU, None)
+    share = coverage_in_new_process(file, [[CPU, {}]], 1, CPU, None)
     assert share in (None, 1.0)  # a constant graph may have no node left that could be timed
-    with pytest.raises(edge.EdgeError, match=f"What {CPU} runs of .*none.onnx could not be found out") as error:
-        edge._coverage_apart(tmp_path / "none.onnx", [CPU], 1, CPU, None)
+    with pytest.raises(EdgeError, match=f"What {CPU} runs of .*none.onnx could not be found out") as error:
+        coverage_in_new_process(tmp_path / "none.onnx", [CPU], 1, CPU, None)
     assert error.value.code == 4
 
 
@@ -289,17 +303,17 @@ def test_a_profile_is_no_part_of_the_cold_start_and_has_the_size_that_runs(tmp_p
     real, fed = session_with([CUDA, CPU], {}), []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYWHERE)
     monkeypatch.setattr(onnxruntime, "InferenceSession", real)
-    monkeypatch.setattr(edge, "assigned_nodes", lambda session: None)
-    monkeypatch.setattr(edge, "_coverage_apart", lambda *asked: fed.append(asked) or time.sleep(0.3) or 1.0)
-    opened = edge._open(file, "cuda", 1, edge.TensorRT(hw=(96, 128)))
+    monkeypatch.setattr(ort, "assigned_nodes", lambda session: None)
+    monkeypatch.setattr(ort, "coverage_in_new_process", lambda *asked: fed.append(asked) or time.sleep(0.3) or 1.0)
+    opened = open_model(file, "cuda", 1, TensorRT(hw=(96, 128)))
     assert opened.coverage == 1.0 and opened.session_s < 0.3 and fed == [(file, [CUDA, CPU], 1, CUDA, (96, 128))]
 
     class Dynamic(real):
-        def get_inputs(self) -> list[edge.Port]:
-            return [edge.Port("images", ["batch", 3, "height", "width"], "tensor(float)")]
+        def get_inputs(self) -> list[Port]:
+            return [Port("images", ["batch", 3, "height", "width"], "tensor(float)")]
 
-        def get_modelmeta(self) -> edge.Meta:
-            return edge.Meta(metadata())
+        def get_modelmeta(self) -> Meta:
+            return Meta(metadata())
 
         def run(self, outputs: None, feed: dict[str, np.ndarray]) -> None:
             fed.append(feed["images"].shape)
@@ -309,22 +323,22 @@ def test_a_profile_is_no_part_of_the_cold_start_and_has_the_size_that_runs(tmp_p
             return str(tmp_path / "profile.json")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Dynamic)
-    edge._profiled_coverage(file, [CPU], 1, CPU, [96, 128])
-    edge._profiled_coverage(file, [CPU], 1, CPU)
+    profiled_coverage(file, [CPU], 1, CPU, [96, 128])
+    profiled_coverage(file, [CPU], 1, CPU)
     assert fed[1:] == [(1, 3, 96, 128)] * 3 + [(1, 3, 32, 64)] * 3
 
 
 def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("YOLOKD_CACHE", str(board / "cache"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYWHERE)
-    monkeypatch.setattr(edge, "tensorrt_version", lambda: "10.3.0")
+    monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: "10.3.0")
     seen: list = []
     monkeypatch.setattr(onnxruntime, "InferenceSession", session_with(EVERYWHERE, {EVERYWHERE[0]: 9}, seen))
     model = board / "a.onnx"
     model.write_bytes(b"graph NonMaxSuppression")
 
     def opened(**settings: object) -> dict:
-        return edge._open(model, "trt", 1, edge.TensorRT(**settings)).trt
+        return open_model(model, "trt", 1, TensorRT(**settings)).trt
 
     first = opened(fp16=True)
     options = seen[0][0][0][1]
@@ -340,7 +354,7 @@ def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch,
     assert again["engine_cache"] == "hit" and again["build_s"] is None and again["cache_dir"] == str(folder)
     assert capsys.readouterr().err == ""
     others = {opened()["cache_dir"], opened(fp16=True, hw=(32, 32))["cache_dir"]}
-    monkeypatch.setattr(edge, "tensorrt_version", lambda: "10.7.0")
+    monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: "10.7.0")
     others.add(opened(fp16=True)["cache_dir"])
     write(board / "root", {"etc/nv_tegra_release": "# R36 (release), REVISION: 5.0"})
     others.add(opened(fp16=True)["cache_dir"])
@@ -360,9 +374,9 @@ def test_engines_are_kept_by_model_device_and_versions(board: Path, monkeypatch,
 )
 def test_an_older_onnxruntime_gets_only_options_that_it_knows(runtime: str, known: set, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", runtime)
-    monkeypatch.setattr(edge, "tensorrt_version", lambda: "10.3.0")
+    monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: "10.3.0")
     (tmp_path / "a.onnx").write_bytes(b"graph NonMaxSuppression")
-    _, options = edge._tensorrt(tmp_path / "a.onnx", edge.TensorRT(cache=str(tmp_path)))
+    _, options = engine_options(tmp_path / "a.onnx", TensorRT(cache=str(tmp_path)))
     always = {"trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
     assert set(options) == always | known
 
@@ -370,7 +384,7 @@ def test_an_older_onnxruntime_gets_only_options_that_it_knows(runtime: str, know
 def test_a_file_without_a_fixed_size_is_built_for_the_size_that_runs(tmp_path: Path, monkeypatch) -> None:
     def shapes(hw: tuple[int, int] | None = None, **args: object) -> set[str]:
         file = toy(tmp_path / "a.onnx", np.zeros((1, 7, 42)), {**metadata(), "args": str(args)})
-        options = edge._tensorrt(file, edge.TensorRT(cache=str(tmp_path), hw=hw))[1]
+        options = engine_options(file, TensorRT(cache=str(tmp_path), hw=hw))[1]
         return {options.get(f"trt_profile_{end}_shapes") for end in ("min", "opt", "max")}
 
     assert shapes(dynamic=True) == {"images:1x3x32x64"} and shapes((96, 128), dynamic=True) == {"images:1x3x96x128"}
@@ -382,15 +396,15 @@ def test_a_file_without_a_fixed_size_is_built_for_the_size_that_runs(tmp_path: P
 def test_a_file_in_half_precision_is_built_in_half_precision(tmp_path: Path) -> None:
     for args, half in (("{'quantize': 16, 'nms': None}", True), ("{'half': True}", True), ("{'half': False}", False)):
         file = toy(tmp_path / "a.onnx", np.zeros((1, 7, 42)), {**metadata(), "args": args})
-        facts, options = edge._tensorrt(file, edge.TensorRT(cache=str(tmp_path)))
+        facts, options = engine_options(file, TensorRT(cache=str(tmp_path)))
         assert (options["trt_fp16_enable"], facts["fp16"]) == (str(half), False)  # nobody asked TensorRT for it
     long = {**metadata(), "args": str({"half": True, "data": "x" * 300})}  # a length of two bytes
-    assert edge.says_fp16(toy(tmp_path / "b.onnx", np.zeros((1, 7, 42)), long).read_bytes())
-    assert not edge.says_fp16(b"a graph") and not edge.says_fp16(b"args\x12\x02{(}")
+    assert says_fp16(toy(tmp_path / "b.onnx", np.zeros((1, 7, 42)), long).read_bytes())
+    assert not says_fp16(b"a graph") and not says_fp16(b"args\x12\x02{(}")
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(8201, "8.2.1"), (8502, "8.5.2"), (100300, "10.3.0"), (101601, "10.16.1"), (110100, "11.1.0")]
 )
 def test_version_numbers_of_tensorrt(number: int, text: str) -> None:
-    assert edge._version_text(number) == text
+    assert version_text(number) == text

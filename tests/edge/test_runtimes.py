@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,11 +16,19 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-import yolokd_edge as edge
-from helpers.edge import colour_frames, export, metadata, toy
+from helpers.edge import colour_frames, export, measured, metadata, toy
 from ultralytics import YOLO
 
 from yolokd.latency import gate
+from yolokd_edge import cli, contract
+from yolokd_edge.bench import trial
+from yolokd_edge.bench.options import PROFILES, Limits
+from yolokd_edge.bench.report import text_table
+from yolokd_edge.bundle import Bundle
+from yolokd_edge.common import EdgeError
+from yolokd_edge.detector import Detector, load
+from yolokd_edge.runtimes import base
+from yolokd_edge.runtimes.table import ON_CPU, OTHER_RUNTIMES, PROVIDERS, Provider, name_of
 
 RAW = np.zeros((1, 4 + 3, 42), np.float32)
 RAW[0, :5, 0] = 20, 16, 10, 8, 0.9
@@ -29,8 +39,8 @@ FRAME = np.full((40, 60, 3), 90, np.uint8)
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """A measurement of a few frames."""
-    monkeypatch.setitem(edge.PROFILES, "smoke", edge.Limits(30, 0.0, 60.0, 0.01))
-    monkeypatch.setattr(edge, "WARM_UP_CPU_S", 0.0)
+    monkeypatch.setitem(PROFILES, "smoke", Limits(30, 0.0, 60.0, 0.01))
+    monkeypatch.setattr(trial, "WARM_UP_CPU_S", 0.0)
 
 
 # --- the real ones --------------------------------------------------------------------------------------------------
@@ -45,10 +55,10 @@ def farthest(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
 def test_openvino_computes_what_onnxruntime_computes(teacher: Path, brief: None, tmp_path: Path) -> None:
     openvino, frames = pytest.importorskip("openvino"), colour_frames(tmp_path)
     file = export(teacher, tmp_path / "raw.onnx", imgsz=(96, 160))
-    other, ours = (edge.Detector(file, provider, threads=1) for provider in ("openvino", "cpu"))
+    other, ours = (Detector(file, provider, threads=1) for provider in ("openvino", "cpu"))
     assert other.contract == ours.contract
     assert farthest([other.detect(f) for f in frames], [ours.detect(f) for f in frames]) < 0.05
-    record = edge.bench([file], frames, threads=1, provider="openvino")[0]
+    record = measured([file], frames, threads=1, provider="openvino")[0]
     assert record["runtime"]["openvino"] == openvino.__version__
     assert record["runtime"]["providers_active"] == ["openvino:CPU"] and record["runtime"]["ep_coverage"] == 1
 
@@ -59,10 +69,10 @@ def test_ncnn_computes_what_onnxruntime_computes(teacher: Path, brief: None, tmp
     ncnn, frames = pytest.importorskip("ncnn"), colour_frames(tmp_path)
     file = export(teacher, tmp_path / "raw.onnx", imgsz=(96, 160))
     folder = YOLO(shutil.copy(teacher, tmp_path / "t.pt")).export(format="ncnn", imgsz=(96, 160))
-    other, ours = edge.Detector(folder, "ncnn", threads=1), edge.Detector(file, threads=1)
+    other, ours = Detector(folder, "ncnn", threads=1), Detector(file, threads=1)
     assert other.contract[:4] == ours.contract[:4]
     assert farthest([other.detect(f) for f in frames], [ours.detect(f) for f in frames]) < 0.05
-    record = edge.bench([folder], frames, threads=1, provider="ncnn")[0]
+    record = measured([folder], frames, threads=1, provider="ncnn")[0]
     assert record["runtime"]["ncnn"] == ncnn.__version__ and record["model"]["format"] == "ncnn"
 
 
@@ -124,35 +134,35 @@ def openvino(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_openvino_is_asked_for_low_latency_full_precision_and_the_threads(openvino: list[Any], tmp_path: Path) -> None:
     file = toy(tmp_path / "a.onnx", RAW, metadata())
-    detector = edge.Detector(file, "openvino", threads=3)
+    detector = Detector(file, "openvino", threads=3)
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 3, "INFERENCE_PRECISION_HINT": "f32"}
     assert openvino == [("CPU", hints)]
-    assert np.array_equal(detector.detect(FRAME), edge.Detector(file).detect(FRAME)) and len(detector.detect(FRAME))
+    assert np.array_equal(detector.detect(FRAME), Detector(file).detect(FRAME)) and len(detector.detect(FRAME))
 
 
 def test_a_record_says_which_runtime_ran_and_the_gate_holds_it_to_that(
     openvino: list[Any], brief: None, tmp_path: Path
 ) -> None:
     file = toy(tmp_path / "a.onnx", RAW, metadata())
-    record = edge.bench([file], [FRAME], threads=1, provider="openvino")[0]
+    record = measured([file], [FRAME], threads=1, provider="openvino")[0]
     runtime, why = record["runtime"], record["unavailable"]
     assert (runtime["openvino"], runtime["ncnn"], runtime["spin"]) == ("2026.4", None, None)
-    assert why["runtime.ncnn"] == "not the runtime" and why["runtime.spin"] == "nothing that openvino tells"
+    assert why["runtime.ncnn"] == "not the runtime" and why["runtime.spin"] == "openvino does not report it"
     assert (runtime["providers_active"], runtime["fallback"]) == (["openvino:CPU"], False)
     assert not any(reason.startswith("fallback") for reason in record["stability"]["reasons"])
     assert gate.provider_problems("new", record) == []
     runtime["providers_active"] = ["CPUExecutionProvider"]
     assert gate.provider_problems("new", record)[0][0] == gate.PROVIDER
-    assert "openvino:cpu 32x64" in edge.table(edge.bench([file], [FRAME], threads=1, provider="openvino"))
+    assert "openvino:cpu 32x64" in text_table(measured([file], [FRAME], threads=1, provider="openvino"))
 
 
 def test_openvino_that_runs_elsewhere_or_cannot_read_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", fake_openvino(["GPU.0"], []))
-    with pytest.raises(edge.EdgeError, match="openvino:CPU was asked for, but .* runs on openvino:GPU.0") as elsewhere:
-        edge.Detector(toy(tmp_path / "a.onnx", RAW, metadata()), "openvino")
+    with pytest.raises(EdgeError, match="openvino:CPU was asked for, but .* runs on openvino:GPU.0") as elsewhere:
+        Detector(toy(tmp_path / "a.onnx", RAW, metadata()), "openvino")
     (tmp_path / "b.onnx").write_text("no model")
-    with pytest.raises(edge.EdgeError, match="OpenVINO cannot load .*b.onnx .*Unable to read the model") as unread:
-        edge.Detector(tmp_path / "b.onnx", "openvino")
+    with pytest.raises(EdgeError, match="OpenVINO cannot load .*b.onnx .*Unable to read the model") as unread:
+        Detector(tmp_path / "b.onnx", "openvino")
     assert (elsewhere.value.code, unread.value.code) == (4, 2)
 
 
@@ -161,9 +171,9 @@ def test_a_bundle_gives_openvino_its_file_for_the_cpu(openvino: list[Any]) -> No
         "trt.onnx": {"precision": "int8", "providers": ["trt"]},
         "m.onnx": {"precision": "int8", "providers": ["cpu"]},
     }
-    bundle = edge.Bundle(Path("b.zip"), Path("b"), {"models": models}, None)
+    bundle = Bundle(Path("b.zip"), Path("b"), {"models": models}, None)
     assert bundle.model("int8", "openvino") == Path("b/m.onnx")
-    with pytest.raises(edge.EdgeError, match="holds no int8 model for the provider ncnn"):
+    with pytest.raises(EdgeError, match="holds no int8 model for the provider ncnn"):
         bundle.model("int8", "ncnn")
 
 
@@ -222,12 +232,12 @@ def folder(tmp_path: Path) -> Path:
 def test_ncnn_reads_its_folder_and_keeps_the_precision_of_the_file(folder: Path, brief: None, monkeypatch) -> None:
     options: list[Any] = []
     monkeypatch.setitem(sys.modules, "ncnn", fake_ncnn(options))
-    detector = edge.load(folder, "ncnn", threads=2)
-    assert detector.contract[:4] == (edge.RAW, {0: "a", 1: "b", 2: "no"}, (32, 64), "fp32")
+    detector = load(folder, "ncnn", threads=2)
+    assert detector.contract[:4] == (contract.RAW, {0: "a", 1: "b", 2: "no"}, (32, 64), "fp32")
     assert (options[0].num_threads, options[0].use_vulkan_compute, options[0].use_fp16_arithmetic) == (2, False, False)
     assert len(detector.detect(FRAME)) == 1
     (folder / "metadata.yaml").write_text(YAML.format("quantize: 16"))
-    record = edge.bench([folder], [FRAME], threads=1, provider="ncnn")[0]
+    record = measured([folder], [FRAME], threads=1, provider="ncnn")[0]
     assert options[-1].use_fp16_storage and record["model"]["precision"] == "fp16"
     weights = b"767417weights"
     assert (record["model"]["sha256"], record["model"]["bytes"]) == (hashlib.sha256(weights).hexdigest(), len(weights))
@@ -249,17 +259,17 @@ def test_a_damaged_folder_is_refused(fails: str, damage: Any, sentence: str, fol
     monkeypatch.setitem(sys.modules, "ncnn", fake_ncnn([], fails))
     if damage:
         damage(folder)
-    with pytest.raises(edge.EdgeError, match=sentence) as error:
-        edge.Detector(folder, "ncnn").detect(FRAME)
+    with pytest.raises(EdgeError, match=sentence) as error:
+        Detector(folder, "ncnn").detect(FRAME)
     assert error.value.code == 2
 
 
 def test_the_wrong_kind_of_model_for_a_runtime_is_refused(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ncnn", fake_ncnn([]))
-    with pytest.raises(edge.EdgeError, match="is a model for ncnn: give the provider ncnn"):
-        edge.load(folder, "cpu")
-    with pytest.raises(edge.EdgeError, match="a.onnx is not a folder of `yolo export format=ncnn`"):
-        edge.load(toy(tmp_path / "a.onnx", RAW, metadata()), "ncnn")
+    with pytest.raises(EdgeError, match="is a model for ncnn: give the provider ncnn"):
+        load(folder, "cpu")
+    with pytest.raises(EdgeError, match="a.onnx is not a folder of `yolo export format=ncnn`"):
+        load(toy(tmp_path / "a.onnx", RAW, metadata()), "ncnn")
 
 
 @pytest.mark.parametrize(
@@ -274,12 +284,12 @@ def test_a_missing_package_is_one_sentence_with_the_remedy(
     model = folder if provider == "ncnn" else toy(tmp_path / "a.onnx", RAW, metadata())
     cv2.imwrite(str(tmp_path / "a.png"), FRAME)
     words = ["detect", "--model", str(model), "--source", str(tmp_path / "a.png"), "--provider", provider]
-    assert edge.main(words) == 4
+    assert cli.main(words) == 4
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and f"The provider {provider} needs the Python package {absent}" in error
     assert error.endswith(f": pip install {pip}.\n")
     if absent == provider:
-        assert edge.main(["doctor", "--provider", provider, "--json"]) == 1
+        assert cli.main(["doctor", "--provider", provider, "--json"]) == 1
         findings = json.loads(capfd.readouterr().out)
         assert any(f"needs the Python package {absent}" in finding["what"] for finding in findings)
 
@@ -289,5 +299,42 @@ def test_a_fallback_from_openvino_is_allowed_only_where_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     file = toy(tmp_path / "a.onnx", RAW, metadata())
-    detector = edge.Detector(file, "openvino", allow_fallback=True)
+    detector = Detector(file, "openvino", allow_fallback=True)
     assert (detector.active, detector.fallback) == ("CPUExecutionProvider", True)
+
+
+# --- one table of providers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_every_provider_has_its_file_and_is_known_by_what_it_calls_itself(name: str) -> None:
+    provider = PROVIDERS[name]
+    opened = import_module(f"yolokd_edge.runtimes.{provider.module}").open_session
+    assert list(inspect.signature(opened).parameters) == ["path", "provider", "threads", "tensorrt"]
+    assert name_of(provider.names[0]) == name and (provider.names[0] in ON_CPU) == provider.on_cpu
+    assert (name in OTHER_RUNTIMES) == (provider.module != "onnxruntime")
+
+
+def test_a_runtime_of_ones_own_is_a_module_and_a_line(tmp_path: Path, brief: None, monkeypatch) -> None:
+    class Echo(base.Session):
+        version = "1.2"
+
+        def __init__(self, path: Path, threads: int) -> None:
+            self.real = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            self.get_modelmeta, self.get_inputs = self.real.get_modelmeta, self.real.get_inputs
+            self.get_outputs, self.run = self.real.get_outputs, self.real.run
+
+        def get_providers(self) -> list[str]:
+            return ["echo:NPU"]
+
+    def open_session(path: Path, provider: str, threads: int, tensorrt: base.TensorRT) -> base.Opened:
+        return base.timed_session(Echo, path, provider, threads)
+
+    monkeypatch.setitem(sys.modules, "yolokd_edge.runtimes.echo", SimpleNamespace(open_session=open_session))
+    monkeypatch.setitem(PROVIDERS, "echo", Provider("echo", ("echo:NPU",), package="echo"))
+    file = toy(tmp_path / "toy.onnx", RAW, metadata())
+    (record,) = measured([file], [FRAME], threads=1, provider="echo")
+    assert record["runtime"]["providers_active"] == ["echo:NPU"] and record["runtime"]["provider_requested"] == "echo"
+    assert gate.provider_problems("new", record) == []
+    record["runtime"]["providers_active"] = ["CPUExecutionProvider"]
+    assert gate.provider_problems("new", record)[0][2] == "new: echo was asked for and CPUExecutionProvider was active"

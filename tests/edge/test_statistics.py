@@ -7,7 +7,16 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-import yolokd_edge as edge
+
+from yolokd_edge.bench import statistics
+from yolokd_edge.bench.statistics import (
+    _exceedance_correlation,
+    autocorrelation,
+    beta_cdf,
+    dependence,
+    upper_bound,
+    upper_bound_rank,
+)
 
 MS = 1_000_000  # ns
 
@@ -16,14 +25,14 @@ MS = 1_000_000  # ns
 def test_beta_distribution_gives_exact_binomial_sums(n: int, p: float) -> None:
     for k in {0, 1, n // 2, int(n * p), n - 1}:
         exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
-        assert 1 - edge.beta_cdf(p, k + 1, n - k) == pytest.approx(exact, abs=1e-10)
+        assert 1 - beta_cdf(p, k + 1, n - k) == pytest.approx(exact, abs=1e-10)
 
 
 def test_beta_distribution_at_its_ends_and_with_real_parameters() -> None:
-    assert [edge.beta_cdf(x, 2.5, 1.5) for x in (-1, 0, 1, 2)] == [0, 0, 1, 1]
-    assert edge.beta_cdf(0.3, 1, 2.7) == pytest.approx(1 - 0.7**2.7)
-    assert edge.beta_cdf(0.4, 3.3, 1) == pytest.approx(0.4**3.3)
-    assert edge.beta_cdf(0.5, 17.25, 17.25) == pytest.approx(0.5)
+    assert [beta_cdf(x, 2.5, 1.5) for x in (-1, 0, 1, 2)] == [0, 0, 1, 1]
+    assert beta_cdf(0.3, 1, 2.7) == pytest.approx(1 - 0.7**2.7)
+    assert beta_cdf(0.4, 3.3, 1) == pytest.approx(0.4**3.3)
+    assert beta_cdf(0.5, 17.25, 17.25) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +52,15 @@ def test_beta_distribution_at_its_ends_and_with_real_parameters() -> None:
     ],
 )
 def test_upper_bound_is_the_smallest_rank_that_is_sure_enough(n: int, p: float, rank: int | None) -> None:
-    assert edge.upper_bound_rank(n, p) == rank
+    assert upper_bound_rank(n, p) == rank
 
 
 def test_dependent_samples_need_more_for_a_bound() -> None:
     ordered = np.arange(1, 1001)
-    assert edge.upper_bound(ordered, 0.99, 1000) == 996
-    assert edge.upper_bound(ordered, 0.99, 500) == 998  # the 499th of 500, as a share of the thousand
-    assert edge.upper_bound(ordered, 0.99, 298) is None
-    few = edge.summary(np.arange(400) * MS)  # a slope: no two samples are independent
+    assert upper_bound(ordered, 0.99, 1000) == 996
+    assert upper_bound(ordered, 0.99, 500) == 998  # the 499th of 500, as a share of the thousand
+    assert upper_bound(ordered, 0.99, 298) is None
+    few = statistics.summary(np.arange(400) * MS)  # a slope: no two samples are independent
     assert few["p99"] == 395 and few["upper95"]["p99"] is None and few["ci95"]["p99"] is None
 
 
@@ -65,7 +74,7 @@ def autoregressive(rng: np.random.Generator, runs: int, n: int, phi: float) -> n
 @pytest.mark.parametrize(("phi", "tau"), [(0.0, 1.0), (0.6, 4.0), (0.8, 9.0)])
 def test_tau_is_that_of_the_process(phi: float, tau: float) -> None:
     series = autoregressive(np.random.default_rng(3), 1, 40_000, phi)[0]
-    found = edge.dependence([series])
+    found = dependence([series])
     assert found.tau == pytest.approx(tau, rel=0.1)
     assert found.n_eff == pytest.approx(40_000 / tau, rel=0.1)
     assert found.n_eff_of(0.99) >= found.n_eff_of(0.5)  # what is rare is forgotten sooner
@@ -74,36 +83,38 @@ def test_tau_is_that_of_the_process(phi: float, tau: float) -> None:
 def test_bursts_count_as_one_event_each() -> None:
     samples = np.random.default_rng(0).normal(10, 0.1, 5000)
     samples[np.arange(100, 5000, 500)[:, None] + np.arange(12)] += 10  # ten bursts of twelve frames
-    found = edge.dependence([samples])
+    found = dependence([samples])
     assert found.n_eff_of(0.5) > 2000 and found.n_eff_of(0.99) < 5000 / 5
 
 
 def test_correlation_does_not_reach_from_one_run_into_the_next() -> None:
     rng = np.random.default_rng(0)
     runs = [rng.standard_normal(500) + shift for shift in (0, 50, 100)]
-    assert edge.dependence([np.concatenate(runs)]).tau > 100
-    assert 1 + 2 * edge.autocorrelation(runs).sum() < 1.3
+    assert dependence([np.concatenate(runs)]).tau > 100
+    assert 1 + 2 * autocorrelation(runs).sum() < 1.3
 
 
 def test_exceedances_of_independent_and_of_equal_variables() -> None:
-    rho, joint = edge._exceedance_correlation(0.5)
+    rho, joint = _exceedance_correlation(0.5)
     assert np.allclose(joint, 2 / np.pi * np.arcsin(rho), atol=1e-6)  # the known case
-    rho, joint = edge._exceedance_correlation(0.99)
+    rho, joint = _exceedance_correlation(0.99)
     assert joint[0] == 0 and joint[-1] == pytest.approx(1, abs=2e-3)
 
 
 def test_a_constant_series_is_certain() -> None:
-    summary = edge.summary([5 * MS] * 600)
+    summary = statistics.summary([5 * MS] * 600)
     assert summary["ci95"] == {"p50": [5, 5], "p99": [5, 5]} and summary["upper95"]["p99"] == 5
     assert (summary["tau"], summary["n_eff"]) == (1, 600)
-    assert edge.summary([5 * MS] * 400)["ci95"] == {"p50": [5, 5], "p99": None}, "four samples beyond p99 say little"
+    assert statistics.summary([5 * MS] * 400)["ci95"] == {"p50": [5, 5], "p99": None}, (
+        "four samples beyond p99 say little"
+    )
 
 
 def test_an_outlier_widens_nothing_but_the_tail() -> None:
     calm = np.random.default_rng(1).normal(10, 0.1, 1000) * MS
     once = calm.copy()
     once[500] = 10_000 * MS
-    a, b = edge.summary(calm), edge.summary(once)
+    a, b = statistics.summary(calm), statistics.summary(once)
     assert b["max"] == 10_000 and b["mean"] > a["mean"] + 5
     assert b["ci95"]["p50"] == pytest.approx(a["ci95"]["p50"], abs=0.01)
 
@@ -115,7 +126,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(phi: float) -> None:
     held: dict[str, list[bool]] = {"p50": [], "p99": []}
     bounded = []
     for samples in series:
-        summary = edge.summary(samples)
+        summary = statistics.summary(samples)
         for key, p in (("p50", 0.5), ("p99", 0.99)):
             truth = 20 * math.exp(0.15 * NormalDist().inv_cdf(p))
             if summary["ci95"][key] is not None:  # too dependent for an interval so far out

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yolokd_edge as edge
 from helpers.boards import (
     AGX_ORIN_ROOT,
     AGX_ORIN_USER,
@@ -32,7 +31,17 @@ from helpers.boards import (
     tool,
     write,
 )
-from helpers.edge import EDGE_FILE, metadata, toy
+from helpers.edge import EDGE, metadata, toy
+
+from yolokd_edge.bench.facts import device_facts
+from yolokd_edge.board import sensors
+from yolokd_edge.board.monitor import Monitor
+from yolokd_edge.board.readings import junction, total_power
+from yolokd_edge.board.sensors import Sensor, Sensors
+from yolokd_edge.board.system import jetpack_version, tool_output
+from yolokd_edge.board.tegrastats import parse_tegrastats
+from yolokd_edge.board.telemetry import Telemetry
+from yolokd_edge.board.tools import parse_jetson_clocks, parse_nvpmodel
 
 __all__ = ["board"]  # a fixture
 S = 1_000_000_000  # ns
@@ -70,15 +79,15 @@ S = 1_000_000_000  # ns
     ],
 )
 def test_every_generation_is_read(line: str, gpu: tuple, emc: tuple, tj: float, power: tuple) -> None:
-    found = edge.parse_tegrastats(line)
+    found = parse_tegrastats(line)
     assert (found["gpu_load"], found["gpu_mhz"]) == gpu
     assert (found["emc_load"], found["emc_mhz"]) == emc
-    assert edge.junction(found["temps"]) == tj  # neither the PMIC's constant nor a powered-off zone
-    assert edge.total_power(found["rails"]) == power
+    assert junction(found["temps"]) == tj  # neither the PMIC's constant nor a powered-off zone
+    assert total_power(found["rails"]) == power
 
 
 def test_the_rest_of_a_line() -> None:
-    tx2, nano, orin, thor = (edge.parse_tegrastats(line) for line in (TX2, NANO, AGX_ORIN_ROOT, THOR_ROOT))
+    tx2, nano, orin, thor = (parse_tegrastats(line) for line in (TX2, NANO, AGX_ORIN_ROOT, THOR_ROOT))
     assert tx2["ram_mb"] == (2020, 7852) and tx2["swap_mb"] is None and tx2["lfb"] == "1164x4MB" and tx2["time"] is None
     assert (
         tx2["cores"] == [{"load_pct": v, "mhz": 345} for v in (9, 21, 25)] + [None] + [{"load_pct": 1, "mhz": 345}] * 2
@@ -89,18 +98,18 @@ def test_the_rest_of_a_line() -> None:
     assert orin["engines_mhz"] == {"NVJPG1": 729, "VIC": 115, "APE": 233}
     assert not {"cv0", "gpu", "cv2"} & set(orin["temps"]) and "NC" not in orin["rails"]
     assert thor["engines_mhz"] == {"NVENC0": 314, "VIC": None, "OFA": 315, "PVA0": None, "APE": 300}
-    xavier = edge.parse_tegrastats(AGX_XAVIER)
+    xavier = parse_tegrastats(AGX_XAVIER)
     assert xavier["temps"]["gpu"] == 35 and xavier["rails"]["GPU"] == 467 and xavier["cores"][1] is None
-    old = edge.parse_tegrastats(OLD_LIST)
+    old = parse_tegrastats(OLD_LIST)
     assert old["cores"] == [{"load_pct": 0, "mhz": 518}, {"load_pct": 12, "mhz": 518}, None, None]
-    assert edge.parse_tegrastats(PEAKS)["ram_mb"] == (1024, 2048)
+    assert parse_tegrastats(PEAKS)["ram_mb"] == (1024, 2048)
 
 
 @pytest.mark.parametrize("line", EVERY)
 def test_of_a_cut_line_the_whole_words_are_read(line: str) -> None:
-    whole = edge.parse_tegrastats(line)
+    whole = parse_tegrastats(line)
     for end in range(len(line)):
-        part = edge.parse_tegrastats(line[:end])
+        part = parse_tegrastats(line[:end])
         assert part["temps"].items() <= whole["temps"].items(), line[:end]
         assert part["rails"].items() <= whole["rails"].items(), line[:end]
         assert part["ram_mb"] in (None, whole["ram_mb"])
@@ -112,8 +121,8 @@ def test_no_line_makes_the_parser_raise() -> None:
     rng = random.Random(0)
     characters = "".join(EVERY) + "[]@%/,C\0é\n"
     for _ in range(3000):
-        edge.parse_tegrastats("".join(rng.choice(characters) for _ in range(rng.randrange(200))))
-    empty = edge.parse_tegrastats("")
+        parse_tegrastats("".join(rng.choice(characters) for _ in range(rng.randrange(200))))
+    empty = parse_tegrastats("")
     assert not any(empty.values()) and 0 not in empty.values()
 
 
@@ -132,15 +141,15 @@ def test_no_line_makes_the_parser_raise() -> None:
     ],
 )
 def test_power_mode(text: str, mode: dict | None) -> None:
-    assert edge.parse_nvpmodel(text) == mode
+    assert parse_nvpmodel(text) == mode
 
 
 def test_jetson_clocks(board: Path) -> None:
-    shown = edge.parse_jetson_clocks(edge.tool_output("jetson_clocks", "--show") or "")
+    shown = parse_jetson_clocks(tool_output("jetson_clocks", "--show") or "")
     assert set(shown["units"]) == {"cpu0", "GPU", "DLA0_CORE", "EMC"} and shown["locked"] is True
     free = "GPU MinFreq=306000000 MaxFreq=1020000000 CurrentFreq=306000000"
-    assert edge.parse_jetson_clocks(free)["locked"] is False
-    assert edge.parse_jetson_clocks("Permission denied")["locked"] is None
+    assert parse_jetson_clocks(free)["locked"] is False
+    assert parse_jetson_clocks("Permission denied")["locked"] is None
 
 
 @pytest.mark.parametrize(
@@ -149,11 +158,11 @@ def test_jetson_clocks(board: Path) -> None:
      ("32.7.4", "4"), ("35.1", "5"), ("36.3.0", "6"), ("40.1", None), (None, None)],
 )  # fmt: skip
 def test_jetpack(l4t: str | None, jetpack: str | None) -> None:
-    assert edge.jetpack_version(l4t) == jetpack
+    assert jetpack_version(l4t) == jetpack
 
 
 def test_device_fingerprint(board: Path) -> None:
-    device = edge._device(missing := {})
+    device = device_facts(missing := {})
     assert (device["kind"], device["soc"], device["l4t"], device["jetpack"]) == (
         "jetson",
         "tegra234",
@@ -166,24 +175,24 @@ def test_device_fingerprint(board: Path) -> None:
 
 
 def test_sensors_read_what_can_be_read(board: Path) -> None:
-    sensors = edge.Sensors()
+    sensors = Sensors()
     now = sensors.read()
     assert now["temps"] == {"cpu-thermal": 48.468, "tj-thermal": 49.156, "PMIC-Die": 100.0}  # zone 1 cannot be read
-    assert edge.junction(now["temps"]) == 49.156
+    assert junction(now["temps"]) == 49.156
     assert (now["cpu_khz"], now["gpu_hz"], now["gpu_load"]) == (1728000, 1020000000, 87.3)
     assert now["cooling"] == {"cooling_device1:cpufreq-cpu0": 0}  # neither a fan nor a warning throttles
     assert now["oc"] == {"oc1": 0, "oc3": 7} and sensors.passive_trip() == 99
     write(board / "root", {"sys/class/thermal/thermal_zone0/cdev1_trip_point": 0})  # now the trip throttles as well
-    assert edge.Sensors().passive_trip() == 70
+    assert Sensors().passive_trip() == 70
     assert now["rails"] == {"VDD_IN": 6000.0, "VDD_SOC": 1400.0}
 
 
 # --- what is made of it, on a scripted clock ------------------------------------------------------------------------
 
 
-def watched(lines: list[tuple[float, str]], readings: list[tuple[float, dict]], power: bool = True) -> edge.Monitor:
+def watched(lines: list[tuple[float, str]], readings: list[tuple[float, dict]], power: bool = True) -> Monitor:
     """A monitor that saw lines of tegrastats and changed readings of /sys at these seconds."""
-    monitor = edge.Monitor(power)
+    monitor = Monitor(power)
     monitor.tegrastats = "tegrastats" if lines else None
     monitor.lines = [(round(t * S), line) for t, line in lines]
     monitor.readings = [(round(t * S), {**monitor.sensors.read(), **changes}) for t, changes in readings]
@@ -196,7 +205,7 @@ def orin(mw: float, tj: float = 50, load: int = 90) -> str:
 
 def test_energy_of_a_frame_gross_and_net(board: Path) -> None:
     lines = [(t / 10, orin(4000 if t < 100 else 10_000)) for t in range(301)]
-    telemetry = edge.Telemetry(watched(lines, [(0, {})]), [(12 * S, 22 * S)], (0, 9 * S))
+    telemetry = Telemetry(watched(lines, [(0, {})]), [(12 * S, 22 * S)], (0, 9 * S))
     power = telemetry.power(100, missing := {}, 0.4)
     assert power == {
         "source": "tegrastats", "scope": "module_input", "rail": "VDD_IN", "interval_ms": 100.0,
@@ -208,7 +217,7 @@ def test_energy_of_a_frame_gross_and_net(board: Path) -> None:
 
 def test_energy_follows_the_power_between_the_samples(board: Path) -> None:
     ramp = [(0, orin(0)), (10, orin(10_000)), (20, orin(0))]
-    telemetry = edge.Telemetry(watched(ramp, [(0, {})]), [(5 * S, 10 * S), (12 * S, 16 * S)])
+    telemetry = Telemetry(watched(ramp, [(0, {})]), [(5 * S, 10 * S), (12 * S, 16 * S)])
     power = telemetry.power(10, missing := {})
     assert power["j_per_frame"] == pytest.approx((37.5 + 24.0) / 10)
     assert power["mean_w"] == pytest.approx(61.5 / 9)
@@ -217,7 +226,7 @@ def test_energy_follows_the_power_between_the_samples(board: Path) -> None:
 
 
 def test_power_from_the_sensor_where_there_is_no_tegrastats(board: Path) -> None:
-    telemetry = edge.Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)])
+    telemetry = Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)])
     power = telemetry.power(4, {})
     assert (power["source"], power["rail"], power["j_per_frame"]) == ("ina3221", "VDD_IN", pytest.approx(3.0))
 
@@ -226,18 +235,18 @@ def test_power_from_the_sensor_where_there_is_no_tegrastats(board: Path) -> None
     ("lines", "reason"),
     [
         ([], "no tegrastats and no ina3221 sensor in /sys"),
-        ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats told no rail"),
+        ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats reports no rail"),
         ([(0, orin(5000)), (1.5, orin(5000))], "tegrastats gave too few samples while frames were timed"),
     ],
 )
 def test_missing_power_is_null_with_a_reason(board: Path, lines: list, reason: str) -> None:
-    telemetry = edge.Telemetry(watched(lines, [(0, {"rails": {}})]), [(S, 2 * S)])
+    telemetry = Telemetry(watched(lines, [(0, {"rails": {}})]), [(S, 2 * S)])
     assert telemetry.power(10, missing := {}) is None
     assert missing == {"power": reason}
 
 
 def test_power_that_nobody_asked_for(board: Path) -> None:
-    assert edge.Telemetry(watched([(0, orin(1))], [(0, {})], power=False), [(0, S)]).power(1, missing := {}) is None
+    assert Telemetry(watched([(0, orin(1))], [(0, {})], power=False), [(0, S)]).power(1, missing := {}) is None
     assert "--power" in missing["power"]
 
 
@@ -275,7 +284,7 @@ STEADY = [(t, {}) for t in range(10)]
     ],
 )
 def test_throttling_is_seen(board: Path, readings: list, certain: list[str], doubtful: list[str]) -> None:
-    telemetry = edge.Telemetry(watched([], readings), [(0, 9 * S)])
+    telemetry = Telemetry(watched([], readings), [(0, 9 * S)])
     found = telemetry.throttled(uses_gpu=True)
     assert found == ([f"throttled: {c}" for c in certain], [f"throttled: {d}" for d in doubtful])
 
@@ -285,7 +294,7 @@ def test_a_governor_that_follows_the_load_throttles_nothing(board: Path, load: i
     (board / "bin/jetson_clocks").unlink()
     system_root(board / "root", gpu_min_freq=306_000_000, device_load=load)
     readings = [(t, {"gpu_hz": 510_000_000}) for t in range(10)]
-    certain, doubtful = edge.Telemetry(watched([], readings), [(0, 9 * S)]).throttled(uses_gpu=True)
+    certain, doubtful = Telemetry(watched([], readings), [(0, 9 * S)]).throttled(uses_gpu=True)
     what = "the GPU ran at 510 of 1020 MHz"
     assert (certain, doubtful) == (
         ([f"throttled: {what}"], []) if void else ([], [f"dvfs: {what}, with clocks that follow the load"])
@@ -307,21 +316,21 @@ def test_a_raspberry_pi_tells_of_throttling(
     board: Path, before: str, after: str, certain: list[str], doubtful: list[str]
 ) -> None:
     tool(board / "bin", "vcgencmd", f"test $1 = get_throttled && echo throttled={before}")
-    with edge.Monitor() as monitor:
+    with Monitor() as monitor:
         tool(board / "bin", "vcgencmd", f"echo throttled={after}")
-    found = edge.Telemetry(monitor, [(0, S)]).throttled(uses_gpu=False)
+    found = Telemetry(monitor, [(0, S)]).throttled(uses_gpu=False)
     assert found[0] == [f"throttled: {what}" for what in certain]
     assert [text.partition(" since")[0] for text in found[1]] == [f"throttling: {what}" for what in doubtful]
 
 
 def test_what_happens_outside_the_window_does_not_count(board: Path) -> None:
     readings = [(t, {"gpu_hz": 306_000_000 if t < 5 else 1_020_000_000}) for t in range(30)]
-    assert edge.Telemetry(watched([], readings), [(10 * S, 20 * S)]).throttled(True) == ([], [])
+    assert Telemetry(watched([], readings), [(10 * S, 20 * S)]).throttled(True) == ([], [])
 
 
 def test_clocks_and_temperatures_of_the_record(board: Path) -> None:
     lines = [(t, orin(5000, tj=50 + t)) for t in range(10)]
-    telemetry = edge.Telemetry(watched(lines, STEADY), [(2 * S, 6 * S)])
+    telemetry = Telemetry(watched(lines, STEADY), [(2 * S, 6 * S)])
     clocks, heat = telemetry.clocks(missing := {}), telemetry.thermal(missing)
     assert clocks["power_mode"] == {"id": 2, "name": "MAXN_SUPER"} and clocks["jetson_clocks"] is True
     assert clocks["governor"] == "performance" and clocks["fan"] == 88
@@ -337,28 +346,28 @@ def test_clocks_and_temperatures_of_the_record(board: Path) -> None:
 def test_a_system_that_tells_nothing_gives_null_and_reasons(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("YOLOKD_SYSROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with edge.Monitor(power=True) as monitor:
+    with Monitor(power=True) as monitor:
         pass
-    telemetry = edge.Telemetry(monitor, [(0, S)])
+    telemetry = Telemetry(monitor, [(0, S)])
     missing: dict[str, str] = {}
     assert telemetry.clocks(missing) is telemetry.thermal(missing) is telemetry.power(1, missing) is None
     assert set(missing) == {"clocks", "thermal", "power"}
     assert telemetry.throttled(True) == ([], []) and telemetry.pinned() is telemetry.gpu_seen_busy() is None
-    device = edge._device(missing)
+    device = device_facts(missing)
     assert device["l4t"] is device["serial_hash"] is device["mem_total_mb"] is None
     assert {"device.l4t", "device.serial_hash", "device.mem_total_mb"} <= set(missing)
 
 
 def test_a_cut_last_line_and_an_empty_tegrastats_are_survived(board: Path) -> None:
     replay(board / "bin", [orin(5000)] * 2, end=f"printf %s '{orin(6000)[:-6]}'; sleep 60")
-    with edge.Monitor(power=True) as monitor:
+    with Monitor(power=True) as monitor:
         while len(monitor.lines) < 2:
             monitor._stop.wait(0.02)
         monitor._stop.wait(0.3)
-    watts = edge.Telemetry(monitor, [(0, S)])._watts()[0]
+    watts = Telemetry(monitor, [(0, S)])._watts()[0]
     assert [w for _, w in watts] == [5.0, 5.0, 6.0]  # the cut line lost its last word only
     replay(board / "bin", [], end="exit 0")
-    with edge.Monitor(power=True) as monitor:
+    with Monitor(power=True) as monitor:
         pass
     assert monitor.lines == []
 
@@ -374,7 +383,7 @@ def bench_on(board: Path, *more: str) -> tuple[int, list[dict], str]:
     out = board / "report.json"
     command = [
         sys.executable,
-        str(EDGE_FILE),
+        str(EDGE),
         "bench",
         "--model",
         str(model),
@@ -420,3 +429,33 @@ def test_a_board_without_tools_gives_nulls(board: Path) -> None:
     assert code == 0 and record["power"] is None and record["clocks"]["power_mode"] is None
     assert record["unavailable"]["power"] == "no tegrastats and no ina3221 sensor in /sys"
     assert "nvpmodel" in record["unavailable"]["clocks.power_mode"]
+
+
+# --- a sensor more --------------------------------------------------------------------------------------------------
+
+
+class Npu(Sensor):
+    """Load of a chip that only this test knows."""
+
+    def present(self) -> bool:
+        return True
+
+    def read(self) -> dict[str, object]:
+        return {"npu_load": 42.0}
+
+    def curves(self, reading) -> dict[str, float]:
+        return {"npu_load": reading["npu_load"]}
+
+
+def test_a_new_sensor_is_a_class_and_gets_its_curve(board: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sensors, "SENSORS", (*sensors.SENSORS, Npu))
+    with Monitor() as monitor:
+        pass
+    assert all(reading["npu_load"] == 42.0 for _, reading in monitor.readings)
+    curve = Telemetry(monitor, [(0, S)]).series()["npu_load"]
+    assert len(curve) == len(monitor.readings) and set(curve[:, 1]) == {42.0}
+
+
+def test_no_two_sensors_tell_the_same_key(board: Path) -> None:
+    keys = [key for kind in sensors.SENSORS for key in kind().read()]
+    assert len(keys) == len(set(keys)) >= 8 and all(kind().present() for kind in sensors.SENSORS)

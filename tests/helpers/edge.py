@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import onnx
-import yolokd_edge
 from onnx import TensorProto, helper, numpy_helper
 from ultralytics import YOLO
 
 from yolokd.demo.scenes import compose
+from yolokd_edge.bench.options import BenchOptions
+from yolokd_edge.bench.sweep import collect, measure_models
+from yolokd_edge.bench.timing import Run
+from yolokd_edge.bench.trial import Trial, make_trial
+from yolokd_edge.common import PACKAGE as EDGE
 
-EDGE_FILE = Path(yolokd_edge.__file__)
+
+def copy_runtime(folder: Path) -> Path:
+    """Put the runtime into a folder as a bundle does; returns the package's folder there."""
+    rest = shutil.ignore_patterns("board_files", "jetson", "__pycache__")
+    return Path(shutil.copytree(EDGE, folder / EDGE.name, ignore=rest))
+
+
+def measured(models: Sequence[Any], source: Any, out: Path | None = None, **options: Any) -> list[dict[str, Any]]:
+    """The records of models, by options."""
+    return measure_models(BenchOptions(models, source, **options), out)
+
+
+def collected(models: Sequence[Any], source: Any, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The records of models and their samples, by options."""
+    return collect(BenchOptions(models, source, **options))
 
 
 def export(checkpoint: Path, target: Path, **arguments: Any) -> Path:
@@ -83,7 +102,7 @@ def colour_frames(folder: Path, count: int = 8) -> list[np.ndarray]:
     return frames
 
 
-def trial(run: yolokd_edge.Run, seconds: float, **facts: Any) -> yolokd_edge.Trial:
+def trial(run: Run, seconds: float, **facts: Any) -> Trial:
     """One process's frames of a scripted detector, with everything else about it in order."""
     start = run.starts[0][0] if run.starts else 0
     usual = {
@@ -98,4 +117,4 @@ def trial(run: yolokd_edge.Run, seconds: float, **facts: Any) -> yolokd_edge.Tri
         "runtime": {"fallback": False, "providers_active": ["CPUExecutionProvider"]},
         "model": {"file": "scripted.onnx"},
     }
-    return yolokd_edge.trial_of(run, seconds, {**usual, **facts})
+    return make_trial(run, seconds, {**usual, **facts})

@@ -11,17 +11,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import yolokd_edge
 from helpers.cli import contents, refusal
 from onnx import numpy_helper
 from ultralytics import YOLO
-from yolokd_edge import E2E, NMS, RAW, Detector, read_image
 
 import yolokd
 from yolokd import cli, compat
 from yolokd.errors import UsageError
 from yolokd.onnx import export as verb
 from yolokd.onnx import parity
+from yolokd_edge.bench.facts import parity_facts
+from yolokd_edge.boxes import match_detections
+from yolokd_edge.contract import E2E, NMS, RAW
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import read_image
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_provenance_and_accuracy_travel_from_the_checkpoint(teacher, tmp_path):
     assert verb.describe(made_by, RAW, (160, 160))["accuracy"] == made_by["accuracy"]
     assert verb.describe({}, RAW, (160, 160))["accuracy"] is None
     missing = {}
-    assert yolokd_edge._parity(Detector(tmp_path / "best.onnx").contract, missing)["pass"] and not missing
+    assert parity_facts(Detector(tmp_path / "best.onnx").contract, missing)["pass"] and not missing
 
 
 def test_the_size_is_that_of_the_training_by_default(teacher, exported, instead, tmp_path):
@@ -260,8 +263,8 @@ def test_the_whole_output_counts_where_nothing_is_detected(
 def test_boxes_are_matched_one_to_one_by_class_and_overlap():
     a = np.array([[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.8, 2], [50, 50, 60, 50, 0.1, 0]], float)
     b = np.array([[0, 0, 10, 11, 0.9, 1], [0, 0, 10, 10, 0.9, 1], [50, 50, 60, 50, 0.1, 0]], float)
-    assert sorted((i, j) for i, j, _ in parity.match_detections(a, b)) == [(0, 1), (2, 2)], "an empty box equals itself"
-    assert parity.match_detections(a[:0], b) == parity.match_detections(a, b[:0]) == []
+    assert sorted((i, j) for i, j, _ in match_detections(a, b)) == [(0, 1), (2, 2)], "an empty box equals itself"
+    assert match_detections(a[:0], b) == match_detections(a, b[:0]) == []
 
 
 def test_rows_of_equal_score_may_come_in_any_order():

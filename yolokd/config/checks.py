@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yolokd_edge
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
@@ -14,6 +13,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from yolokd.detectors.opening import open_student
 from yolokd.errors import UsageError, one_line
+from yolokd_edge import common as edge
 
 
 def check_values(arguments: dict[str, Any]) -> None:
@@ -45,8 +45,8 @@ def check_range(arguments: dict[str, Any]) -> None:
 def check_writable(place: Path, said: str) -> None:
     """Refuse a file or folder that cannot be made there, as the runtime does."""
     try:
-        yolokd_edge.check_writable(place, said)
-    except yolokd_edge.EdgeError as error:
+        edge.check_writable(place, said)
+    except edge.EdgeError as error:
         raise UsageError(str(error)) from error
 
 

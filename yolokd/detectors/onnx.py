@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
-from yolokd_edge import E2E, NMS, RAW, EdgeError, read_contract
 
 from yolokd.detectors.foreign import GREY, ForeignReader, rgb
 from yolokd.errors import UsageError
 from yolokd.methods import ops
 from yolokd.views import Spec
+from yolokd_edge.common import EdgeError
+from yolokd_edge.contract import E2E, NMS, RAW, read_contract
 
 CONTRACTS = ("raw", "e2e", "nms", "boxes_scores")
 DECLARED = {RAW: "raw", E2E: "e2e", NMS: "nms"}  # what a file's metadata calls them

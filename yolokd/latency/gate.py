@@ -15,20 +15,13 @@ from typing import Any
 from yolokd.errors import GateError, UsageError
 from yolokd.latency import gate_report, intervals, schema
 from yolokd.latency.schema import get
+from yolokd_edge.runtimes.table import MIN_COVERAGE, PROVIDERS
 
 SCHEMA = "yolokd.compare/1"
 PASS, REGRESSION, INCONCLUSIVE, PROVIDER, PARITY = 0, 1, 3, 4, 5
 NAMES = {PASS: "pass", REGRESSION: "regression", INCONCLUSIVE: "inconclusive", PROVIDER: "provider", PARITY: "parity"}
 NO_INTERVAL = "too few frames for an interval, in each of 3 runs or within one: measure with profile=standard repeats=5"
 MIN_RUNS = 3  # below, the runs say nothing of how they spread
-MIN_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "trt": "TensorrtExecutionProvider",
-    "openvino": "openvino:CPU",
-    "ncnn": "ncnn:CPU",
-}
 # Where a difference means that the two figures answer different questions. Unknown (null) on one side counts as equal.
 FINGERPRINT = {
     "device": ("kind", "board_model", "soc", "cpu_model", "gpu", "cores_online", "l4t"),
@@ -200,9 +193,9 @@ def provider_problems(side: str, record: Record) -> list[tuple[int, str, str]]:
     asked, active = runtime.get("provider_requested"), next(iter(runtime["providers_active"]), None)
     coverage = runtime.get("ep_coverage")
     why = None
-    if runtime.get("fallback") or (asked in PROVIDERS and active != PROVIDERS[asked]):
+    if runtime.get("fallback") or (asked in PROVIDERS and active != PROVIDERS[asked].names[0]):
         why = f"{asked} was asked for and {active or 'none'} was active"
-    elif asked in ("cuda", "trt") and schema.number(coverage) and coverage < MIN_COVERAGE:
+    elif asked in PROVIDERS and not PROVIDERS[asked].on_cpu and schema.number(coverage) and coverage < MIN_COVERAGE:
         why = f"only {coverage:.0%} of the graph ran on {active}"
     return [(PROVIDER, "provider", f"{side}: {why}")] if why else []
 

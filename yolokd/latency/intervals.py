@@ -1,4 +1,4 @@
-"""Statistics of few runs: Student's t, paired differences and two samples. Standard library only."""
+"""Statistics of few runs: paired differences and two samples, by Student's t."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from yolokd_edge.bench.statistics import t_quantile
 
 BETTER, WORSE, NO_EVIDENCE, ONE_RUN = "better", "worse", "no evidence of a difference", "one seed: no conclusion"
 
@@ -64,31 +66,3 @@ def apart(before: Sequence[float], after: Sequence[float], confidence: float = 0
     df = math.floor(square**2 / sum(share**2 / free for share, free in shares) + 1e-9)
     half = t_quantile(0.5 + confidence / 2, max(df, 1)) * math.sqrt(square)
     return Difference(mean, mean - half, mean + half)
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The t below which Student's distribution with df (whole, at least 1) degrees of freedom has the share p."""
-    if not 0 < p < 1 or df < 1:
-        raise ValueError(f"t_quantile({p}, {df}): p must lie between 0 and 1, df be at least 1")
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
-    low, high = 0.0, 1.0
-    while _within(high, df) < 2 * p - 1:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, df) < 2 * p - 1 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, df: int) -> float:
-    """P(|T| <= t): the finite series for whole df (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(df))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = df % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for k in range(1 + odd, df, 2):  # numerators and denominators of the series' coefficients
-        total += term
-        term *= cosine**2 * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yolokd_edge import check_writable
 
 from yolokd.errors import UsageError
 from yolokd.latency import drawing, plots, schema
+from yolokd_edge.common import check_writable
 
 
 def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.errors import UsageError
+from yolokd_edge.bench import schema
 
-SCHEMA = "yolokd.latency/1"
-STAGES = ("pre", "infer", "post", "total")
-PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p999")
+SCHEMA, STAGES, PERCENTILES = schema.SCHEMA, schema.STAGES, ("mean", *schema.PERCENTILES)
 # What must be there, with the type of it; everything else may be null or absent.
 FORM: dict[str, Any] = {
     "model": {"file": str},

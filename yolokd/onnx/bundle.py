@@ -18,7 +18,6 @@ import onnx
 import onnxruntime
 import torch
 import ultralytics
-import yolokd_edge as edge
 from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -28,8 +27,15 @@ from yolokd import __version__
 from yolokd.config.checks import check_writable
 from yolokd.errors import ParityError, UsageError, one_line
 from yolokd.onnx import export, parity, profile, quantize
+from yolokd_edge.boxes import PAD
+from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
+from yolokd_edge.common import PACKAGE
+from yolokd_edge.contract import RAW
+from yolokd_edge.detector import Detector, check_manifest
+from yolokd_edge.images import IMAGE_SUFFIXES, list_images, read_image
 
-BOARD, TESTS = Path(edge.__file__).parent / "board", Path(edge.__file__).parent / "jetson"
+BOARD_FILES, TESTS = PACKAGE / "board_files", PACKAGE / "jetson"
+NOT_IN_A_BUNDLE = shutil.ignore_patterns("board_files", "jetson", "__pycache__", "*.py[co]")
 CALIBRATION = 300  # images
 PARITY_IMAGES, CANDIDATES = 6, 64
 KEPT_ANCHORS = 1024  # of the raw output, for each parity image
@@ -90,12 +96,12 @@ def bundle(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib)
-        images = edge.list_images(str(source)) if source else _candidates(dataset)
+        images = list_images(str(source)) if source else _candidates(dataset)
         _parity_pack(root, list(models), images)
         _instructions(root, target.stem, models)
         manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models)
-        (root / edge.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        edge.check_manifest(edge.open_bundle(root), edge.Detector(root / "model.onnx", threads=1))
+        (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        check_manifest(open_bundle(root), Detector(root / "model.onnx", threads=1))
         _zip(root, target)
     LOGGER.info(f"Bundled {target} ({target.stat().st_size / 1e6:.1f} MB)\n{table(models)}")
     return target
@@ -247,7 +253,7 @@ def _split(dataset: dict[str, Any], split: str) -> list[Path]:
     for item in [given] if isinstance(given, (str, Path)) else given:
         path = Path(item)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in edge.IMAGE_SUFFIXES)
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         elif path.is_file():
             lines = path.read_text(encoding="utf-8").split("\n")
             found += [path.parent / line.strip() for line in lines if line.strip()]
@@ -291,7 +297,7 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
     The FP32 detections are those of Ultralytics' `predict(rect=False)` on the same file, and our runtime has to find
     exactly them; the twins' are our runtime's.
     """
-    detectors = {name: edge.Detector(root / name, threads=1) for name in files}
+    detectors = {name: Detector(root / name, threads=1) for name in files}
     full = detectors["model.onnx"]
     reference = YOLO(root / "model.onnx", task="detect")
     (root / "parity").mkdir()
@@ -300,7 +306,7 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
     for path in candidates:
         if len(images) == PARITY_IMAGES:
             break
-        frame = _varied(edge.read_image(path), len(images), full.contract.hw)
+        frame = _varied(read_image(path), len(images), full.contract.hw)
         found = full.detect(frame)
         if not len(found):
             continue
@@ -328,13 +334,13 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
         "tolerance": TOLERANCE,
         "images": images,
     }
-    (root / edge.EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
-    np.savez_compressed(root / edge.EXPECTED_RAW, **raws)  # type: ignore[arg-type]
+    (root / EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
+    np.savez_compressed(root / EXPECTED_RAW, **raws)  # type: ignore[arg-type]
 
 
 def _kept(output: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
     """Places of the output worth keeping, and what stands there: the best anchor points and some more, or all rows."""
-    if contract != edge.RAW:
+    if contract != RAW:
         return np.arange(output.shape[1]), output[0]
     best = np.argsort(-output[0, 4:].max(0), kind="stable")[: KEPT_ANCHORS // 2]
     spread = np.linspace(0, output.shape[2] - 1, KEPT_ANCHORS // 2).round().astype(int)
@@ -347,14 +353,14 @@ def _kept(output: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> None:
     """Runtime, tests, requirement files, run.sh, README, licence and notice."""
-    shutil.copy(edge.__file__, root / "yolokd_edge.py")
-    for file in sorted(BOARD.iterdir()):
+    shutil.copytree(PACKAGE, root / PACKAGE.name, ignore=NOT_IN_A_BUNDLE)
+    for file in sorted(BOARD_FILES.iterdir()):
         if file.suffix in (".txt", ".sh"):
             shutil.copy(file, root)
     (root / "jetson").mkdir()
     shutil.copy(TESTS / "test_board.py", root / "jetson")
     shutil.copy(TESTS / "options.py", root / "jetson/conftest.py")
-    text = (BOARD / "README.md").read_text(encoding="utf-8")
+    text = (BOARD_FILES / "README.md").read_text(encoding="utf-8")
     (root / "README.md").write_text(text.format(name=name, files=table(models)), encoding="utf-8")
     # all of that name: a build leaves one without licence beside a checkout
     texts = [d.read_text("licenses/LICENSE") for d in metadata.distributions(name="yolokd")]
@@ -374,12 +380,12 @@ def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> N
 def _manifest(
     root: Path, name: str, checkpoint: Path, ckpt: dict[str, Any], models: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    full = edge.Detector(root / "model.onnx", threads=1)
+    full = Detector(root / "model.onnx", threads=1)
     contract, said = full.contract, full.contract.meta
     files = sorted(p for p in root.rglob("*") if p.is_file())
     names = [p.relative_to(root).as_posix() for p in files]
     return {
-        "schema": edge.BUNDLE_SCHEMA,
+        "schema": BUNDLE_SCHEMA,
         "name": name,
         "made_with": {
             "yolokd": __version__,
@@ -396,7 +402,7 @@ def _manifest(
             "imgsz": list(contract.hw),
             "preprocessing": {
                 "input": "BGR uint8 image to float32 (1, 3, H, W), RGB, divided by 255",
-                "letterbox": {"pad": edge.PAD, "centred": True, "scale_up": True, "interpolation": "linear"},
+                "letterbox": {"pad": PAD, "centred": True, "scale_up": True, "interpolation": "linear"},
                 "rounding": "half to even; an odd border pixel goes to the bottom and the right",
             },
             "defaults": {"conf": full.conf, "iou": full.iou, "max_det": full.max_det},
@@ -429,7 +435,7 @@ def _zip(root: Path, target: Path) -> None:
         for file in sorted(p for p in root.rglob("*") if p.is_file()):
             entry = zipfile.ZipInfo(file.relative_to(root).as_posix(), (1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.compress_type = 3, zipfile.ZIP_DEFLATED  # 3: Unix, for the permissions
-            program = file.name in ("run.sh", "yolokd_edge.py")
+            program = file.name == "run.sh"
             entry.external_attr = (0o100755 if program else 0o100644) << 16
             archive.writestr(entry, file.read_bytes())
     try:

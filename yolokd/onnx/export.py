@@ -13,13 +13,15 @@ from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import LOGGER
-from yolokd_edge import E2E, NMS, RAW, Detector, list_images, read_image
 
 from yolokd import __version__, compat
 from yolokd.config.checks import check_values, check_writable
 from yolokd.config.parse import check_keys, did_you_mean
 from yolokd.errors import UsageError, one_line
 from yolokd.onnx import parity
+from yolokd_edge.contract import E2E, NMS, RAW
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import list_images, read_image
 
 CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
 TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract

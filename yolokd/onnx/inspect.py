@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yolokd_edge import EdgeError
-
 from yolokd.onnx import profile
+from yolokd_edge.common import EdgeError
 
 
 def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any]:

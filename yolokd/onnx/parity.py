@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from ultralytics import YOLO
 from ultralytics.utils import LOGGER
-from yolokd_edge import IMAGE_SUFFIXES, RAW, Detector, EdgeError, read_image
 
 from yolokd import compat
 from yolokd.errors import ParityError, UsageError
+from yolokd_edge.boxes import match_detections
+from yolokd_edge.common import EdgeError
+from yolokd_edge.contract import RAW
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import IMAGE_SUFFIXES, read_image
 
 TOLERANCE = {
     "raw_box": 0.1,  # pixels of the input, any anchor point's side
@@ -119,24 +123,6 @@ def check(
             "proven and the file was not kept: give images of what it detects, source=images/."
         )
     return figures
-
-
-def match_detections(a: np.ndarray, b: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs (row of a, row of b, IoU) of detections (n, 6) and (m, 6) of equal class and IoU >= 0.5, best first.
-
-    Sides are taken one pixel longer: a box in the letterbox border, clipped to nothing, is still equal to itself.
-    """
-    left, right = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
-    inter = (right - left + 1).clip(0).prod(-1)
-    areas = [(x[:, 2:4] - x[:, :2] + 1).prod(-1) for x in (a, b)]
-    iou = inter / (areas[0][:, None] + areas[1][None] - inter)
-    iou[a[:, None, 5] != b[None, :, 5]] = 0
-    pairs = []
-    while iou.size and iou.max() >= 0.5:
-        i, j = np.unravel_index(iou.argmax(), iou.shape)
-        pairs.append((int(i), int(j), float(iou[i, j])))
-        iou[i], iou[:, j] = 0, 0
-    return pairs
 
 
 def _torch_output(reference: YOLO, blob: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import numpy_helper
-from yolokd_edge import EdgeError
+
+from yolokd_edge.common import EdgeError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FREE = ("Constant", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")  # write no new memory

@@ -17,9 +17,10 @@ from typing import Any
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from yolokd_edge import Detector, read_image
 
 from yolokd.errors import UsageError
+from yolokd_edge.detector import Detector
+from yolokd_edge.images import read_image
 
 # U8S8 with 7-bit weights: CPUs without VNNI add two products in 16 bits, which 8-bit weights would overflow.
 CPU = {"activation": "uint8", "weight": "int8", "symmetric": False, "reduce_range": True, "bias": "int32"}

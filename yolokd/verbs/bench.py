@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from yolokd.errors import UsageError
 from yolokd.verbs.arguments import keyed
 from yolokd.verbs.declaration import Option, Verb
+from yolokd_edge.bench.options import BenchOptions
+from yolokd_edge.common import EdgeError, check_writable
 
 VERB = Verb(
     summary="measures latency on this machine",
@@ -44,25 +48,11 @@ def run(words: list[str]) -> None:
 def bench(
     models: str | Path | Sequence[str | Path],
     source: str | Path,
-    profile: str = "smoke",
-    threads: Any = None,
-    provider: Any = "cpu",
+    *,
     project: str | Path = "runs/bench",
     name: str | None = None,
     exist_ok: bool = False,
-    repeats: int | None = None,
-    quick: bool = False,
-    streams: Any = 1,
-    imgsz: Any = None,
-    seed: int = 0,
-    time_limit: float | None = None,
-    power: bool = False,
-    idle: float = 10.0,
-    fp16: bool = False,
-    cache: str | None = None,
-    allow_fallback: bool = False,
-    trtexec: bool = False,
-    precision: Any = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Measure exported models side by side, print a table and keep report, raw samples and plot in a new run folder.
 
@@ -70,78 +60,53 @@ def bench(
         models: ONNX files or bundles, for ncnn the folders of `yolo export format=ncnn`; several are interleaved frame
             by frame and so meet the same background load.
         source: An image or a folder of images, 32 or more if possible; they are decoded before the clock starts.
-        profile: smoke (100 frames and 3 s), standard (1,000 frames and 30 s) or soak (600 s).
-        threads: CPU threads; all usable cores by default. 1,2,all measures each: a sweep. So it is with provider,
-            imgsz, streams and precision.
-        provider: cpu, cuda, trt, auto (the first of trt, cuda, cpu that is active), openvino or ncnn.
         project: Folder of the run folders.
         name: Name of the run folder, "bench" by default; a number is added if it exists.
         exist_ok: Write into an existing run folder instead, replacing its report.
-        repeats: Runs, each in a new process; 5 by default, 1 for soak.
-        quick: A single run, in this process.
-        streams: Processes that detect at the same time.
-        imgsz: Input size, for files without a fixed one.
-        seed: Of the images' order and the models' random order.
-        time_limit: Seconds after which a run stops even if the profile's counts are not reached.
-        power: Sample the board's power, after an idle baseline of `idle` seconds.
-        idle: Length of that baseline.
-        fp16: Let TensorRT use half precision.
-        cache: Folder of TensorRT's engines.
-        allow_fallback: Take the next of trt, cuda, cpu where the provider asked for is not active.
-        trtexec: Measure with trtexec as well, where it is installed.
-        precision: Which file of a bundle: fp32, fp16 or int8.
+        options: What to measure, where and for how long: `yolokd_edge.bench.options.BenchOptions` says what each
+            means.
 
     Returns:
-        One record a model and combination, schema yolokd.latency/1, times in ms. `report.json` in the run folder holds
-        the same.
+        One record per model and combination, schema yolokd.latency/1, times in ms. `report.json` in the run folder
+        holds the same.
     """
-    import yolokd_edge
+    from yolokd_edge.bench.report import text_table, write_report
+    from yolokd_edge.bench.sweep import collect
 
+    if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes, and cost a report
+        raise EdgeError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
     paths = [models] if isinstance(models, str | Path) else list(models)
-    flags = {"exist_ok": exist_ok, "quick": quick, "power": power, "fp16": fp16, "trtexec": trtexec}
-    flags["allow_fallback"] = allow_fallback
-    for key, value in flags.items():
-        if not isinstance(value, bool):  # a word such as `no` would count as yes, and could cost a report
-            raise yolokd_edge.EdgeError(f"{key}={value} is neither True nor False: write one of the two.")
-    for key, number in {"time_limit": time_limit, "idle": idle}.items():
-        if number is not None and not (isinstance(number, int | float) and number >= 0):
-            raise yolokd_edge.EdgeError(f"{key}={number} is not a number of seconds: write one such as {key}=10.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise yolokd_edge.EdgeError(f"seed={seed} is not a whole number of 0 or more: give one such as seed=0.")
     source = str(source)  # a folder's name may be a number
+    asked = BenchOptions(paths, source, **options)
     if Path(source).suffix.lower() in (".yaml", ".yml"):
-        raise yolokd_edge.EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")
+        raise EdgeError(f"{source} is a data set file; bench needs an image or a folder of images.")
     runs = Path(str(project)).expanduser()
-    yolokd_edge.check_writable(runs, f"project={project}")
-    records: list[dict[str, Any]]
-    records, series = yolokd_edge.collect(
-        paths,
-        source,
-        profile,
-        threads,
-        provider,
-        seed,
-        time_limit,
-        repeats=1 if quick else repeats,
-        streams=streams,
-        imgsz=imgsz,
-        power=power,
-        idle_s=idle,
-        fp16=fp16,
-        cache=cache,
-        allow_fallback=allow_fallback,
-        trtexec=trtexec,
-        precision=precision,
-    )
+    check_writable(runs, f"project={project}")
+    records, series = collect(asked)
 
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
 
     folder = Path(increment_path(runs / str(name or "bench"), exist_ok=exist_ok))
-    print(yolokd_edge.table(records))
-    yolokd_edge.write_report(records, series, folder / "report.json", overwrite=exist_ok)
+    print(text_table(records))
+    write_report(records, series, folder / "report.json", overwrite=exist_ok)
 
     from yolokd.latency.drawing import latency
 
     latency(records, series, folder / "latency.png")
     print(f"Report, raw samples and plot: {folder}")
     return records
+
+
+def _signature() -> inspect.Signature:
+    """What `bench` takes, with each of its options by name: for help() and for the command line's check of keys."""
+    own = [p for p in inspect.signature(bench).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = {p.name for p in own}
+    keywords = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+        for option in dataclasses.fields(BenchOptions)
+        if option.name not in names
+    ]
+    return inspect.Signature([*own, *keywords], return_annotation=list[dict[str, Any]])
+
+
+bench.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -48,10 +48,11 @@ class Verb:
     stands_on_ultralytics: bool = False  # whether its internals are checked before the verb runs
 
     def all_options(self) -> list[Option]:
-        """What must be given and bare words first, then the function's options, then what else is declared."""
+        """What must be given and bare words, the declared ones first; the function's options; what else is declared."""
         declared = {option.name: option for option in self.options}
         read = [o for o in (read_function(self.function) if self.function else ()) if o.name not in self.hidden]
-        merged = {o.name: declared.get(o.name, o) for o in read} | declared
+        first = {name: option for name, option in declared.items() if option.required or option.bare}
+        merged = first | {o.name: declared.get(o.name, o) for o in read} | declared
         return sorted(merged.values(), key=lambda option: not (option.required or option.bare))
 
 
@@ -81,11 +82,13 @@ def read_function(dotted: str) -> tuple[Option, ...]:
 
 
 def read_dataclass(dotted: str) -> Iterator[Option]:
-    """The fields of a dataclass of options, with the text `help` of their metadata."""
+    """The fields of a dataclass of options, with the text `help` of their metadata; that may end in "(default ...)"."""
     module, _, name = dotted.rpartition(".")
     for field in fields(getattr(importlib.import_module(module), name)):
         default = "" if field.default is MISSING or str(field.default) in NO_TEXT else str(field.default)
-        yield Option(field.name, field.metadata["help"], default, required=field.default is MISSING)
+        meaning, _, told = field.metadata["help"].partition(" (default ")
+        meaning += f": {', '.join(choices)}" if (choices := field.metadata.get("choices")) else ""
+        yield Option(field.name, meaning, told.rstrip(")") or default, required=field.default is MISSING)
 
 
 def read_meanings(docstring: str) -> dict[str, str]:

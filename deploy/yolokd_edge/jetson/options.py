@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
-STAGES, PERCENTILES = ("pre", "infer", "post", "total"), ("p50", "p90", "p95", "p99", "p999")
+BUNDLE = Path(__file__).resolve().parents[1]
+if (BUNDLE / "yolokd_edge").is_dir():  # an unpacked bundle: its own runtime is what is tested here
+    sys.path.insert(0, str(BUNDLE))
+
+from yolokd_edge.bench.schema import PERCENTILES, STAGES  # noqa: E402
+from yolokd_edge.runtimes.table import PROVIDERS  # noqa: E402
+
 MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 INCONCLUSIVE = 3  # exit code
 
@@ -45,7 +53,7 @@ def pytest_addoption(parser: Any) -> None:
         metavar="STAGE.PERCENTILE=TIME",
         help="most time a frame may take, such as total.p99=15ms; may be given more than once",
     )
-    group.addoption("--provider", default="cpu", help="cpu, cuda, trt, openvino or auto (default cpu)")
+    group.addoption("--provider", default="cpu", help=f"{', '.join(PROVIDERS)} or auto (default cpu)")
     group.addoption("--precision", default="fp32", help="fp32, fp16 or int8 (default fp32)")
     group.addoption("--fp16", action="store_true", help="half precision in TensorRT (provider trt)")
     group.addoption("--cache", metavar="DIR", help="TensorRT's engines (default YOLOKD_CACHE or ~/.cache/yolokd)")

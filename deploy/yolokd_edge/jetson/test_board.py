@@ -12,16 +12,23 @@ skipped with the reasons, which start with "inconclusive", and pytest ends with 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the runtime lies one folder up, here and in a bundle
-
-import yolokd_edge as edge  # noqa: E402
+from yolokd_edge.bench import sweep
+from yolokd_edge.bench.options import BenchOptions, Limits
+from yolokd_edge.bench.schema import PERCENTILES
+from yolokd_edge.bench.statistics import samples_needed
+from yolokd_edge.bench.verdict import BLOCKS, measure_drift
+from yolokd_edge.bundle import Bundle, find_own_bundle, open_bundle
+from yolokd_edge.common import USAGE, EdgeError
+from yolokd_edge.detector import Detector, check_manifest, load
+from yolokd_edge.runtimes.base import TensorRT
+from yolokd_edge.runtimes.table import MIN_COVERAGE, PROVIDERS, check_fp16
+from yolokd_edge.verify import parity_text, verify_bundle
 
 # pytest's default XML has no place for figures beside a test in its strict form; CI tools read them all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:record_property is incompatible:pytest.PytestWarning")
@@ -29,21 +36,21 @@ DISTURBED = "contended"  # how bench's reasons begin where other programs took t
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """One test a budget."""
+    """One test per budget."""
     if "budget" in metafunc.fixturenames:
         budgets = [budget for option in metafunc.config.getoption("budget") for budget in option]
         metafunc.parametrize("budget", budgets, ids=[f"{b.stage}.{b.percentile}={b.ms:g}ms" for b in budgets])
 
 
 @pytest.fixture(scope="session")
-def bundle(pytestconfig: Any) -> edge.Bundle:
+def bundle(pytestconfig: Any) -> Bundle:
     """The bundle, every file of it checked."""
-    path, own = pytestconfig.getoption("bundle"), Path(edge.__file__).resolve().parent
-    if not path and not (own / edge.MANIFEST).is_file():
-        pytest.exit("No bundle: give --bundle name-edge.zip.", returncode=edge.USAGE)
+    path = pytestconfig.getoption("bundle") or find_own_bundle()
+    if not path:
+        pytest.exit("No bundle: give --bundle name-edge.zip.", returncode=USAGE)
     try:
-        return edge.open_bundle(path or own)
-    except edge.EdgeError as error:
+        return open_bundle(path)
+    except EdgeError as error:
         pytest.exit(str(error), returncode=error.code)
 
 
@@ -51,25 +58,25 @@ def bundle(pytestconfig: Any) -> edge.Bundle:
 def options(pytestconfig: Any) -> dict[str, Any]:
     """Provider, threads, precision, and how TensorRT builds its engine."""
     given = {key: pytestconfig.getoption(key) for key in ("provider", "threads", "precision")}
-    tensorrt = edge.TensorRT(pytestconfig.getoption("fp16"), pytestconfig.getoption("cache"))
+    tensorrt = TensorRT(pytestconfig.getoption("fp16"), pytestconfig.getoption("cache"))
     try:
-        edge.check_fp16(tensorrt.fp16, [given["provider"]])
-    except edge.EdgeError as error:
+        check_fp16(tensorrt.fp16, [given["provider"]])
+    except EdgeError as error:
         pytest.exit(str(error), returncode=error.code)
     return dict(given, tensorrt=tensorrt)
 
 
 @pytest.fixture(scope="session")
-def detector(bundle: edge.Bundle, options: dict[str, Any]) -> edge.Detector:
+def detector(bundle: Bundle, options: dict[str, Any]) -> Detector:
     """The bundle's model on the provider asked for."""
     try:
-        return edge.load(bundle.folder, **options)
-    except edge.EdgeError as error:
+        return load(bundle.folder, **options)
+    except EdgeError as error:
         pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def source(bundle: edge.Bundle, pytestconfig: Any) -> Path:
+def source(bundle: Bundle, pytestconfig: Any) -> Path:
     """The images to measure on."""
     return Path(pytestconfig.getoption("source") or bundle.folder / "parity")
 
@@ -80,7 +87,7 @@ def fail_unless(condition: bool, sentence: str) -> None:
         pytest.fail(sentence, pytrace=False)
 
 
-def test_contract(bundle: edge.Bundle, detector: edge.Detector, record_property: Any) -> None:
+def test_contract(bundle: Bundle, detector: Detector, record_property: Any) -> None:
     """The model is what the manifest says it is."""
     record_property("contract", detector.contract.output)
     record_property("imgsz", list(detector.contract.hw))
@@ -88,47 +95,48 @@ def test_contract(bundle: edge.Bundle, detector: edge.Detector, record_property:
     record_property("model", detector.path.name)
     record_property("sha256", bundle.manifest["files"][detector.path.name]["sha256"])
     try:
-        edge.check_manifest(bundle, detector)
-    except edge.EdgeError as error:
+        check_manifest(bundle, detector)
+    except EdgeError as error:
         pytest.fail(str(error), pytrace=False)
 
 
-def test_parity(bundle: edge.Bundle, options: dict[str, Any], record_property: Any) -> None:
+def test_parity(bundle: Bundle, options: dict[str, Any], record_property: Any) -> None:
     """This device computes what was computed where the bundle was made."""
     try:
-        figures = edge.verify(bundle, **options)
-    except edge.EdgeError as error:
+        figures = verify_bundle(bundle, **options)
+    except EdgeError as error:
         pytest.fail(str(error), pytrace=False)
     record_property("parity", json.dumps(figures))
-    fail_unless(
-        figures["pass"], f"This device computes something else than the bundle says: {edge.parity_text(figures)}."
-    )
+    fail_unless(figures["pass"], f"This device computes something else than the bundle says: {parity_text(figures)}.")
 
 
-def test_provider(detector: edge.Detector, options: dict[str, Any], record_property: Any) -> None:
+def test_provider(detector: Detector, options: dict[str, Any], record_property: Any) -> None:
     """The provider asked for computes (nearly) all of the graph."""
     active, share = detector.active, detector.coverage
     record_property("provider", active)
     record_property("ep_nodes", detector.nodes)
-    wanted = edge.PROVIDERS.get(options["provider"], (active,))[0]
-    fail_unless(active == wanted, f"{detector.path.name} runs on {active} and not on {wanted}.")
+    provider = PROVIDERS.get(options["provider"])
+    requested = provider.names[0] if provider else active  # `auto` asks for none
+    fail_unless(active == requested, f"{detector.path.name} runs on {active} and not on {requested}.")
     if share is None:
         pytest.skip("this ONNX Runtime cannot tell which provider a node runs on")
     record_property("ep_coverage", round(share, 4))
-    least = edge.LEAST_COVERAGE
-    fail_unless(share >= least, f"{active} runs {share:.0%} of the nodes, less than {least:.0%}: {detector.nodes}.")
+    fail_unless(
+        share >= MIN_COVERAGE,
+        f"{active} runs {share:.0%} of the nodes, less than {MIN_COVERAGE:.0%}: {detector.nodes}.",
+    )
 
 
 def measure(
-    bundle: edge.Bundle, options: dict[str, Any], source: Path, **how: Any
+    bundle: Bundle, options: dict[str, Any], source: Path, **how: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Bench's record of the bundle's model, and its samples."""
     path = bundle.model(options["precision"], options["provider"])
     engine = options["tensorrt"]
     how.update(threads=options["threads"], provider=options["provider"], fp16=engine.fp16, cache=engine.cache)
     try:
-        records, series = edge.collect([path], source, **how)
-    except edge.EdgeError as error:
+        records, series = sweep.collect(BenchOptions([path], source, **how))
+    except EdgeError as error:
         pytest.fail(str(error), pytrace=False)
     return records[0], series[0]
 
@@ -142,7 +150,7 @@ def judge(record: dict[str, Any], problem: str | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def record(bundle: edge.Bundle, options: dict[str, Any], source: Path, pytestconfig: Any) -> dict[str, Any]:
+def record(bundle: Bundle, options: dict[str, Any], source: Path, pytestconfig: Any) -> dict[str, Any]:
     """One measurement for all budgets: the profile's runs, each in a process of its own."""
     profile, repeats = pytestconfig.getoption("profile"), pytestconfig.getoption("repeats")
     return measure(bundle, options, source, profile=profile, repeats=repeats)[0]
@@ -152,7 +160,7 @@ def test_budget(budget: Any, record: dict[str, Any], record_property: Any) -> No
     """A percentile of a stage, over the frames of all runs, stays within its budget."""
     results, stage, stability = record["results"], record["results"]["stages"][budget.stage], record["stability"]
     name, ms, runs = f"{budget.stage}.{budget.percentile}", stage[budget.percentile], len(results["runs"])
-    needed = edge.samples_needed(edge.PERCENTILES[budget.percentile])
+    needed = samples_needed(PERCENTILES[budget.percentile])
     record_property("budget_ms", budget.ms)
     record_property(name + "_ms", ms)
     record_property(name + "_upper95_ms", stage["upper95"][budget.percentile])
@@ -173,16 +181,17 @@ def test_budget(budget: Any, record: dict[str, Any], record_property: Any) -> No
 
 
 def test_thermal_soak(
-    bundle: edge.Bundle, options: dict[str, Any], source: Path, pytestconfig: Any, record_property: Any
+    bundle: Bundle, options: dict[str, Any], source: Path, pytestconfig: Any, record_property: Any
 ) -> None:
     """Under load for minutes, the device does not throttle and is as fast at the end as at the start."""
-    seconds, most = pytestconfig.getoption("soak"), pytestconfig.getoption("max_drift")
+    seconds, max_drift = pytestconfig.getoption("soak"), pytestconfig.getoption("max_drift")
     if not seconds > 0:
         pytest.skip("no soak was asked for (--soak 0)")
-    limits = edge.Limits(3 * edge.BLOCKS, seconds, max(seconds, 60.0), min(seconds, 60.0))
+    limits = Limits(3 * BLOCKS, seconds, max(seconds, 60.0), min(seconds, 60.0))
     record, series = measure(bundle, options, source, profile=limits)
-    moved, stability, heat = edge.drift(series), record["stability"], record["thermal"] or {}
-    fail_unless(moved is not None, f"{record['results']['n']} frames in {seconds:g} s are too few to tell a drift.")
+    moved, stability, heat = measure_drift(series), record["stability"], record["thermal"] or {}
+    if moved is None:
+        pytest.fail(f"{record['results']['n']} frames in {seconds:g} s are too few to tell a drift.", pytrace=False)
     record_property("soak_s", record["results"]["duration_s"])
     record_property("soak_n", record["results"]["n"])
     record_property("soak_p50_ms", record["results"]["stages"]["total"]["p50"])
@@ -192,8 +201,8 @@ def test_thermal_soak(
     record_property("soak_verdict", stability["verdict"])
     record_property("soak_reasons", stability["reasons"])
     problems = [reason for reason in stability["reasons"] if reason.startswith("throttled")]
-    if moved.thirds > most:
-        problems.append(f"the last third took {moved.thirds:.3f} times as long as the first, more than {most:g}")
+    if moved.thirds > max_drift:
+        problems.append(f"the last third took {moved.thirds:.3f} times as long as the first, more than {max_drift:g}")
     judge(record, f"After {seconds:g} s: {'; '.join(problems)}." if problems else None)
     if stability["verdict"] == "invalid":
         pytest.skip(f"inconclusive: the measurement is not valid: {'; '.join(stability['reasons'])}.")

@@ -6,7 +6,7 @@ provider="${1:-cpu}"
 source="${2:-parity}"
 if [ $# -gt 2 ]; then shift 2; else shift $#; fi
 folder="$(cd "$(dirname "$0")" && pwd)"
-python3 "$folder/yolokd_edge.py" verify --provider "$provider" "$@"
+python3 "$folder/yolokd_edge" verify --provider "$provider" "$@"
 case "$source" in parity) source="$folder/parity" ;; esac
-python3 "$folder/yolokd_edge.py" bench --model "$folder" --provider "$provider" --source "$source" "$@" \
+python3 "$folder/yolokd_edge" bench --model "$folder" --provider "$provider" --source "$source" "$@" \
     --out "report-$(date +%Y%m%d-%H%M%S).json"

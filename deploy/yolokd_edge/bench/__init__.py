@@ -1,0 +1,1 @@
+"""Latency of exported models, measured so that the figures can be trusted and compared."""

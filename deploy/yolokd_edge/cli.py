@@ -1,0 +1,161 @@
+"""The command line: `python3 -m yolokd_edge detect|bench|verify|doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+
+from yolokd_edge.arguments import number
+from yolokd_edge.bench.options import BenchOptions
+from yolokd_edge.bench.report import text_table
+from yolokd_edge.bench.sweep import measure_models
+from yolokd_edge.bench.workers import worker_main
+from yolokd_edge.bundle import is_bundle, open_bundle, own_bundle
+from yolokd_edge.common import PARITY, EdgeError
+from yolokd_edge.contract import PRECISIONS
+from yolokd_edge.detect import detect_command, engine_settings
+from yolokd_edge.doctor import ERROR, diagnose
+from yolokd_edge.provenance import known_provenance, provenance_text
+from yolokd_edge.runtimes.coverage import coverage_main
+from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.verify import parity_text, verify_bundle
+from yolokd_edge.version import VERSION
+
+# How this program starts itself in a new process; no user's verbs.
+WORKERS: dict[str, Callable[[str], int]] = {
+    "_worker": lambda folder: worker_main(Path(folder)),
+    "_coverage": coverage_main,
+}
+ENGINE = ("fp16", "cache", "allow_fallback")  # options of bench that every verb takes that runs a model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not active, 5 parity failure.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in WORKERS:
+        return WORKERS[words[0]](words[1])
+    args = parser().parse_args(words)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
+    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return args.run(args) or 0
+    except EdgeError as error:
+        print(f"yolokd_edge: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, readable with --help."""
+    top = argparse.ArgumentParser(prog="yolokd_edge", description="Run or measure an exported YOLO detector.")
+    top.add_argument("--version", action="version", version=VERSION)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    engine = argparse.ArgumentParser(add_help=False)
+    _add_bench_options(engine, ENGINE)
+    device = argparse.ArgumentParser(add_help=False, parents=[engine])
+    device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
+    device.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all usable cores)")
+    _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
+    _doctor_arguments(verbs.add_parser("doctor", help="say what is wrong with this installation and board"))
+    _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
+    _verify_arguments(verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says"))
+    return top
+
+
+def _add_bench_options(verb: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Arguments made from the fields of BenchOptions."""
+    for option in dataclasses.fields(BenchOptions):
+        if option.name not in names:
+            continue
+        given = dict(option.metadata)
+        flag = given.pop("flag", "--" + option.name.replace("_", "-"))
+        if isinstance(option.default, bool):
+            given["action"] = "store_true"
+        elif option.default is not dataclasses.MISSING:
+            given["default"] = option.default
+        verb.add_argument(flag, dest=option.name, **given)
+
+
+def _bench_arguments(verb: argparse.ArgumentParser) -> None:
+    _add_bench_options(verb, {option.name for option in dataclasses.fields(BenchOptions)} - set(ENGINE))
+    verb.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
+    verb.set_defaults(run=_bench_command)
+
+
+def _bench_command(args: argparse.Namespace) -> None:
+    given = {option.name: getattr(args, option.name) for option in dataclasses.fields(BenchOptions)}
+    if given["source"] is None:
+        if given["models"]:
+            raise EdgeError("No images: give --source with an image or a folder of images.")
+        given["source"] = str(own_bundle() / "parity")
+    given["models"] = given["models"] or [str(own_bundle())]
+    print(text_table(measure_models(BenchOptions(**given), args.out, own_process=True)))
+
+
+def _doctor_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--model", help="an ONNX file or bundle that should run here (default: the bundle this program lies in, if any)"
+    )
+    verb.add_argument("--provider", default="auto", choices=("auto", *PROVIDERS), help="where (default auto)")
+    verb.add_argument("--json", action="store_true", help="print the findings as JSON")
+    verb.set_defaults(run=_doctor_command)
+
+
+def _doctor_command(args: argparse.Namespace) -> int:
+    found = diagnose(args.model, args.provider)
+    if args.json:
+        print(json.dumps([f._asdict() for f in found], indent=1))
+    else:
+        print("\n".join(str(f) for f in found) or "Nothing is wrong.")
+    return 1 if any(f.level == ERROR for f in found) else 0
+
+
+def _detect_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--source", required=True, help="image, folder, video, or camera (0, /dev/video0, rtsp://...)")
+    verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--conf", type=number(float, 0, 1), help="lowest confidence (default the bundle's, or 0.25)")
+    verb.add_argument("--iou", type=number(float, 0, 1), help="NMS overlap (default the bundle's, or 0.7)")
+    verb.add_argument("--max-det", type=number(int, 1), help="most detections (default the bundle's, or 300)")
+    verb.add_argument("--frames", type=number(int, 1), metavar="N", help="stop after N frames")
+    verb.add_argument("--save", metavar="DIR", help="folder for the images or the video with drawn boxes")
+    verb.add_argument("--json", action="store_true", help="print one JSON line per frame")
+    verb.add_argument("--origin", action="store_true", help="first print who taught the model")
+    verb.set_defaults(run=detect_command)
+
+
+def _verify_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", help="a bundle (default: the unpacked one that this program lies in)")
+    verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="which file (default fp32)")
+    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verb.add_argument("--origin", action="store_true", help="say who taught the model, too")
+    verb.set_defaults(run=_verify_command)
+
+
+def _verify_command(args: argparse.Namespace) -> None:
+    path = own_bundle() if args.model is None else Path(args.model)
+    if not is_bundle(path):
+        raise EdgeError(f"{path} is not a bundle: verify compares with what a bundle says, made with `yolokd bundle`.")
+    bundle = open_bundle(path)
+    figures = verify_bundle(bundle, args.provider, args.threads, args.precision, **engine_settings(args))
+    provenance = bundle.manifest.get("provenance")
+    if args.origin and args.json:
+        figures["provenance"] = known_provenance(provenance)
+    print(json.dumps(figures) if args.json else parity_text(figures))
+    if args.origin and not args.json:
+        print(f"{figures['model']}: {provenance_text(provenance) or 'nothing is known of its training'}")
+    if not figures["pass"]:
+        raise EdgeError("this device does not compute what the bundle says; see the figures above.", PARITY)

@@ -1,0 +1,56 @@
+"""What every part of the runtime needs: its error with the exit codes, and small helpers. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+USAGE, PROVIDER, PARITY = 2, 4, 5  # exit codes
+PACKAGE = Path(__file__).resolve().parent  # this folder, which may lie inside a zip file
+
+
+class EdgeError(Exception):
+    """What went wrong in one sentence, and the exit code: 2 bad input or usage, 4 provider not active, 5 no parity."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def own_command(*words: str) -> list[str]:
+    """The command that starts this very package again in a new process.
+
+    Python runs the `__main__` of a folder whether it is installed, lies in a bundle or inside a zip file (zipapp).
+    """
+    return [sys.executable, str(PACKAGE), *words]
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the place in C++ that ONNX Runtime puts before it: file, line and signature."""
+    text = " ".join(str(error).split("failed:")[-1].split())
+    return re.sub(r"^/\S+:\d+ .+?\) (\[with .*?\] )?(?=[A-Z])", "", text)[:200].rstrip(". ")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sha256(*paths: Path) -> str:
+    """One checksum over files, read in blocks so that memory stays small."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(place: Path, name: str) -> None:
+    """Refuse a file or folder that cannot be created, now and not after minutes of measuring."""
+    above = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    if not os.access(str(above), os.W_OK) or (above != place.absolute() and not above.is_dir()):
+        raise EdgeError(f"{name} cannot be written, {above} is not a folder you can write to: choose another place.")

@@ -1,0 +1,127 @@
+"""What an exported file says of itself: how to read its output, its classes, size and precision."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from yolokd_edge.common import EdgeError
+
+RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"
+CONTRACTS = (RAW, E2E, NMS)
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class Contract(NamedTuple):
+    """What an ONNX file promises, read from its metadata: the shapes alone cannot tell two of the contracts apart."""
+
+    output: str  # one of CONTRACTS
+    names: dict[int, str]  # class index -> name
+    hw: tuple[int, int]  # input height and width, pixels
+    precision: str  # fp32, fp16 or int8
+    meta: dict[str, Any]  # the yolokd entry, {} without one
+    exporter: dict[str, str]  # the file's whole metadata as written
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+
+def _literal(metadata: dict[str, str], key: str, path: Path) -> Any:
+    try:
+        return ast.literal_eval(metadata[key])
+    except (ValueError, SyntaxError):
+        raise EdgeError(f"{path}: the metadata entry '{key}' is unreadable: {metadata[key][:60]!r}.") from None
+
+
+def _yolokd_entry(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    if "yolokd" not in metadata:
+        return {}
+    try:
+        entry = json.loads(metadata["yolokd"])
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or entry.get("output_contract") not in CONTRACTS:
+        raise EdgeError(f"{path}: its 'yolokd' metadata names none of the output contracts {', '.join(CONTRACTS)}.")
+    return entry
+
+
+def precision_of(args: dict[str, Any]) -> str:
+    """fp32, fp16 or int8, from the arguments of the export."""
+    if args.get("quantize") == 8 or args.get("int8"):  # `int8` and `half` are what older exporters wrote
+        return "int8"
+    return "fp16" if args.get("quantize") == 16 or args.get("half") else "fp32"
+
+
+def read_contract(metadata: dict[str, str], path: Path) -> Contract:
+    """Read what the file declares: the yolokd entry first, else what Ultralytics' exporter wrote."""
+    missing = [key for key in ("names", "imgsz", "task") if key not in metadata]
+    if missing:
+        raise EdgeError(f"{path} has no export metadata ({', '.join(missing)}), so its output cannot be interpreted.")
+    if metadata["task"] != "detect" or metadata.get("head") == "RTDETRDecoder":
+        what = metadata.get("head") if metadata["task"] == "detect" else metadata["task"]
+        raise EdgeError(f"{path} is a {what} model; only YOLO detectors are read here.")
+    if metadata.get("channels", "3") != "3":
+        raise EdgeError(f"{path} takes {metadata['channels']} channels; only colour images (3) are read here.")
+    entry = _yolokd_entry(metadata, path)
+    args = _literal(metadata, "args", path) if "args" in metadata else {}
+    end2end = _literal(metadata, "end2end", path) if "end2end" in metadata else False
+    output = entry.get("output_contract") or (NMS if args.get("nms") else E2E if end2end else RAW)
+    imgsz, names = _literal(metadata, "imgsz", path), _literal(metadata, "names", path)
+    try:
+        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else map(int, imgsz)
+        names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        raise EdgeError(f"{path}: the metadata entries 'imgsz' and 'names' are not a size and class names.") from None
+    return Contract(output, names, (height, width), precision_of(args), entry, metadata)
+
+
+def check_output_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
+    """Refuse an output that contradicts the contract. A symbolic dimension (a name) contradicts nothing."""
+    expected = ("1", str(4 + contract.nc), "anchors") if contract.output == RAW else ("1", "detections", "6")
+    fits = len(shape) == 3
+    for want, got in zip(expected, shape) if fits else ():  # noqa: B905
+        fits &= not (want.isdigit() and isinstance(got, int)) or int(want) == got
+    if not fits:
+        raise EdgeError(
+            f"{path} declares {contract.output} with {contract.nc} classes, ({', '.join(expected)}), "
+            f"but its output is {tuple(shape)}."
+        )
+
+
+def check_input_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
+    """Refuse an input that is not (1, 3, H, W) with the declared H and W."""
+    expected = (1, 3) + contract.hw
+    fits = len(shape) == 4
+    for want, got in zip(expected, shape) if fits else ():  # noqa: B905
+        fits &= not isinstance(got, int) or want == got
+    if not fits:
+        raise EdgeError(f"{path} declares an input of {expected}, but takes {tuple(shape)}.")
+
+
+def metadata_entry(content: bytes, key: str) -> Any:
+    """A literal of an ONNX file's metadata, looked up in the file itself while there is no session to ask.
+
+    An entry is a tag, the key's length, the key, a tag, the value's length (in sevens of bits) and the value.
+    """
+    found = re.search(
+        re.escape(bytes([0x0A, len(key)]) + key.encode() + b"\x12") + rb"([\x80-\xff]?[\x00-\x7f])", content
+    )
+    if not found:
+        return None
+    length = sum((byte & 0x7F) << 7 * k for k, byte in enumerate(found.group(1)))
+    try:
+        return ast.literal_eval(content[found.end() : found.end() + length].decode())
+    except (ValueError, SyntaxError):
+        return None  # read_contract says so as soon as the file is open
+
+
+def says_fp16(content: bytes) -> bool:
+    """Whether an ONNX file's metadata says half precision, which TensorRT up to 10 builds only where it may."""
+    args = metadata_entry(content, "args")
+    return isinstance(args, dict) and precision_of(args) == "fp16"

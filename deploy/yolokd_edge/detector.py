@@ -1,0 +1,190 @@
+"""The detector: an exported file in, detections out; and `load`, which takes files and bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from yolokd_edge.boxes import CLASS_OFFSET, MAX_CANDIDATES, Letterbox, letterbox, nms, unletterbox
+from yolokd_edge.bundle import Bundle, is_bundle, open_bundle, own_bundle
+from yolokd_edge.common import EdgeError, usable_cores
+from yolokd_edge.contract import RAW, check_input_shape, check_output_shape, read_contract
+from yolokd_edge.runtimes.base import TensorRT
+from yolokd_edge.runtimes.opening import open_first_active, open_model
+from yolokd_edge.runtimes.table import PROVIDERS, check_provider, folder_format
+
+
+class Detector:
+    """An exported YOLO detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
+
+    Args:
+        path: The ONNX file, or the folder for ncnn; its metadata says how to read its output.
+        provider: cpu, cuda, trt, or auto (the first of trt, cuda, cpu that is really active); or another runtime in
+            place of ONNX Runtime, openvino or ncnn, which take small differences for granted.
+        threads: The runtime's threads within one run; all usable cores by default.
+        conf: Detections at or below this score are dropped.
+        iou: Overlap above which NMS drops the weaker box of a class (raw contract only).
+        max_det: The greatest number of detections per frame.
+        tensorrt: How TensorRT builds its engine (provider trt).
+        allow_fallback: Take the next of trt, cuda, cpu where the provider asked for is not active.
+        hw: Input height and width, for a file exported without a fixed size.
+
+    A file with NMS inside has its own conf, iou and max_det baked in; conf and max_det can only narrow them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        provider: str = "cpu",
+        threads: int | None = None,
+        conf: float = 0.25,
+        iou: float = 0.7,
+        max_det: int = 300,
+        tensorrt: TensorRT | None = None,
+        allow_fallback: bool = False,
+        hw: tuple[int, int] | None = None,
+    ) -> None:
+        self.path, self.provider = Path(path), provider
+        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.threads = threads or usable_cores()
+        self.candidates = 0  # boxes above conf before NMS, of the latest frame
+        self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
+        check_provider(provider)
+        if not self.path.is_file() and not folder_format(self.path):
+            raise EdgeError(f"There is no model file {self.path}.")
+        tensorrt = (tensorrt or TensorRT())._replace(hw=hw)
+        opened = (open_first_active if provider == "auto" or allow_fallback else open_model)(
+            self.path, provider, self.threads, tensorrt
+        )
+        self.session, self.nodes, self.session_s, self.coverage, self.trt = opened
+        self.active: str = self.session.get_providers()[0]
+        self.fallback = provider != "auto" and self.active != PROVIDERS[provider].names[0]
+        self._read_interface(hw)
+
+    def _read_interface(self, hw: tuple[int, int] | None) -> None:
+        metadata = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.contract = read_contract(metadata, self.path)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise EdgeError(
+                f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; a detector has one each."
+            )
+        if hw is not None:
+            if any(isinstance(size, int) for size in inputs[0].shape[2:]) and hw != self.contract.hw:
+                own = "x".join(map(str, self.contract.hw))
+                raise EdgeError(
+                    f"{self.path} has a fixed input of {own}: export one file for each size to be measured."
+                )
+            self.contract = self.contract._replace(hw=hw)
+        check_input_shape(self.contract, inputs[0].shape, self.path)
+        check_output_shape(self.contract, outputs[0].shape, self.path)
+        self._input, self._outputs = inputs[0].name, [outputs[0].name]
+        self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from: what the bundle's manifest says, else the file's own metadata."""
+        written: dict[str, Any] = (self.bundle.manifest if self.bundle else {}).get("provenance") or self.contract.meta
+        return written
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index -> name."""
+        return self.contract.names
+
+    def preprocess(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
+        """Turn a frame (H, W, 3) into the input blob (1, 3, h, w), RGB in 0..1, and the way back."""
+        fitted, box = letterbox(frame, self.contract.hw)
+        blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
+        for k, plane in enumerate(cv2.split(fitted)):  # by plane: faster than one strided pass over three
+            blob[0, 2 - k] = plane  # BGR to RGB
+        blob /= 255
+        return blob.astype(self._dtype, copy=False), box
+
+    def infer(self, blob: np.ndarray) -> np.ndarray:
+        """Run the model: host array in, host array out, so that copies to and from a GPU are inside."""
+        raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
+        return raw
+
+    def postprocess(self, raw: np.ndarray, box: Letterbox) -> np.ndarray:
+        """Turn the model's output into detections (n, 6) in frame pixels, best first."""
+        check_output_shape(self.contract, raw.shape, self.path)
+        rows = raw[0].astype(np.float32, copy=False)
+        detections = self._from_raw(rows) if self.contract.output == RAW else self._from_final(rows)
+        return unletterbox(detections, box)
+
+    def detect(self, frame: np.ndarray) -> np.ndarray:
+        """Detect in one frame (H, W, 3) BGR uint8; detections (n, 6) in its pixels, best first."""
+        blob, box = self.preprocess(frame)
+        return self.postprocess(self.infer(blob), box)
+
+    def _from_final(self, rows: np.ndarray) -> np.ndarray:
+        kept = rows[rows[:, 4] > self.conf]  # padding rows have confidence 0
+        self.candidates = len(kept)
+        return kept[: self.max_det]
+
+    def _from_raw(self, pred: np.ndarray) -> np.ndarray:
+        """(4 + nc, A): centre, size, then a score per class -> (n, 6) in input pixels, after NMS."""
+        pred = pred[:, pred[4:].max(0) > self.conf].T
+        self.candidates = len(pred)
+        classes = pred[:, 4:].argmax(1)
+        rows = np.empty((len(pred), 6), np.float32)
+        half = pred[:, 2:4] / 2
+        rows[:, 0:2], rows[:, 2:4] = pred[:, :2] - half, pred[:, :2] + half
+        rows[:, 4], rows[:, 5] = pred[np.arange(len(pred)), 4 + classes], classes
+        if len(rows) > MAX_CANDIDATES:
+            rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
+        # float32 on purpose: far offsets round the boxes, and the reference rounds them the same way
+        kept = nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)
+        best: np.ndarray = rows[kept]
+        return best
+
+
+def check_manifest(bundle: Bundle, detector: Detector) -> None:
+    """Refuse an ONNX file of a bundle that declares something else than the bundle's manifest."""
+    declared, found = bundle.manifest["contract"], detector.contract
+    entry = bundle.manifest["models"][detector.path.name]
+    pairs = {
+        "output contract": (declared["output"], found.output),
+        "input size": (list(declared["imgsz"]), list(found.hw)),
+        "class names": ({int(k): v for k, v in declared["names"].items()}, found.names),
+        "precision": (entry["precision"], found.precision),
+    }
+    for what, (manifest, file) in pairs.items():
+        if manifest != file:
+            raise EdgeError(
+                f"{bundle.path}: {detector.path.name} declares the {what} {file}, its manifest {manifest}: "
+                "the bundle contradicts itself."
+            )
+
+
+def load(
+    model: str | Path | None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    precision: str | None = None,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    **settings: Any,
+) -> Detector:
+    """A Detector of an ONNX file, or of a bundle's file of a precision; None is the bundle that this package lies in.
+
+    Thresholds that are None come from the bundle, or are those of Detector; further settings are Detector's own.
+    """
+    path = own_bundle() if model is None else Path(model)
+    thresholds: dict[str, Any] = {"conf": conf, "iou": iou, "max_det": max_det}
+    given = {key: value for key, value in thresholds.items() if value is not None}
+    if not is_bundle(path):
+        if precision is not None:
+            raise EdgeError(f"A precision can be chosen from a bundle; {path} is one file with the precision it has.")
+        return Detector(path, provider, threads, **given, **settings)
+    bundle = open_bundle(path)
+    settings.update({key: bundle.setting(key) for key in thresholds}, **given)
+    detector = Detector(bundle.model(precision or "fp32", provider), provider, threads, **settings)
+    check_manifest(bundle, detector)
+    detector.bundle = bundle  # a zip file's temporary folder lives as long
+    return detector
