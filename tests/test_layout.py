@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES = 500
 PRIVATE = {  # imports of another module's private names; to be emptied
     "yolokd.onnx.bundle": {"_data", "_open"},
-    "tests.edge.test_bundle": {"_varied"},
+    "tests.onnx.test_bundle": {"_varied"},
     "tests.edge.test_statistics": {"_exceedance_correlation"},
     "tests.onnx.test_export": {"_row_difference"},
 }
