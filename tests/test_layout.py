@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,13 +169,32 @@ def test_no_test_module_imports_another():
 
 @pytest.mark.parametrize("file", [*FILES.values(), *TESTS], ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_changes_the_path_of_imports(file):
-    found = [
-        node.lineno
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if (isinstance(node, ast.Attribute) and node.attr == "path" and getattr(node.value, "id", "") == "sys")
-        or (isinstance(node, ast.ImportFrom) and node.module == "sys" and "path" in {a.name for a in node.names})
+    assert not path_changes(file.read_text(encoding="utf-8"))
+
+
+def path_changes(text: str) -> list[int]:
+    """Lines that call a method of sys.path, assign to it or to a part of it, or import it under a name of their own."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else [getattr(node, "target", None)]
+        changed = [ast.unparse(t) for t in targets if isinstance(t, ast.expr)]
+        called = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sys.path"
+        taken = isinstance(node, ast.ImportFrom) and node.module == "sys" and "path" in {a.name for a in node.names}
+        if called or taken or any(re.match(r"sys\.path\b", target) for target in changed):
+            found.append(node.lineno)
+    return found
+
+
+def test_changes_of_the_path_are_seen():
+    changes = [
+        "sys.path.insert(0, 'a')",
+        "sys.path += ['a']",
+        "sys.path[:0] = ['a']",
+        "sys.path = []",
+        "del sys.path[0]",
     ]
-    assert not found
+    assert all(path_changes(line) == [1] for line in [*changes, "from sys import path"])
+    assert not path_changes("[p for p in sys.path if p]; x = sys.path[0]")
 
 
 @pytest.mark.parametrize("name", [*FILES, *RUNTIME])
