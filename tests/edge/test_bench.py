@@ -709,8 +709,8 @@ POINTS = [
 
 def test_accuracy_latency_draws_labels_that_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     placed = []
-    place = drawing._place
-    monkeypatch.setattr(drawing, "_place", lambda *a: placed.append(place(*a)) or placed[-1])
+    place = drawing.place_label
+    monkeypatch.setattr(drawing, "place_label", lambda *a: placed.append(place(*a)) or placed[-1])
     path = drawing.accuracy_latency(POINTS, tmp_path / "new" / "plot.png")
     picture(path)
     texts = [boxes[0] for boxes in placed]

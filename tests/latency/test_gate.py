@@ -13,7 +13,7 @@ from helpers.reports import record, write
 
 from yolokd import cli
 from yolokd.errors import UsageError
-from yolokd.latency.gate import _combine, compare, ratio, read_metrics, read_share
+from yolokd.latency.gate import combine_means, compare, ratio, read_metrics, read_share
 
 RUNS = (9.9, 10.0, 10.1, 10.0, 9.95)  # ms, p50 of five runs
 
@@ -176,11 +176,13 @@ def test_a_folder_that_cannot_be_written_is_found_before_judging(tmp_path, capsy
 def test_intervals_within_runs_combine_as_errors_do():
     """Equal, symmetric intervals on the log scale grow by the root of two."""
     s = 1.02
-    middle, low, high = _combine(10, (10 / s, 10 * s), 11, (11 / s, 11 * s))
+    middle, low, high = combine_means(10, (10 / s, 10 * s), 11, (11 / s, 11 * s))
     assert middle == pytest.approx(1.1)
     assert (math.log(high / middle), math.log(middle / low)) == (pytest.approx(math.sqrt(2) * math.log(s)),) * 2
-    assert _combine(10, (10, 10), 11, (10.5, 12)) == pytest.approx((1.1, 1.05, 1.2)), "a base without error"
-    assert _combine(10, (10, 12), 11, (11, 11)) == pytest.approx((1.1, 11 / 12, 1.1)), "a slow base makes a small ratio"
+    assert combine_means(10, (10, 10), 11, (10.5, 12)) == pytest.approx((1.1, 1.05, 1.2)), "a base without error"
+    assert combine_means(10, (10, 12), 11, (11, 11)) == pytest.approx((1.1, 11 / 12, 1.1)), (
+        "a slow base makes a small ratio"
+    )
 
 
 def test_one_report_of_interleaved_models(tmp_path):

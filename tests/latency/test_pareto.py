@@ -165,14 +165,14 @@ def test_plot_refuses_other_samples(measured, tmp_path, capsys):
 
 
 def test_figures_at_the_side_keep_apart():
-    assert plots._apart([1.0, 1.1, 5.0], 0.5) == [1.0, 1.5, 5.0]
-    assert plots._apart([1.0, 1.0, 1.0], 1) == [1, 2, 3]
+    assert plots.spread_apart([1.0, 1.1, 5.0], 0.5) == [1.0, 1.5, 5.0]
+    assert plots.spread_apart([1.0, 1.0, 1.0], 1) == [1, 2, 3]
 
 
 def test_names_in_the_front_hide_nothing(tmp_path, monkeypatch):
     """Six models close together: no name lies on another name."""
-    boxes, place = [], plots._place
-    monkeypatch.setattr(plots, "_place", lambda *a: boxes.append(found := place(*a)) or found)
+    boxes, place = [], plots.place_label
+    monkeypatch.setattr(plots, "place_label", lambda *a: boxes.append(found := place(*a)) or found)
     points = [
         {"name": f"student-{k}", "device": "CPU", "x": 5 + 0.1 * k, "y": 0.3 + 0.002 * k, "front": True}
         for k in range(6)

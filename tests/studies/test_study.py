@@ -1,4 +1,4 @@
-"""`yolokd compare methods=...`: the plan, what is refused, what is run again, the statistics in the tables."""
+"""`yolokd study`: the plan, what is refused, what is run again, the statistics in the tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yolokd.studies import plan as planning
 from yolokd.studies import report, runner
 from yolokd.studies.plan import Job, build_arms, plan_study, read_arms, read_seeds
 from yolokd.studies.runner import run_all, start_run, study
-from yolokd.studies.worker import RESULT, _interrupted, validate
+from yolokd.studies.worker import RESULT, interrupted, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
 # A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
@@ -150,7 +150,7 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path, capsys
     arguments = {"methods": "pkd", "seeds": 2, "out": "study", **given}
     key = argument.partition("=")[0]
     argv = [f"{k}={v}" for k, v in arguments.items() if k != key] + [argument]
-    assert said in refusal(capsys, tmp_path, "compare", *argv)
+    assert said in refusal(capsys, tmp_path, "study", *argv)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path, capsys
 def test_a_bad_file_of_arms(given, tmp_path, capsys, text, said):
     (tmp_path / "arms.yaml").write_text(text)
     argv = [f"{k}={v}" for k, v in given.items()]
-    assert said in refusal(capsys, tmp_path, "compare", "methods=pkd", "arms=arms.yaml", "out=study", *argv)
+    assert said in refusal(capsys, tmp_path, "study", "methods=pkd", "arms=arms.yaml", "out=study", *argv)
 
 
 # --- Running ---
@@ -201,7 +201,7 @@ def test_a_crash_does_not_end_the_study_and_is_tried_again(given, scripted, tmp_
     (out / "study.json").write_text("{}")
     (out / "pkd" / "seed0" / "crash").touch()
     argv = [f"{k}={v}" for k, v in {"methods": "pkd", "seeds": 2, "out": out, **given}.items()]
-    assert cli.main(["compare", *argv]) == 3
+    assert cli.main(["study", *argv]) == 3
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "1 of 5 runs failed (pkd seed 0" in said.err
     assert "failed: CUDA out of memory" in said.out
@@ -211,7 +211,7 @@ def test_a_crash_does_not_end_the_study_and_is_tried_again(given, scripted, tmp_
     assert pair == 1, "only the seed that both arms have"
 
     (out / "pkd" / "seed0" / "crash").unlink()
-    assert cli.main(["compare", *argv]) == 0
+    assert cli.main(["study", *argv]) == 0
     assert starts(out) == {"alone/seed0": 1, "alone/seed1": 1, "pkd/seed0": 2, "pkd/seed1": 1, "teacher": 1}
 
 
@@ -294,7 +294,7 @@ def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
     file.parent.mkdir()
     for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
         torch.save({"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}, file)
-        assert _interrupted(tmp_path) == wanted
+        assert interrupted(tmp_path) == wanted
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.cfg import smart_value
 
 from yolokd.errors import UsageError, one_line
 
@@ -18,6 +17,8 @@ AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 
 def parse_pairs(arguments: Iterable[str]) -> dict[str, Any]:
     """{"imgsz": 640, ...} from ["imgsz=640", ...], values typed as `yolo` types them."""
+    from ultralytics.cfg import smart_value  # imports torch, for which a word that is no verb need not wait
+
     found: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
@@ -75,6 +76,8 @@ def non_negative(key: str, value: Any) -> float:
 
 
 def typed(value: Any) -> Any:
+    from ultralytics.cfg import smart_value
+
     return smart_value(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a word
 
 

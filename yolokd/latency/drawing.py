@@ -20,20 +20,20 @@ DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -
 MARKS = {"p50": "o", "p90": "s", "p99": "D"}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
 
 
-def _bare(axes: Axes, grid: str) -> None:
+def strip_frame(axes: Axes, grid: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#dddddd", linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -53,7 +53,7 @@ def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, 
         series: Their samples in ns by stage, in the same order.
         path: The PNG to write.
     """
-    figure = _figure(11, 4.2 + 0.25 * len(records))
+    figure = new_figure(11, 4.2 + 0.25 * len(records))
     spread, stages = figure.subplots(1, 2, width_ratios=(1.25, 1))
     labels = _labels(records)
     _distribution(spread, records, series, labels)
@@ -65,7 +65,7 @@ def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, 
         f"{threads}, profile {protocol['profile']}",
         fontsize=11,
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _distribution(
@@ -86,7 +86,7 @@ def _distribution(
     used = [key for key in MARKS if any(r["results"]["stages"]["total"][key] is not None for r in records)]
     marks = [axes.plot([], [], MARKS[key], color="#555555")[0] for key in used]
     axes.add_artist(axes.legend(marks, used, loc="lower right", fontsize=8))
-    _bare(axes, "both")
+    strip_frame(axes, "both")
     axes.set(xlim=(0, right * 1.12), ylim=(0, 102), xlabel="total latency (ms)", ylabel="frames at or below (%)")
     axes.set_title("Distribution", fontsize=10)
     axes.legend(curves, names, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False)
@@ -105,7 +105,7 @@ def _stages(axes: Axes, records: Sequence[Mapping[str, Any]], labels: Sequence[s
                 axes.text(left + mean / 2, row, f"{mean:.2f}", ha="center", va="center", fontsize=8, color=ink)
             left += mean
         axes.text(totals[row] + 0.015 * max(totals), row, f"{totals[row]:.2f} ms", va="center", fontsize=8)
-    _bare(axes, "x")
+    strip_frame(axes, "x")
     axes.set(xlim=(0, max(totals) * 1.18), ylim=(len(records) - 0.4, -0.6), xlabel="mean time (ms)")
     axes.set_yticks(range(len(records)), labels)
     axes.set_title("Stages", fontsize=10)
@@ -122,7 +122,7 @@ def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> P
     """
     if not points:
         raise ValueError("accuracy_latency needs at least one point")
-    figure = _figure(7.5, 5)
+    figure = new_figure(7.5, 5)
     axes = figure.subplots()
     x = [float(p["p50_ms"]) for p in points]
     y = [100 * float(p["map50"]) for p in points]
@@ -130,7 +130,7 @@ def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> P
         colour, p90 = COLOURS[k % len(COLOURS)], point.get("p90_ms")
         tail = [[0.0], [max(0.0, float(p90) - x[k])]] if p90 is not None else None
         axes.errorbar(x[k], y[k], xerr=tail, fmt="o", color=colour, markersize=8, capsize=4, elinewidth=1.4)
-    _bare(axes, "both")
+    strip_frame(axes, "both")
     right = max(float(p.get("p90_ms") or p["p50_ms"]) for p in points)
     margin = max(0.25 * (max(y) - min(y)), 2.0)
     top, bottom = max(y) + margin, min(y) - margin
@@ -138,7 +138,7 @@ def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> P
     axes.set(xlabel="total latency of one frame (ms): p50, bar to p90", ylabel="mAP50 (%)")
     axes.set_title("Accuracy against latency", fontsize=11)
     _place_labels(figure, axes, points, x, y)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _text(point: Mapping[str, Any]) -> str:
@@ -165,10 +165,10 @@ def _place_labels(
         taken.append(Bbox.from_extents(left - 12, level - 12, max(end, left) + 8, level + 12))
     for k, point in enumerate(points):
         others = taken[:k] + taken[k + 1 :]  # a label may come near its own point
-        taken += _place(axes, _text(point), (x[k], y[k]), COLOURS[k % len(COLOURS)], others)
+        taken += place_label(axes, _text(point), (x[k], y[k]), COLOURS[k % len(COLOURS)], others)
 
 
-def _place(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> list[Bbox]:
+def place_label(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> list[Bbox]:
     """Write a label for the point `at`; returns the boxes, in pixels, that it and the line to its point take up."""
     style: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center", "fontsize": 8}
     label = axes.annotate(text, at, (0, 0), **style)

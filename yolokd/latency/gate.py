@@ -291,7 +291,7 @@ def _within_runs(old: Record, new: Record, metric: str) -> tuple[float, float, f
     if not all(isinstance(e, list) and len(e) == 2 and all(schema.number(v) and v > 0 for v in e) for e in ends):
         return None
     return (
-        *_combine(get(old, f"results.stages.{metric}"), ends[0], get(new, f"results.stages.{metric}"), ends[1]),
+        *combine_means(get(old, f"results.stages.{metric}"), ends[0], get(new, f"results.stages.{metric}"), ends[1]),
         "frames",
     )
 
@@ -302,7 +302,7 @@ def _by_run(record: Record, metric: str) -> list[float]:
     return [] if None in values else values
 
 
-def _combine(x: float, x_ends: Sequence[float], y: float, y_ends: Sequence[float]) -> tuple[float, float, float]:
+def combine_means(x: float, x_ends: Sequence[float], y: float, y_ends: Sequence[float]) -> tuple[float, float, float]:
     """y / x with the interval that follows from theirs, on the log scale (MOVER, Donner and Zou 2012)."""
     x, (x0, x1), y, (y0, y1) = math.log(x), map(math.log, x_ends), math.log(y), map(math.log, y_ends)
     down, up = math.hypot(y - y0, x1 - x), math.hypot(y1 - y, x - x0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolokd.latency.drawing import COLOURS, _bare, _figure, _place, _save
+from yolokd.latency.drawing import COLOURS, new_figure, place_label, save_figure, strip_frame
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
@@ -27,7 +27,7 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     references = list(dict.fromkeys(c["reference"] for c in comparisons))
     arms = list(dict.fromkeys(c["arm"] for c in comparisons))
     width = 0.075 * max(map(len, arms))
-    figure = _figure(8.5 + width, (1.1 + 0.38 * len(arms)) * len(references) + 0.3)
+    figure = new_figure(8.5 + width, (1.1 + 0.38 * len(arms)) * len(references) + 0.3)
     panels = figure.subplots(len(references), len(metrics), squeeze=False, sharey="row")
     for row, reference in zip(panels, references, strict=True):
         shown = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
@@ -37,7 +37,7 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         row[0].set_yticks(range(len(shown)), ["built-in" if a == "builtin" else a for a in shown], fontsize=9)
         row[0].set_ylim(len(shown) - 0.4, -0.6)
     figure.suptitle("Paired difference by seed: mean and 95 % interval, a dot a seed", fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _intervals(axes: Any, comparisons: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def _intervals(axes: Any, comparisons: Sequence[Mapping[str, Any]], arms: Sequen
         axes.plot(100 * c["mean"], y, "D", color=tint, markersize=6)
     axes.axvline(0, color="#333333", linewidth=1)
     axes.margins(x=0.08)
-    _bare(axes, "x")
+    strip_frame(axes, "x")
 
 
 TELEMETRY = {"tj_c": ("junction (°C)", COLOURS[1]), "power_w": ("power (W)", COLOURS[3])}
@@ -72,7 +72,7 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
     telemetry = {k.removeprefix("telemetry/"): v for k, v in series.items() if k.startswith("telemetry/") and len(v)}
     lower = [k for k in TELEMETRY if k in telemetry] + ["clocks"] * any(k in telemetry for k in CLOCKS)
     lower = lower if start is not None else []
-    figure = _figure(11, 3.6 + 1.25 * len(lower))
+    figure = new_figure(11, 3.6 + 1.25 * len(lower))
     panels = figure.subplots(1 + len(lower), 1, sharex=True, squeeze=False, height_ratios=[2.6] + [1] * len(lower))[
         :, 0
     ]
@@ -87,13 +87,13 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
         axes.margins(y=0.15)
         if name == "clocks":
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-        _bare(axes, "both")
+        strip_frame(axes, "both")
     panels[-1].set_xlabel("time (s)" if start is not None else "frame", fontsize=9)
     stability = record["stability"]
     doubts = [str(reason) for reason in stability.get("reasons") or []]
     title = f"{record['model']['file']}: {stability.get('verdict') or 'not judged'}"
     figure.suptitle("\n".join([title, *(textwrap.shorten(d, 120) for d in doubts[:2])]), fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarray], zero: float) -> None:
@@ -110,17 +110,17 @@ def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarra
     known = {k: v for k in ("p50", "p90", "p99") if (v := record["results"]["stages"]["total"].get(k)) is not None}
     top = 1.05 * max(ms.max(), *known.values())
     axes.set_ylim(max(0, ms.min() - 0.08 * (top - ms.min())), top)
-    heights = _apart(list(known.values()), 0.055 * np.ptp(axes.get_ylim()))
+    heights = spread_apart(list(known.values()), 0.055 * np.ptp(axes.get_ylim()))
     for (key, value), height in zip(known.items(), heights, strict=True):
         axes.axhline(value, color="#555555", linewidth=0.8, linestyle="--")
         axes.annotate(
             f"{key} {value:.2f}", (1.005, height), xycoords=("axes fraction", "data"), fontsize=8, va="center"
         )
     axes.set_ylabel("total latency (ms)", fontsize=9)
-    _bare(axes, "both")
+    strip_frame(axes, "both")
 
 
-def _apart(values: Sequence[float], least: float) -> list[float]:
+def spread_apart(values: Sequence[float], least: float) -> list[float]:
     """The rising values pushed up so that neighbours are at least so far apart."""
     out: list[float] = []
     for value in values:
@@ -140,7 +140,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     devices = list(dict.fromkeys(p["device"] for p in points))
-    figure = _figure(8.5, 5.4)
+    figure = new_figure(8.5, 5.4)
     axes = figure.subplots()
     x, y = [float(p["x"]) for p in points], [100 * float(p["y"]) for p in points]
     for k, device in enumerate(devices):
@@ -166,10 +166,10 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
         axes.set_xlim(0, right * 1.25)
     axes.set(ylim=(min(y) - margin, max(y) + margin), xlabel=x_label, ylabel=y_label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=8, frameon=False, ncols=2)
-    _bare(axes, "both")
+    strip_frame(axes, "both")
     figure.suptitle("Accuracy against cost; filled: on the Pareto front", fontsize=11)
     _name_points(figure, axes, points, x, y)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _name_points(
@@ -189,7 +189,7 @@ def _name_points(
     taken += [box for device in devices for box in _steps(axes, points, x, y, device)]
     for k, point in enumerate(points):
         colour = COLOURS[devices.index(point["device"]) % len(COLOURS)]
-        taken += _place(axes, str(point["name"]), (x[k], y[k]), colour, taken[:k] + taken[k + 1 :])
+        taken += place_label(axes, str(point["name"]), (x[k], y[k]), colour, taken[:k] + taken[k + 1 :])
 
 
 def _steps(

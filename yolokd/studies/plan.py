@@ -1,4 +1,4 @@
-"""`yolokd compare methods=...`: which way of distilling pays on one's own data, with the seeds' noise in view.
+"""`yolokd study`: which way of distilling pays on one's own data, with the seeds' noise in view.
 
 A study is arms x seeds. Every run is a fresh process in a folder of its own, `OUT/ARM/seedN`, whose run.json says what
 was asked for and whose result.json appears when it is done; that is the whole state, so the same command goes on after

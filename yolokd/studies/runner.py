@@ -25,7 +25,7 @@ def study(
     methods: Any = None,
     arms: str | Path | None = None,
     seeds: Any = 3,
-    out: str | Path = "runs/compare",
+    out: str | Path = "runs/study",
     jobs: int = 1,
     threads: int | None = None,
     **arguments: Any,
@@ -33,14 +33,14 @@ def study(
     """Train a student in several ways over several seeds and say which is better, and whether that is certain.
 
     Args:
-        methods: comma list of arms: recipes, methods, methods joined by "+", or `builtin`, which is Ultralytics' own
+        methods: comma list of arms: a method, methods joined by "+", a recipe, or `builtin`, which is Ultralytics' own
             distillation. The student alone is always the first arm.
-        arms: instead or as well, a YAML file: arm name -> its arguments, such as
+        arms: a YAML file of arms with options of their own, instead of `methods` or beside it, such as
             ``strong: {method: default, logit.gain: 6}``; `method` is the arm's name unless given.
-        seeds: how many, from 0 on, or a list of them.
-        out: folder of the study. The same command goes on with what is missing; more arms or seeds may be added.
+        seeds: how many seeds, counted from 0, or a list of them such as 0,4,7.
+        out: the study's folder. The same command goes on with what is missing; more arms or seeds may be added.
         jobs: runs at a time.
-        threads: CPU threads of each; by default the usable cores are shared out.
+        threads: CPU threads of each run; by default the usable cores, shared out.
         **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
             apply to the arms that use it. With val=False a run is validated after its last epoch only.
 

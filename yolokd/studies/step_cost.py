@@ -174,7 +174,7 @@ def _measure(
         ms = {row: _timed(run, device) for row, run in zip(times, (step, look, look_at_maps), strict=False)}
         for key, column in columns.items():
             method = pairing.methods[column]
-            shown, held = _leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
+            shown, held = as_leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
 
             def add(data: dict[str, Tensor] = data, column: str = column, shown: Any = shown) -> Tensor:
                 return _term(reader, pairing, column, shown, left["teacher"], data)
@@ -187,7 +187,7 @@ def _measure(
             if i == 0:
                 own = sum(p.numel() * p.element_size() for p in method.parameters())
                 memory[key] = (
-                    _bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
+                    saved_bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
                 ) / 1e6
             ms[key] = _timed(learn, device)
             method.zero_grad()
@@ -210,7 +210,7 @@ def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: 
     return terms[column]
 
 
-def _bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
+def saved_bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
     """On a GPU the peak of a method's work above what is allocated; on a CPU what is saved for backward, once each."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -231,12 +231,12 @@ def _bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tens
     return sum(x.untyped_storage().nbytes() for x in saved.values())
 
 
-def _leaves(recorded: Any) -> Any:
+def as_leaves(recorded: Any) -> Any:
     """The same nest of dicts, lists and tuples with each float tensor as a leaf that holds a gradient already."""
     if isinstance(recorded, dict):
-        return {k: _leaves(v) for k, v in recorded.items()}
+        return {k: as_leaves(v) for k, v in recorded.items()}
     if isinstance(recorded, (list, tuple)):
-        return type(recorded)(_leaves(v) for v in recorded)
+        return type(recorded)(as_leaves(v) for v in recorded)
     if not isinstance(recorded, Tensor) or not recorded.is_floating_point():
         return recorded
     leaf = recorded.detach().requires_grad_()

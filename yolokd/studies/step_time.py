@@ -1,4 +1,4 @@
-"""`yolokd steptime` (a benchmark, not listed in the help): what one training step costs, several ways side by side.
+"""`yolokd steptime`: what one training step costs, several ways side by side.
 
 The student alone, Ultralytics' own `distill_model` and yolokd take the same steps on the same batches in turn, in one
 process, so that a change of the machine's speed meets all of them. With cache=teacher yolokd does so twice, once
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import autocast
 
 from yolokd.config import options
+from yolokd.config.parse import check_keys
 from yolokd.distill.trainer import KDTrainer
 
 CACHED, FORWARD = "yolokd, cached", "teacher alone"
@@ -37,6 +39,7 @@ def steptime(
         **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
     ours = {k: arguments.pop(k) for k in list(arguments) if k in options.OURS or "." in k}
+    check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
     stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
     if "teacher" in (words := str(arguments.get("cache")).split(",")):
         stored["cache"] = arguments.pop("cache")

@@ -38,7 +38,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     from yolokd.distill.trainer import trainer_for
 
     target = folder / "train"
-    last = _interrupted(target)
+    last = interrupted(target)
     if last is None and target.exists():
         shutil.rmtree(target)  # this run's own leftovers, of no use
     student = open_student(last or arguments["model"])
@@ -108,7 +108,7 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
 
 
-def _interrupted(target: Path) -> Path | None:
+def interrupted(target: Path) -> Path | None:
     """The checkpoint from which an interrupted training can go on, if there is one."""
     last = target / "weights" / "last.pt"
     if not last.is_file():

@@ -1,1 +1,34 @@
-"""One module a verb of the command line, each also a function of the Python API; nothing else imports them."""
+"""The commands: one table, from which dispatch, help, shell completion and the test of all of them follow.
+
+Each is a thin module of this folder with `VERB`, which says how it is called, and `run(arguments)`. To add one, write
+the module and add its line below. Importing a verb's module costs neither torch nor Ultralytics: `run` imports the
+work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+VERBS = {  # name -> its group in the help
+    "train": "train",
+    "study": "train",
+    "methods": "train",
+    "steptime": "train",
+    "export": "export",
+    "bundle": "export",
+    "inspect": "export",
+    "bench": "measure",
+    "compare": "measure",
+    "pareto": "measure",
+    "plot": "measure",
+    "demo": "try",
+    "completion": "about",
+    "version": "about",
+    "help": "about",
+}
+
+
+def load(name: str) -> Any:
+    """The module of a verb of the table."""
+    return importlib.import_module(f"yolokd.verbs.{name}")

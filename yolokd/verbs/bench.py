@@ -1,4 +1,4 @@
-"""The `bench` verb: latency of exported models on this machine, measured by the same runtime as on a board."""
+"""`yolokd bench` and `yolokd.bench()`: latency of exported models, measured by the same code that runs on a board."""
 
 from __future__ import annotations
 
@@ -8,10 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yolokd.errors import UsageError
+from yolokd.verbs.arguments import keyed
+from yolokd.verbs.declaration import Option, Verb
 from yolokd_edge.bench.options import BenchOptions
-from yolokd_edge.bench.report import text_table, write_report
-from yolokd_edge.bench.sweep import collect
 from yolokd_edge.common import EdgeError, check_writable
+
+VERB = Verb(
+    summary="measures latency on this machine",
+    usage=("yolokd bench model=a.onnx[,b.onnx] source=images/ [profile=smoke|standard|soak] [provider=cpu|trt] ...",),
+    function="yolokd.verbs.bench.bench",
+    options=(
+        Option("model", "ONNX files or bundles with commas between; for ncnn the folder of `yolo export format=ncnn`",
+               required=True),
+    ),
+    hidden=("models",),
+    notes=(
+        "threads=, provider=, imgsz=, streams= and precision= may be lists: every combination is measured.",
+        "Several models are interleaved frame by frame.",
+    ),
+    examples=(
+        "yolokd bench model=a.onnx,b.onnx source=images/",
+        "yolokd bench model=best.onnx source=images/ profile=standard threads=1,2 streams=1,2",
+    ),
+)  # fmt: skip
+
+
+def run(words: list[str]) -> None:
+    """Measure; in `yolokd bench model=a.onnx b.onnx source=...` bare words after model= are further models."""
+    models = [w for a in words for w in a.removeprefix("model=").split(",") if a.startswith("model=") or "=" not in a]
+    if not models:
+        raise UsageError("no model: give the exported files to time, model=a.onnx,b.onnx.")
+    if not any(word.removeprefix("--").startswith("source=") for word in words):
+        raise UsageError("no images: give an image or a folder of them, source=images/.")
+    options = keyed([f"model={','.join(models)}", *(w for w in words if "=" in w and not w.startswith("model="))], VERB)
+    bench(models, **{key: value for key, value in options.items() if key != "model"})
 
 
 def bench(
@@ -39,6 +70,9 @@ def bench(
         One record per model and combination, schema yolokd.latency/1, times in ms. `report.json` in the run folder
         holds the same.
     """
+    from yolokd_edge.bench.report import text_table, write_report
+    from yolokd_edge.bench.sweep import collect
+
     if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes, and cost a report
         raise EdgeError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
     paths = [models] if isinstance(models, str | Path) else list(models)

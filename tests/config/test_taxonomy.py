@@ -9,10 +9,10 @@ import pytest
 
 from yolokd import cli
 from yolokd.config.schedule import Gain
+from yolokd.config.taxonomy import describe, heads, table
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS, DENSE_HEADS, DENSE_TEACHER, SET_HEADS, TAXONOMY_LEVELS, Method
-from yolokd.verbs.methods import describe, heads, table
 
 
 def test_the_tree_has_every_method_under_its_level_with_all_that_it_declares():
@@ -77,8 +77,10 @@ def test_every_option_is_explained(name):
         assert len(line.split("=", 1)[1].split()) >= 3, line
 
 
-def test_the_documents_have_the_table(request):
-    """`python -m yolokd.verbs.methods` prints it anew."""
+def test_the_documents_have_the_table(request, capsys):
+    """`yolokd methods --table` prints it anew."""
+    assert cli.main(["methods", "--table"]) == 0
+    assert capsys.readouterr().out == table() + "\n"
     assert table() in (request.config.rootpath / "docs" / "methods.md").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,33 @@
+"""`yolokd study`: train a student in several ways with several seeds, and compare them."""
+
+from __future__ import annotations
+
+from yolokd.verbs.declaration import Verb
+from yolokd.verbs.train import CFG, DISTILLATION, DOTTED, PAIR
+
+VERB = Verb(
+    summary="trains the student in several ways with several seeds and compares them",
+    usage=("yolokd study methods=builtin,default,pkd+logit model=... teacher=... data=... [seeds=3] [out=DIR] ...",),
+    function="yolokd.studies.runner.study",
+    options=(*PAIR, DOTTED, CFG, *(option for option in DISTILLATION if option is not CFG)),
+    notes=(
+        "Whatever else `yolokd train` takes applies to every arm. A method's dotted options apply to the arms that "
+        "use it. The student alone is always the first arm.",
+        "The study's folder holds compare.md, runs.csv, compare.json and the plot compare.png.",
+        "The same command goes on after any interruption and does only what is missing.",
+    ),
+    examples=(
+        "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100",
+        "yolokd study arms=arms.yaml seeds=0,4,7 jobs=2 model=yolo11n.pt teacher=big.pt data=my.yaml",
+    ),
+    passes_on=True,
+    stands_on_ultralytics=True,
+)
+
+
+def run(words: list[str], **defaults: str) -> None:
+    """Train every arm with every seed; `defaults` are for what the words leave open."""
+    from yolokd.config.parse import parse_pairs
+    from yolokd.studies.runner import study
+
+    study(**{**defaults, **parse_pairs(words)})

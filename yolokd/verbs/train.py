@@ -1,0 +1,71 @@
+"""`yolokd train`: train a student under a teacher."""
+
+from __future__ import annotations
+
+from yolokd.verbs.declaration import Option, Verb
+
+PAIR = (
+    Option("model", "the student: a .pt file, or a YAML for a new network", required=True),
+    Option("teacher", "the teacher, or several with commas between", required=True),
+    Option("data", "the data set's YAML, as for `yolo train`", required=True),
+)
+SIZE = (
+    Option("width", "with model=FAMILY.yaml: a student smaller than the family's smallest", "the YAML's"),
+    Option("depth", "with model=FAMILY.yaml: a student smaller than the family's smallest", "the YAML's"),
+)
+CFG = Option("cfg", "a file of arguments, or voc or coco", "none")
+DISTILLATION = (
+    Option("kd", "overall gain of all terms; kd=0 is the student alone, bit for bit", "1.0"),
+    Option("init", "where the student starts: own, teacher or auto", "auto (own with kd=0)"),
+    Option("balance", "auto, a share such as 0.5, or log", "off"),
+    Option("cache", "with cache=teacher: store the teacher's answers so that later epochs do without it", "off"),
+    Option("cache_views", "augmented views of each image with cache=teacher", "5"),
+    Option("cache_limit", "largest size of the stored answers, in GB", "10"),
+    *SIZE,
+    CFG,
+    Option("classes", "a YAML file that says which class of the teacher is which of the data", "by name"),
+    Option("levels", "common or resize", "common"),
+    Option("teacher_imgsz", "image size for the teacher, 32 or more", "the student's"),
+    Option("teachers", "average or best, of several teachers", "average"),
+    Option("teacher.contract", "about an ONNX teacher", "its metadata"),
+    Option("teacher.names", "about an ONNX teacher", "its metadata"),
+    Option("unlabeled", "a folder of images without labels", "none"),
+    Option("unlabeled_ratio", "unlabelled images for each labelled one", "1"),
+)
+DOTTED = Option("NAME.option", "an option of a method, such as cwd.tau=2 or pkd@backbone.gain=0.5", "the method's")
+
+VERB = Verb(
+    summary="trains a student under a teacher",
+    usage=(
+        "yolokd train model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [cwd.tau=2] [epochs=100] ...",
+    ),
+    options=(
+        *PAIR,
+        Option(
+            "method",
+            "which methods: a comma list (pkd,bckd_cls), at a tap if wanted (pkd@backbone), or a recipe file",
+            "default, a recipe that comes with yolokd",
+        ),
+        DOTTED,
+        *DISTILLATION,
+    ),
+    notes=(
+        "Everything that `yolo train` takes is passed on to Ultralytics untouched.",
+        "`yolokd methods` lists the methods, and `yolokd methods NAME` the options of one.",
+    ),
+    examples=(
+        "yolokd train model=yolo11n.pt teacher=big.pt data=my.yaml epochs=100 imgsz=640",
+        "yolokd train model=yolo11n.yaml width=0.125 depth=0.5 teacher=big.pt data=my.yaml method=logit,pkd",
+        "yolokd train resume=True model=runs/detect/train/weights/last.pt",
+    ),
+    passes_on=True,
+    stands_on_ultralytics=True,
+)
+
+
+def run(words: list[str]) -> None:
+    """Train."""
+    from yolokd.config.parse import parse_pairs
+    from yolokd.distill.training import train
+
+    train(**parse_pairs(words))
