@@ -151,8 +151,10 @@ class Distiller(nn.Module):
             student: ViewsAt = functools.partial(self.reader.views, seen, pairing.fields)
             part, share = batch, count / len(shown)
             if own is not None:
-                student, teacher = (teacher_selection.views_of(views, own[i], count) for views in (student, teacher))
-                part, share = teacher_selection.of_images(batch, own[i]), len(own[i])
+                student, teacher = (
+                    teacher_selection.views_of_images(views, own[i], count) for views in (student, teacher)
+                )
+                part, share = teacher_selection.batch_of_images(batch, own[i]), len(own[i])
             if share:
                 for name, value in pairing(student, teacher, part, active, schedule).items():
                     values[name].append((share, value))
@@ -161,7 +163,7 @@ class Distiller(nn.Module):
     def chosen(self, shown: list[ViewsAt], batch: dict[str, Any]) -> list[Tensor]:
         """The images that each teacher is the best for; counts them."""
         losses = [pairing.loss(teacher, batch) for pairing, teacher in zip(self.pairings, shown, strict=True)]
-        own = teacher_selection.chosen(losses)
+        own = teacher_selection.images_of_best(losses)
         self.taught = [n + len(images) for n, images in zip(self.taught, own, strict=True)]
         return own
 
