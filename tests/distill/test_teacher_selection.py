@@ -14,12 +14,14 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from yolokd.cli import main
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import ClassMap
 from yolokd.distill import teacher_selection
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.views import FIELDS, View
 
 
@@ -136,7 +138,10 @@ def distiller(best: bool, method: str = "bckd_box") -> Distiller:
     pairings = []
     for seed in (1, 2):
         made = plan(
-            student, read(build(family, seed, torch.float32)), {"gain": 2.0, **asked_methods(method, {})}, NAMES
+            student,
+            read(build(family, seed, torch.float32)),
+            DistillOptions((), 2.0, **asked_methods(method, {})),
+            NAMES,
         )
         pairings.append(Pairing(student, made, torch.device("cpu"), best))
     return Distiller(student, pairings, best=best).train()

@@ -9,7 +9,7 @@ from helpers.cli import refusal
 from yolokd import cli
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
-from yolokd.studies.step_cost import _bytes, _leaves, cost
+from yolokd.studies.step_cost import as_leaves, cost, saved_bytes
 
 CPU = torch.device("cpu")
 SMALL = {"imgsz": 64, "batch": 1, "rounds": 1, "device": "cpu"}
@@ -47,12 +47,12 @@ def test_memory_is_what_is_saved_beyond_what_is_held():
         (lambda: x.exp().sum(), [x], 400),  # its result
         (lambda: (x.exp() * x.exp().detach()).sum(), [x], 800),
     ):
-        assert _bytes(run, lambda: None, held, CPU) == expected
+        assert saved_bytes(run, lambda: None, held, CPU) == expected
 
 
 def test_views_become_leaves_that_add_to_a_gradient():
     shown = {"neck": [torch.ones(2)], "out": {"scores": torch.ones(2), "n": 3, "index": torch.tensor([1])}}
-    leaves = _leaves(shown)
+    leaves = as_leaves(shown)
     assert leaves["out"]["n"] == 3 and not leaves["out"]["index"].requires_grad
     for leaf in (leaves["neck"][0], leaves["out"]["scores"]):
         assert leaf.is_leaf and leaf.requires_grad and leaf.grad.eq(0).all()

@@ -1,4 +1,4 @@
-"""The teacher: loaded from a checkpoint, frozen, and stripped of all work whose result no chosen method reads."""
+"""The teacher: loaded from a checkpoint, frozen, and stripped of layers whose output no chosen method reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolokd.views import AT_POINTS, PIXELS, View, ViewsAt, each, with_results
 
 
 class Teacher:
-    """A frozen network that shows views. Not an nn.Module: it can never become a student's child, a parameter of an
+    """A frozen network that provides views. Not an nn.Module: it can never become a student's child, a parameter of an
     optimizer, a DDP bucket or a checkpoint's entry.
 
     Args:
@@ -126,7 +126,7 @@ def to_student_frame(view: View, images: Tensor, own_images: Tensor, dense: bool
 
 
 def stretched(rotated: Tensor, width: float, height: float) -> Tensor:
-    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is no rectangle then keeps its two sides."""
+    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is then no rectangle keeps its two sides."""
     centre, sides, angle = rotated.split((2, 2, 1), -1)
     along, across = ((width * a, height * b) for a, b in ((angle.cos(), angle.sin()), (-angle.sin(), angle.cos())))
     lengths = torch.cat((torch.hypot(*along), torch.hypot(*across)), -1)

@@ -24,20 +24,22 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from yolokd.config.checks import check_values
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import load_teacher, locate
+from yolokd.distill.applicability import Plan, needs, pair_of_heads, plan
 from yolokd.distill.gradient_balance import tensors
-from yolokd.distill.pairing import Pairing, Plan, kind, methods_for, needs, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError, one_line
 from yolokd.methods import METHODS
 from yolokd.studies.step_time import wait
 
 WARMUP = 2  # rounds that are not counted
-OBJECTS = 7  # an image; COCO's mean
+OBJECTS = 7  # per image; COCO's mean
 NOTES = """\
 time: medians over alternating steps; the ratio is to the student's own step. A teacher without head is enough for
 methods that read maps alone; its time comes once, whatever the number of methods.
@@ -97,15 +99,14 @@ def cost(
     whole = Plan(read(other), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
         raise UsageError(
-            f"imgsz={imgsz} is no multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
+            f"imgsz={imgsz} is not a multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
         )
-    keys, _ = methods_for(
-        asked_methods(method or list(METHODS), dotted), f"{kind(student.spec)}/{kind(whole.teacher.spec)}"
-    )
+    asked = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
+    keys, _ = asked.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
     refused, columns = [], {}
     for key, options in keys.items():
         try:
-            one = plan(student, whole.teacher, {"gain": 1.0, "methods": {key: options}}, network.names, classes)
+            one = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
         except UsageError as error:
             refused.append(str(error))
             continue
@@ -150,7 +151,7 @@ def _measure(
     optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in pairing.methods.values()}}
     times: dict[str, list[float]] = {row: [] for row in ("student", "teacher", "teacher without head", *columns)}
     memory: dict[str, float] = {}
-    left: dict[str, Any] = {}  # what the round's passes of both detectors showed
+    left: dict[str, Any] = {}  # what was recorded of the round's passes of both detectors
     for i in range(WARMUP + rounds):
         data = _random_batch(imgsz, batch, i, device, len(student.names))
 
@@ -174,7 +175,7 @@ def _measure(
         ms = {row: _timed(run, device) for row, run in zip(times, (step, look, look_at_maps), strict=False)}
         for key, column in columns.items():
             method = pairing.methods[column]
-            shown, held = _leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
+            shown, held = as_leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
 
             def add(data: dict[str, Tensor] = data, column: str = column, shown: Any = shown) -> Tensor:
                 return _term(reader, pairing, column, shown, left["teacher"], data)
@@ -187,7 +188,7 @@ def _measure(
             if i == 0:
                 own = sum(p.numel() * p.element_size() for p in method.parameters())
                 memory[key] = (
-                    _bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
+                    saved_bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
                 ) / 1e6
             ms[key] = _timed(learn, device)
             method.zero_grad()
@@ -210,7 +211,7 @@ def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: 
     return terms[column]
 
 
-def _bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
+def saved_bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
     """On a GPU the peak of a method's work above what is allocated; on a CPU what is saved for backward, once each."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -231,12 +232,12 @@ def _bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tens
     return sum(x.untyped_storage().nbytes() for x in saved.values())
 
 
-def _leaves(recorded: Any) -> Any:
+def as_leaves(recorded: Any) -> Any:
     """The same nest of dicts, lists and tuples with each float tensor as a leaf that holds a gradient already."""
     if isinstance(recorded, dict):
-        return {k: _leaves(v) for k, v in recorded.items()}
+        return {k: as_leaves(v) for k, v in recorded.items()}
     if isinstance(recorded, (list, tuple)):
-        return type(recorded)(_leaves(v) for v in recorded)
+        return type(recorded)(as_leaves(v) for v in recorded)
     if not isinstance(recorded, Tensor) or not recorded.is_floating_point():
         return recorded
     leaf = recorded.detach().requires_grad_()
