@@ -79,14 +79,14 @@ def match_classes(
     here = {_plain(name): index for index, name in student.items()}
     there = {_plain(name): index for index, name in teacher.items()}
     if given is None:
-        wanted = {name: name for name in there if name in here}
+        pairs = {name: name for name in there if name in here}
     else:
-        wanted = {_plain(a): _plain(b) for a, b in given.items()}
-        for known, names, whose in ((there, wanted, "the teacher"), (here, wanted.values(), "the data")):
+        pairs = {_plain(a): _plain(b) for a, b in given.items()}
+        for known, names, whose in ((there, pairs, "the teacher"), (here, pairs.values(), "the data")):
             if lost := [n for n in names if n not in known]:
                 raise UsageError(f"classes= names {lost[0]!r}, which {whose} does not have; it has {_few(known)}.")
     groups: dict[int, list[int]] = {}
-    for a, b in wanted.items():
+    for a, b in pairs.items():
         groups.setdefault(here[b], []).append(there[a])
     order = sorted(groups)
     if list(student) == order and [groups[k] for k in order] == [[k] for k in teacher]:
