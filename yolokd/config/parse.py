@@ -18,15 +18,15 @@ AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 
 def parse_pairs(arguments: Iterable[str]) -> dict[str, Any]:
     """{"imgsz": 640, ...} from ["imgsz=640", ...], values typed as `yolo` types them."""
-    pairs: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not equals or not key or not value:
             raise UsageError(f"argument {argument!r} is not of the form key=value, such as epochs=100.")
-        if key in pairs:
-            raise UsageError(f"argument {key}= is given twice: {pairs[key]} and {value}; keep one.")
-        pairs[key] = value if key in AS_TYPED else smart_value(value)
-    return pairs
+        if key in found:
+            raise UsageError(f"argument {key}= is given twice: {found[key]} and {value}; keep one.")
+        found[key] = value if key in AS_TYPED else smart_value(value)
+    return found
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], what: str = "option") -> None:
