@@ -92,8 +92,8 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
         if not arguments.get(key):
             raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
     numbers = read_seeds(seeds)
-    teachers = [fetched(t) for t in locate_all(arguments["teacher"])]
-    arguments = {**arguments, "teacher": teachers[0] if len(teachers) == 1 else teachers}
+    found = [fetched(t) for t in locate_all(arguments["teacher"])]
+    arguments = {**arguments, "teacher": found[0] if len(found) == 1 else found}
     chosen = build_arms(read_arms(methods, arms), arguments)
     folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
@@ -177,9 +177,7 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
             raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
         if method in (ALONE, BUILTIN):
             if odd := [k for k in own if "." in k or (k in options.OURS and k not in ("width", "depth"))]:
-                raise UsageError(
-                    f"arm {name}: {odd[0]}= is an option of our distillation, which {method} does not use: remove it."
-                )
+                raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
             distilled = {"distill_model": common["teacher"]} if method == BUILTIN else {}
             if distilled and not str(common["teacher"]).endswith(".pt"):
                 raise UsageError(
@@ -244,10 +242,10 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
     for.
     """
-    file = str(common["teacher"])
-    if not file.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+    found = str(common["teacher"])
+    if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
         return None
-    if file.endswith(".pt") and _task("teacher", file) != _task("model", common["model"]):
+    if found.endswith(".pt") and _task("teacher", found) != _task("model", common["model"]):
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
     arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}
@@ -267,14 +265,14 @@ def _task(key: str, model: Any) -> str:
 
 def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
     """SHA-256 of the files that the arguments name: a changed teacher or recipe makes another run."""
-    hashes: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key in FILES:
         given = arguments.get(key)
         files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
         sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
         if sums:
-            hashes[key] = sums[0] if len(sums) == 1 else sums
-    return hashes
+            found[key] = sums[0] if len(sums) == 1 else sums
+    return found
 
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:
