@@ -180,9 +180,10 @@ class KDMixin(BaseTrainer):
             batches.sampler = RoundRobinSampler(batches.sampler, len(loader.dataset), loader.dataset.count)
         return loader
 
-    def _open_caches(self, limit: float) -> list[response_cache.Cache]:
-        """Where the responses of every teacher are stored, in files of at most limit gigabytes."""
-        dataset = self.train_loader.dataset
+    def _open_caches(self) -> list[response_cache.Cache]:
+        """Where the responses of every teacher are stored."""
+        cache, dataset = self.distillation.cache, self.train_loader.dataset
+        assert cache is not None
         pairings = list(self.distiller.pairings)
 
         def sample() -> torch.Tensor:
@@ -207,7 +208,7 @@ class KDMixin(BaseTrainer):
             fingerprint(dataset, self.args.seed, dataset.count, versions()),
             len(dataset) * dataset.count * (2 if self.args.close_mosaic else 1),
             sample,
-            limit * response_cache.GB,
+            cache.limit * response_cache.GB,
         )
 
     def _build_train_pipeline(self) -> None:
@@ -215,7 +216,7 @@ class KDMixin(BaseTrainer):
         super()._build_train_pipeline()
         distillation, loader, ranks = self.distillation, self.train_loader, max(self.world_size, 1)
         if distillation.cache and self.distiller.gains:
-            self.distiller.caches = self._open_caches(distillation.cache.limit)
+            self.distiller.caches = self._open_caches()
         if not distillation.unlabeled_ratio:
             return
         keys = ("hsv_h", "hsv_s", "hsv_v", "fliplr", "flipud")
