@@ -13,11 +13,12 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolokd.config import options
 from yolokd.config.checks import check_values
+from yolokd.config.options import DistillOptions
 from yolokd.config.parse import parse_pairs
 from yolokd.config.recipes import asked_methods, read_arguments, shipped_arguments, shipped_recipes
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.yolo import YoloReader
-from yolokd.distill.pairing import plan
+from yolokd.distill.applicability import plan
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 
@@ -241,7 +242,7 @@ def test_the_default_recipe_applies_to_every_pair_of_families():
     readers = [
         YoloReader(build(family, dtype=torch.float32)) for family in ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
     ]
-    kd = {"gain": 1.0, **asked_methods("default", {})}
+    kd = DistillOptions((), 1.0, **asked_methods("default", {}))
     for student, teacher in itertools.product(readers, repeat=2):
         made = plan(student, teacher, kd, NAMES)
         assert list(made.methods) == ["pkd", "logit", "bckd_box"] and len(made.terms) == 3 and not made.refused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,11 +19,13 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER
 
 from yolokd.cli import main
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.trainer import KDMixin
 from yolokd.methods import METHODS
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(folder, tmp_path):
     unlabeled = Unlabeled(images(tmp_path), Steps(2, [4, 4], 1, 0), 0)
     unlabeled.start_epoch(0)
     assert [len(unlabeled.step(torch.zeros(1, 3, 64, 64))) for _ in range(2)] == [2, 2]
-    assert unlabeled.wanted == 8
+    assert unlabeled.drawn == 8
 
 
 # In the loss
@@ -150,7 +151,7 @@ def distiller(method: str, student: str | None = None) -> Distiller:
     other = read(build(family, 1, torch.float32))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = plan(reader, other, {"gain": 2.0, **asked_methods(method, {})}, NAMES)
+        made = plan(reader, other, DistillOptions((), 2.0, **asked_methods(method, {})), NAMES)
     return Distiller(reader, [Pairing(reader, made, torch.device("cpu"))]).train()
 
 
@@ -270,7 +271,7 @@ def test_autobatch_leaves_room_for_them():
             return 15
 
     class Trainer(KDMixin, Base):
-        def __init__(self, kd):
-            self.args = SimpleNamespace(kd=kd)
+        def __init__(self, **given):
+            self.distillation = DistillOptions((), **given)
 
-    assert Trainer({"unlabeled_ratio": 1.0}).auto_batch() == 7 and Trainer({}).auto_batch() == 15
+    assert Trainer(unlabeled_ratio=1.0).auto_batch() == 7 and Trainer().auto_batch() == 15

@@ -9,11 +9,13 @@ import pytest
 import torch
 from helpers.models import NAMES, batch, build
 
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.errors import UsageError
 from yolokd.views import View
 
@@ -86,7 +88,7 @@ def distiller(model, method: str) -> Distiller:
     readers = read(build("yolo11n", 0, torch.float32)), read(model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        kd = {"gain": 1.0, **asked_methods(method, {})}
+        kd = DistillOptions((), 1.0, **asked_methods(method, {}))
         made = plan(*readers, kd, NAMES, match_classes(NAMES, readers[1].model.names, None))
     return Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
 
@@ -121,7 +123,7 @@ def test_classes_of_the_teacher_alone_still_say_where_objects_are():
     made = plan(
         read(build("yolo11n", 0, torch.float32)),
         read(model),
-        {"gain": 1.0, **asked_methods("default", {})},
+        DistillOptions((), 1.0, **asked_methods("default", {})),
         NAMES,
         match_classes(NAMES, model.names, None),
     )
@@ -137,7 +139,7 @@ def test_a_student_of_three_classes_under_a_teacher_of_five():
     readers = read(student), read(build("yolo11n", 1, torch.float32))
     shared = match_classes(names, NAMES, None)
     assert shared.shared == 2
-    made = plan(*readers, {"gain": 1.0, **asked_methods("logit,rm", {})}, names, shared)
+    made = plan(*readers, DistillOptions((), 1.0, **asked_methods("logit,rm", {})), names, shared)
     pairing = Pairing(readers[0], made, torch.device("cpu"))
     views = [replace(view(k, i), strides=(8, 16, 32)) for i, k in enumerate((3, 5))]
     method = pairing.methods["logit_loss"]
@@ -147,5 +149,5 @@ def test_a_student_of_three_classes_under_a_teacher_of_five():
         {},
     )
     data = {"cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4), "batch_idx": torch.zeros(0)}
-    got = pairing._term(method, {"one2many": views[0]}, {"one2many": views[1]}, data, {})
+    got = pairing.value(method, {"one2many": views[0]}, {"one2many": views[1]}, data, {})
     assert got.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers.models import NAMES, batch, build, images
 
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors.yolo import PREDICTIONS, YoloReader
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import Teacher
 from yolokd.views import View
 
@@ -96,7 +98,7 @@ def distiller(student: str, teacher: str, method: str) -> Distiller:
     readers = YoloReader(models[0]), YoloReader(models[1])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = plan(*readers, {"gain": 1.0, **asked_methods(method, {})}, NAMES)
+        made = plan(*readers, DistillOptions((), 1.0, **asked_methods(method, {})), NAMES)
     return Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
 
 

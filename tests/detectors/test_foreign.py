@@ -20,14 +20,16 @@ from ultralytics.utils import LOGGER
 import yolokd
 from yolokd.cli import main
 from yolokd.config import options
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import OnnxDetector, ViT, vit
 from yolokd.detectors import read as read_model
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.foreign import rgb
 from yolokd.detectors.teachers import digest, load_teacher, locate, title
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import Teacher
 from yolokd.errors import UsageError
 from yolokd_edge.contract import RAW
@@ -159,7 +161,7 @@ def distiller(model, method, student=None, scale=1.0) -> Distiller:
     family = student or pico("yolov8").removesuffix(".yaml")
     reader = read_model(build(family, 0, torch.float32))
     classes = match_classes(NAMES, model.names, {"cat": "class 1", "dog": "class 3"} if model.names else None)
-    made = plan(reader, read_model(model), {"gain": 1.0, **asked_methods(method, {})}, NAMES, classes, scale)
+    made = plan(reader, read_model(model), DistillOptions((), 1.0, **asked_methods(method, {})), NAMES, classes, scale)
     return Distiller(reader, [Pairing(reader, made, CPU)]).train()
 
 

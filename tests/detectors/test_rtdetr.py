@@ -13,10 +13,12 @@ from torchvision.ops import box_convert
 from ultralytics import RTDETR
 
 import yolokd
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import RTDETRReader, YoloReader, read
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import Teacher
 
 SMALL = "rtdetr-3-20-32"
@@ -195,7 +197,7 @@ def test_rtdetr_learns_from_yolo_and_teaches_it(scenes, teacher, tmp_path, monke
 def test_the_large_rtdetr_takes_a_step():
     """rtdetr-l as student and as teacher, at a size that a CPU can bear."""
     readers = read(build("rtdetr-l", 0, torch.float32)), read(build("rtdetr-l", 1, torch.float32))
-    made = plan(*readers, {"gain": 1.0, **asked_methods("default", {})}, NAMES)
+    made = plan(*readers, DistillOptions((), 1.0, **asked_methods("default", {})), NAMES)
     distiller = Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
     loss, items = distiller(batch(2, side=96))
     loss.sum().backward()

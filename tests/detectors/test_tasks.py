@@ -22,11 +22,13 @@ from ultralytics import YOLO
 from ultralytics.utils.ops import xywhr2xyxyxyxy
 
 from yolokd import cli
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
+from yolokd.distill.applicability import Plan, plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, Plan, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import Teacher, stretched, to_student_frame
 from yolokd.errors import UsageError
 from yolokd.methods import ops
@@ -175,7 +177,7 @@ def test_ground_truth_of_a_rotated_box_is_the_upright_box_around():
 
 def planned(student: str | Reader, teacher: str | Reader, method: str = "default") -> Plan:
     readers = [read(build(r, 0, torch.float32)) if isinstance(r, str) else r for r in (student, teacher)]
-    return plan(*readers, {"gain": 1.0, **asked_methods(method, {})}, NAMES)
+    return plan(*readers, DistillOptions((), 1.0, **asked_methods(method, {})), NAMES)
 
 
 @pytest.mark.parametrize(

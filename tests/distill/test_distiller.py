@@ -14,10 +14,12 @@ from helpers.models import NAMES, batch, build
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
+from yolokd.distill.applicability import plan, term_name
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan, term_name
+from yolokd.distill.pairing import Pairing
 from yolokd.methods import METHODS
 
 OWN = ["box_loss", "cls_loss", "dfl_loss"]
@@ -201,7 +203,7 @@ def test_levels_are_paired_by_stride(student, teacher):
 def test_a_level_without_a_partner_takes_the_nearest_by_choice():
     """levels=resize: the level at stride 4 learns from the teacher's at 8; predictions stay with common strides."""
     readers = read(build("yolo26n-p2", 0, torch.float32)), read(build("yolo26n", 1, torch.float32))
-    kd = {"gain": 1.0, "levels": "resize", **asked_methods("pkd,logit,sl2", {})}
+    kd = DistillOptions((), levels="resize", **asked_methods("pkd,logit,sl2", {}))
     made = plan(*readers, kd, NAMES)
     common = (8, 16, 32)
     assert {name: term.place for name, term in made.terms.items()} == {

@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers.models import NAMES, batch, build
 
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 
 # Ultralytics' families as its YAML build them, at their smallest
 FAMILIES = {
@@ -41,7 +43,7 @@ def step(student: str, teacher: str) -> list[str]:
     """Method keys of the default recipe for a pair, after one optimizer step with them."""
     models = build(FAMILIES[student], 0, torch.float32), build(FAMILIES[teacher], 1, torch.float32)
     readers = read(models[0]), read(models[1])
-    made = plan(*readers, {"gain": 1.0, **asked_methods("default", {})}, NAMES)
+    made = plan(*readers, DistillOptions((), 1.0, **asked_methods("default", {})), NAMES)
     distiller = Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()
     before = copy.deepcopy(models[0].state_dict())
     optimizer = torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=1e-3)

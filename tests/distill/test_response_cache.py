@@ -22,12 +22,13 @@ from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from yolokd.config import options
+from yolokd.config.options import CacheOptions, DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.data.fixed_views import FixedViewsDataset, RoundRobinSampler, fingerprint, iter_transforms
 from yolokd.demo.scenes import compose
 from yolokd.detectors import read
 from yolokd.distill import response_cache
-from yolokd.distill.pairing import plan
+from yolokd.distill.applicability import plan
 from yolokd.distill.response_cache import Cache, Grid, Store, layout, make_room, open_all
 from yolokd.distill.teacher import Teacher
 from yolokd.distill.trainer import KDTrainer
@@ -274,7 +275,7 @@ def test_a_view_is_asked_for_once(tmp_path):
         store = Store(tmp_path / "a.bin", layout(STRIDES, 64, 6, 1, 20), 10)
         answers = Cache(StandIn(called), ("one2many",), store, 64, CPU)
         first = answers(some[:3], [5, 0, 7])(STRIDES)["one2many"]
-        assert called == [3] and (answers.seen, answers.ran) == (3, 0 if stored else 3)
+        assert called == [3] and (answers.asked, answers.ran) == (3, 0 if stored else 3)
     more = answers(some[[3, 0]], [2, 5])(STRIDES)["one2many"]
     assert (
         called == [3, 1] and torch.equal(more.logits[1], first.logits[0]) and torch.equal(more.boxes[1], first.boxes[0])
@@ -372,14 +373,14 @@ def test_ultralytics_own_cache_may_go_along(teacher, scenes):
 def test_methods_that_read_more_are_refused_or_left_out():
     student, teacher = read(build("yolo11n")), read(build("yolo11n", seed=1))
     names = dict(enumerate(student.model.names.values()))
-    stored = {"gain": 1.0, "cache": {"views": 2, "limit": 1.0}}
+    stored = {"teacher": (), "cache": CacheOptions(2, 1.0)}
     with pytest.raises(UsageError, match="method pkd reads the teacher's neck, and cache=teacher stores"):
-        plan(student, teacher, {**stored, **asked_methods("pkd,logit", {})}, names)
-    found = plan(student, teacher, {**stored, **asked_methods("default", {})}, names)
+        plan(student, teacher, DistillOptions(**stored, **asked_methods("pkd,logit", {})), names)
+    found = plan(student, teacher, DistillOptions(**stored, **asked_methods("default", {})), names)
     assert list(found.terms) == ["logit_loss", "bckdb_loss"] and "pkd" in found.refused[0]
     detr = read(build("rtdetr-2-20-32"))
     with pytest.raises(UsageError, match="anchor points"):
-        plan(student, detr, {**stored, **asked_methods("match", {})}, names)
+        plan(student, detr, DistillOptions(**stored, **asked_methods("match", {})), names)
 
 
 def epochs_of(caplog):

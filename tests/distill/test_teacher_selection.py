@@ -14,12 +14,14 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from yolokd.cli import main
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import ClassMap
 from yolokd.distill import teacher_selection
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.views import FIELDS, View
 
 
@@ -87,10 +89,10 @@ def test_images_do_not_mix():
     for i in range(3):
         own = torch.tensor([i])
         part = (
-            teacher_selection.of_view(pair.teacher, own, 3),
+            teacher_selection.view_of_images(pair.teacher, own, 3),
             False,
             None,
-            teacher_selection.of_images(pair.batch, own),
+            teacher_selection.batch_of_images(pair.batch, own),
         )
         torch.testing.assert_close(teacher_selection.losses(*part), together[own])
     assert together.unique().numel() == 3
@@ -101,11 +103,11 @@ def test_a_part_of_a_view_is_what_the_part_would_have_shown(heads):
     """Every field, the objects of the images, and the decoder on the right images' memory."""
     own = torch.tensor([2, 0])
     pair = make_pair(batch=3, heads=heads)
-    part = teacher_selection.of_view(pair.student, own, 3)
+    part = teacher_selection.view_of_images(pair.student, own, 3)
     for field in FIELDS:
         whole = tensors(pair.student, field)
         assert all(torch.equal(a, b[own]) for a, b in zip(tensors(part, field), whole, strict=True))
-    batch_part = teacher_selection.of_images(pair.batch, own)
+    batch_part = teacher_selection.batch_of_images(pair.batch, own)
     before, after = objects(pair.batch), objects(batch_part)
     assert [sum(boxes, []) for boxes in after] == [pytest.approx(sum(before[i], [])) for i in (2, 0)]
     if part.decode is not None:
@@ -120,9 +122,9 @@ def test_a_method_sees_the_same_in_a_part():
     """CrossKD runs the teacher's head on the student's towers: both must be of the same images."""
     own, pair = torch.tensor([1]), make_pair(batch=2)
     method = method_of("crosskd", pair)
-    part, cut = teacher_selection.of_images(pair.batch, own), pair.batch["batch_idx"] == 1
+    part, cut = teacher_selection.batch_of_images(pair.batch, own), pair.batch["batch_idx"] == 1
     by_hand = {"img": pair.batch["img"][1:], "cls": pair.batch["cls"][cut], "bboxes": pair.batch["bboxes"][cut]}
-    got = method(*(teacher_selection.of_view(v, own, 2) for v in (pair.student, pair.teacher)), part)
+    got = method(*(teacher_selection.view_of_images(v, own, 2) for v in (pair.student, pair.teacher)), part)
     expected = method(
         *(change(v, lambda x: x[1:]) for v in (pair.student, pair.teacher)), {**by_hand, "batch_idx": torch.zeros(1)}
     )
@@ -136,7 +138,10 @@ def distiller(best: bool, method: str = "bckd_box") -> Distiller:
     pairings = []
     for seed in (1, 2):
         made = plan(
-            student, read(build(family, seed, torch.float32)), {"gain": 2.0, **asked_methods(method, {})}, NAMES
+            student,
+            read(build(family, seed, torch.float32)),
+            DistillOptions((), 2.0, **asked_methods(method, {})),
+            NAMES,
         )
         pairings.append(Pairing(student, made, torch.device("cpu"), best))
     return Distiller(student, pairings, best=best).train()
@@ -146,7 +151,7 @@ def test_a_term_is_the_mean_over_images_of_their_best_teacher(monkeypatch):
     """One image under the first teacher, three under the second: each pairing weighs by its share."""
     data, own = batch(4), [torch.tensor([2]), torch.tensor([0, 1, 3])]
     model = distiller(best=True)
-    monkeypatch.setattr(teacher_selection, "chosen", lambda losses: own)
+    monkeypatch.setattr(teacher_selection, "images_of_best", lambda losses: own)
     parts = {}
 
     def spy(i):
@@ -168,7 +173,7 @@ def test_a_term_is_the_mean_over_images_of_their_best_teacher(monkeypatch):
 
 
 def test_a_teacher_without_images_takes_no_part(monkeypatch):
-    monkeypatch.setattr(teacher_selection, "chosen", lambda losses: [torch.arange(4), torch.arange(0)])
+    monkeypatch.setattr(teacher_selection, "images_of_best", lambda losses: [torch.arange(4), torch.arange(0)])
     best, average = distiller(best=True), distiller(best=False)
     alone = Distiller(average.reader, [average.pairings[0]]).train()
     assert best(batch(4))[1]["bckdb_loss"].item() == pytest.approx(alone(batch(4))[1]["bckdb_loss"].item(), rel=1e-6)

@@ -400,6 +400,23 @@ def test_a_killed_run_resumes_with_a_moved_teacher(killed, tmp_path, capsys):
 
 
 @slow
+def test_a_run_that_an_earlier_version_began_is_resumed(killed, tmp_path):
+    """It wrote only what was asked for, and among it how the student had started."""
+    checkpoint = read(killed.last)
+    stored = checkpoint["train_args"]["kd"]
+    checkpoint["train_args"]["kd"] = {
+        "teacher": [str(killed.teacher)], "gain": 0.5, "methods": stored["methods"], "start": "teacher"
+    }  # fmt: skip
+    shutil.copytree(killed.folder / "run", tmp_path / "run")
+    torch.save(checkpoint, last := tmp_path / "run" / "weights" / "last.pt")
+    trainer = train(resume=str(last), save_dir=str(tmp_path / "run")).trainer
+    assert trainer.start == "teacher" and trainer.distillation.init == "own"
+    assert trainer.distiller.gains == {"pkd_loss": 0.5, "logit_loss": 0.5}
+    assert read(trainer.best)["yolokd"]["start"] == "teacher"
+    assert [row["epoch"] for row in rows(trainer.save_dir)] == ["1", "2", "3"]
+
+
+@slow
 @pytest.mark.parametrize("argument", ["method=cwd", "kd=2", "pkd.gain=2"])
 def test_a_resumed_run_keeps_its_method(killed, argument, capsys):
     """Another loss halfway makes a run that nobody can repeat."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from helpers.models import NAMES, build
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors.yolo import YoloReader
+from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.pairing import Pairing, plan
+from yolokd.distill.pairing import Pairing
 
 
 def make(
@@ -19,5 +21,5 @@ def make(
     chosen = asked_methods(method, {k.replace("__", "."): v for k, v in options.items()})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = plan(*readers, {"gain": kd, **chosen}, NAMES)
+        made = plan(*readers, DistillOptions((), kd, **chosen), NAMES)
     return Distiller(readers[0], [Pairing(readers[0], made, torch.device("cpu"))]).train()

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from yolokd.distill.teacher import AT_POINTS
 from yolokd.methods import METHODS
 from yolokd.methods.base import Method
-from yolokd.views import FIELDS, MAPS, Spec, View
+from yolokd.views import AT_POINTS, FIELDS, MAPS, Spec, View
 
 SIZES = ((4, 6), (2, 3))  # H, W a level, those of an image of 32 x 48 pixels
 STRIDES = (8, 16)

@@ -37,9 +37,9 @@ def check_range(arguments: dict[str, Any]) -> None:
     if min(imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]) < 32:
         raise ValueError(f"imgsz={imgsz} is too small: give a number of pixels of 32 or more")
     if batch != -1 and (batch <= 0 or (batch > 1 and batch != int(batch))):
-        raise ValueError(f"batch={batch} is no number of images: give a whole one, or -1 to fill the GPU")
+        raise ValueError(f"batch={batch} is not a number of images: give a whole one, or -1 to fill the GPU")
     if workers < 0:
-        raise ValueError(f"workers={workers} is no number of processes: give 0 or more")
+        raise ValueError(f"workers={workers} is not a number of processes: give 0 or more")
 
 
 def check_writable(place: Path, said: str) -> None:
@@ -57,9 +57,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         open_student(pretrained, "pretrained")
     optimizer = str(arguments.get("optimizer") or "auto").lower()
     if optimizer not in {"auto", "musgd", *(name.lower() for name in vars(torch.optim))}:
-        raise UsageError(
-            f"optimizer={arguments['optimizer']} is none that Ultralytics has: leave it out for its choice."
-        )
+        raise UsageError(f"optimizer={arguments['optimizer']} is not one of Ultralytics': leave it out for its choice.")
     for key in ("project", "save_dir"):
         if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
             check_writable(Path(str(place)), f"{key}={place}")

@@ -1,15 +1,18 @@
-"""key=value in, (our options, Ultralytics' arguments) out; a mistake in ours is one sentence with the nearest match.
+"""Options of a distillation: read from a user's arguments, checked, and carried through Ultralytics in plain values.
 
-Ours are those in OURS and the dotted options of a method, such as `cwd.tau=2`, `pkd@backbone.gain=0.5`. They are
-folded into one plain dict, the trainer's `kd` argument, which Ultralytics carries through args.yaml, resume and its DDP
-workers.
+Ours among the arguments are those in OURS and the dotted options of a method, such as `cwd.tau=2` or
+`pkd@backbone.gain=0.5`. They become one `DistillOptions`. Ultralytics knows no such thing, so it travels as a plain
+dict, the trainer's argument `kd`: through args.yaml, checkpoints, resume and DDP workers. A mistake is one sentence
+with the nearest match.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -27,27 +30,121 @@ OURS = (  # beside the dotted ones
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
 INIT = ("auto", "own", "teacher")
-HIDDEN = (  # arguments that Ultralytics takes although its default.yaml has them not: two, and those it renamed
+HIDDEN = (  # arguments that Ultralytics takes and its default.yaml does not have: two, and those it renamed
     "augmentations", "save_dir",
     "boxes", "hide_labels", "hide_conf", "line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras",
     "end2end", "half", "int8",
 )  # fmt: skip
 
+MethodOptions = dict[str, dict[str, Any]]  # method key, such as "pkd@backbone" -> its options and gain
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """How teacher responses are stored, for cache=teacher."""
+
+    views: int = CACHE_VIEWS  # augmented views of an image
+    limit: float = CACHE_LIMIT  # gigabytes that all responses stored for a data set may take
+
+
+@dataclass(frozen=True, slots=True)
+class DistillOptions:
+    """What a user asks of a distillation. The names of the fields are the keys under which they are written to disk."""
+
+    teacher: tuple[str, ...]  # paths of the teachers' files
+    gain: float = 1.0  # kd=: every term's gain is multiplied by it; 0 is the student alone
+    init: str = "own"  # how the student starts: "own" weights, the "teacher"'s, or "auto", the better of the two
+    methods: MethodOptions | None = None  # each must apply; None with a recipe
+    recipe: dict[str, MethodOptions] | None = None  # pair of heads, such as "dense/set", or "any" -> methods
+    optional: bool = False  # whether a method of the recipe that a pair cannot have is left out
+    teachers: str = "average"  # of several teachers: "average" of all, or the "best" for each image
+    teacher_contract: str | None = None  # what an ONNX teacher outputs, one of CONTRACTS; None to find out
+    teacher_names: dict[int, str] | None = None  # class index -> name of an ONNX teacher; None for those in its file
+    balance: float | Literal["log"] | None = None  # share of the task's gradient that a gain of 1 is kept at; log only
+    levels: str = "common"  # which levels maps are compared on: "common" strides, or the nearest, "resize"d
+    teacher_imgsz: int | None = None  # side of the teacher's images in pixels; None for the student's
+    classes: dict[str, str] | None = None  # name in the teacher -> name in the data; None for equal names
+    unlabeled: str | None = None  # folder of images without labels
+    unlabeled_ratio: float = 0.0  # unlabelled images per labelled one
+    cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
+
+    @property
+    def best(self) -> bool:
+        """Whether each image is taught by its best teacher alone."""
+        return self.teachers == "best"
+
+    def methods_for(self, heads: str) -> tuple[MethodOptions, bool]:
+        """The methods for a pair of heads such as "dense/set", and whether one may be left out."""
+        if self.methods is not None:
+            return self.methods, False
+        recipe = self.recipe or {}
+        if heads not in recipe and "any" not in recipe:
+            raise UsageError(f"the recipe has nothing for a pair {heads}: name the methods, such as method=pkd.")
+        return recipe.get(heads, recipe.get("any", {})), self.optional
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name; most that are the default are left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {"gain", "init", *(["optional"] if self.recipe is not None else [])}
+        plain = {f.name: values[f.name] for f in fields(self) if f.name in kept or values[f.name] != f.default}
+        plain["teacher"] = list(self.teacher)
+        if self.balance == "log":
+            plain["balance"] = None
+        if self.cache is not None:
+            plain["cache"] = asdict(self.cache)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> DistillOptions:
+        """The options that `to_dict` wrote, in this version or an earlier one. Unknown keys are left out."""
+        values = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        values["teacher"] = tuple(values["teacher"])
+        if "balance" in values and values["balance"] is None:
+            values["balance"] = "log"
+        if values.get("cache") is not None:
+            values["cache"] = CacheOptions(**values["cache"])
+        return cls(**values)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> DistillOptions:
+        """The options in folded arguments."""
+        return cls.from_dict(arguments["kd"])
+
 
 def fold(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with ours gathered under "kd"; already folded ones (a resumed run, a DDP worker) pass.
+    """The arguments with ours gathered under "kd", as a plain dict; folded ones (a DDP worker's) stay as they are.
 
     Raises:
         UsageError: our part is wrong in any way that can be seen without building a model.
     """
     if isinstance(arguments.get("kd"), dict):
         return arguments
+    ours, theirs = split_arguments(arguments)
+    refuse_combinations(theirs)
+    if theirs.get("resume"):
+        return fold_resumed(ours, theirs)
+    if scaling := [k for k in ("width", "depth") if k in ours]:
+        raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
+    if not ours.get("teacher"):
+        raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
+    distillation = read_options(ours, theirs)
+    if caches_teacher(theirs):
+        theirs["cache"] = cache_without_teacher(theirs["cache"])
+    return {**theirs, "kd": distillation.to_dict()}
+
+
+def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our arguments, and those for Ultralytics, which must all be known."""
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
     if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
         del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
-    cached = "teacher" in str(theirs.get("cache")).split(",")
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
+    return ours, theirs
+
+
+def refuse_combinations(theirs: dict[str, Any]) -> None:
+    """Refuse arguments of Ultralytics that cannot go together with a distillation."""
     if theirs.get("distill_model"):
         raise UsageError(
             f"distill_model={theirs['distill_model']} is Ultralytics' own distillation and cannot run together with "
@@ -56,71 +153,108 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     for key in ("compile", "quantize", "half", "int8"):
         if theirs.get(key):
             raise UsageError(f"{key}={theirs[key]} cannot be combined with distillation yet: leave {key}= out.")
-    if theirs.get("resume"):
-        if fixed := [k for k in ours if k != "teacher"]:
-            raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
-        if cached:
-            raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
-        return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
-    if scaling := [k for k in ("width", "depth") if k in ours]:
-        raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
-    if not ours.get("teacher"):
-        raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
-    dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
+
+
+def fold_resumed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a resumed run, of which only the teachers' place may change."""
+    if fixed := [k for k in ours if k != "teacher"]:
+        raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
+    if caches_teacher(theirs):
+        raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
+    return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
+
+
+def resumed(stored: Any, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The plain options of an interrupted run with those given anew; None if the run was not distilled."""
+    if not isinstance(stored, dict) or not stored.keys() & {"methods", "recipe"}:
+        return None
+    plain = {**stored, **(given or {})}
+    return {**plain, "teacher": locate_all(plain["teacher"])}
+
+
+def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions:
+    """The options that our arguments stand for, checked."""
     gain = non_negative("kd", ours.get("kd", 1.0))
-    kd = {
-        "teacher": locate_all(ours["teacher"]),
-        "gain": gain,
+    teachers = tuple(locate_all(ours["teacher"]))
+    dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
+    values: dict[str, Any] = {
         # a student alone starts as it is, unless told otherwise
         "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **asked_methods(ours.get("method") or "default", dotted),
+        **read_teacher_options(ours, teachers),
     }
+    if (balance := ours.get("balance", "off")) != "off" and balance is not False:  # which YAML makes of off
+        values["balance"] = read_balance(balance)
+    if "levels" in ours:
+        values["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
+    if "teacher_imgsz" in ours:
+        values["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
+    if "classes" in ours:
+        values["classes"] = read_classes(ours["classes"])
+    values |= read_unlabeled(ours)
+    cache = read_cache(ours, theirs)
+    if gain:  # a student alone sees its images as without a teacher
+        values["cache"] = cache
+    return DistillOptions(teachers, gain, **values)
+
+
+def read_teacher_options(ours: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:
+    """What is said about the teachers beside their files: how several teach, and what an ONNX one outputs."""
+    values: dict[str, Any] = {}
     if "teachers" in ours:
-        kd["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
-        if len(kd["teacher"]) == 1:
+        values["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
+        if len(teachers) == 1:
             raise UsageError(
-                f"teachers={kd['teachers']} is for several and teacher={ours['teacher']} is one: "
+                f"teachers={ours['teachers']} is for several and teacher={ours['teacher']} is one: "
                 "give more, such as teacher=a.pt,b.pt, or leave teachers= out."
             )
     for key in ("teacher.contract", "teacher.names"):
-        if key in ours and not any(t.endswith(".onnx") for t in kd["teacher"]):
-            raise UsageError(f"{key}={ours[key]} is about an ONNX teacher: leave it out for {kd['teacher'][0]}.")
+        if key in ours and not any(t.endswith(".onnx") for t in teachers):
+            raise UsageError(f"{key}={ours[key]} is about an ONNX teacher: leave it out for {teachers[0]}.")
     if "teacher.contract" in ours:
-        kd["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
+        values["teacher_contract"] = one_of("teacher.contract", ours["teacher.contract"], CONTRACTS)
     if "teacher.names" in ours:
-        kd["teacher_names"] = read_names(ours["teacher.names"])
-    if (given := ours.get("balance", "off")) != "off" and given is not False:  # which YAML makes of off
-        kd["balance"] = balance_share(given)
-    if "levels" in ours:
-        kd["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
-    if "teacher_imgsz" in ours:
-        kd["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
-    if "classes" in ours:
-        kd["classes"] = read_classes(ours["classes"])
-    if "unlabeled_ratio" in ours and not ours.get("unlabeled"):
-        raise UsageError(
-            f"unlabeled_ratio={ours['unlabeled_ratio']} says how many unlabelled images a labelled one comes with: "
-            "give their folder, unlabeled=images/."
-        )
-    if ours.get("unlabeled"):
-        list_folder(ours["unlabeled"])
-        kd["unlabeled"] = str(Path(str(ours["unlabeled"])).expanduser().resolve())
-        kd["unlabeled_ratio"] = non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0))
-    for key in ("cache_views", "cache_limit"):
-        if key in ours and not cached:
-            raise UsageError(f"{key}={ours[key]} is about stored teacher responses: add cache=teacher.")
-    if cached:
-        theirs["cache"], options = cache_options(ours, theirs)
-        if gain:  # a student alone sees its images as without a teacher
-            kd["cache"] = options
-    return {**theirs, "kd": kd}
+        values["teacher_names"] = read_names(ours["teacher.names"])
+    return values
 
 
-def cache_options(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What is left of cache=teacher,... for Ultralytics, and the options of stored teacher responses."""
-    rest = [word for word in theirs["cache"].split(",") if word != "teacher"]
+def read_unlabeled(ours: dict[str, Any]) -> dict[str, Any]:
+    """The folder of unlabelled images and their number per labelled one."""
+    if not ours.get("unlabeled"):
+        if "unlabeled_ratio" in ours:
+            raise UsageError(
+                f"unlabeled_ratio={ours['unlabeled_ratio']} is the number of unlabelled images per labelled one: "
+                "give their folder, unlabeled=images/."
+            )
+        return {}
+    list_folder(ours["unlabeled"])
+    return {
+        "unlabeled": str(Path(str(ours["unlabeled"])).expanduser().resolve()),
+        "unlabeled_ratio": non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0)),
+    }
+
+
+def caches_teacher(theirs: dict[str, Any]) -> bool:
+    """Whether cache= asks for stored teacher responses."""
+    return "teacher" in str(theirs.get("cache")).split(",")
+
+
+def cache_without_teacher(cache: str) -> str | bool:
+    """What is left of cache=teacher,ram and the like for Ultralytics."""
+    rest = [word for word in cache.split(",") if word != "teacher"]
     if rest and rest not in (["ram"], ["disk"]):
-        raise UsageError(f"cache={theirs['cache']} is not teacher, teacher,ram or teacher,disk.")
+        raise UsageError(f"cache={cache} is not teacher, teacher,ram or teacher,disk.")
+    return rest[0] if rest else False
+
+
+def read_cache(ours: dict[str, Any], theirs: dict[str, Any]) -> CacheOptions | None:
+    """How teacher responses are stored, None without cache=teacher."""
+    if not caches_teacher(theirs):
+        for key in ("cache_views", "cache_limit"):
+            if key in ours:
+                raise UsageError(f"{key}={ours[key]} is about stored teacher responses: add cache=teacher.")
+        return None
+    cache_without_teacher(theirs["cache"])
     for key in ("multi_scale", "rect", "augmentations"):
         if theirs.get(key):
             raise UsageError(
@@ -129,41 +263,40 @@ def cache_options(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[Any, di
             )
     if ours.get("unlabeled"):
         raise UsageError(
-            f"cache=teacher stores nothing of unlabeled={ours['unlabeled']}, whose images never come back the same: "
-            "leave one of the two out."
+            f"cache=teacher cannot store responses to unlabeled={ours['unlabeled']}, whose images never come back the "
+            "same: leave one of the two out."
         )
     views = ours.get("cache_views", CACHE_VIEWS)
     if isinstance(views, bool) or not isinstance(views, int) or views < 1:
         raise UsageError(f"cache_views={views} is not a number of views of an image: give a whole number of 1 or more.")
-    options = {"views": views, "limit": non_negative("cache_limit", ours.get("cache_limit", CACHE_LIMIT))}
-    return (rest or [False])[0], options
+    return CacheOptions(views, non_negative("cache_limit", ours.get("cache_limit", CACHE_LIMIT)))
 
 
-def balance_share(value: Any) -> float | None:
-    """Share of the task's gradient that a gain of 1 is kept at, None to measure only."""
+def read_balance(value: Any) -> float | Literal["log"]:
+    """Share of the task's gradient that a gain of 1 is kept at, "log" to measure only."""
     if value in {"auto", "log"}:
-        return BALANCE_SHARE if value == "auto" else None
+        return BALANCE_SHARE if value == "auto" else "log"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
     return float(value)
 
 
-def read_classes(given: Any) -> dict[str, str]:
-    """Name in the teacher -> name in the data, from a YAML file or given as such; several may name one."""
-    names = given
-    if not isinstance(given, dict):
-        path = Path(given).expanduser()
+def read_classes(classes: Any) -> dict[str, str]:
+    """Name in the teacher -> name in the data, from a YAML file or a mapping; several may name one."""
+    names = classes
+    if not isinstance(classes, dict):
+        path = Path(classes).expanduser()
         if not path.is_file():
             raise UsageError(
-                f"classes={given} does not exist: give a YAML file of lines `name in teacher: name in data`."
+                f"classes={classes} does not exist: give a YAML file of lines `name in teacher: name in data`."
             )
-        names = read_yaml("classes", given, path)
+        names = read_yaml("classes", classes, path)
     if (
         not isinstance(names, dict)
         or not names
         or any(isinstance(v, (dict, list)) or v is None for v in names.values())
     ):
-        raise UsageError(f"classes={given} is not a class map: write lines `name in teacher: name in data`.")
+        raise UsageError(f"classes={classes} is not a class map: write lines `name in teacher: name in data`.")
     return {str(k): str(v) for k, v in names.items()}
 
 
@@ -172,9 +305,9 @@ def read_names(file: Any) -> dict[int, str]:
     path = Path(str(file)).expanduser()
     if not path.is_file():
         raise UsageError(f"teacher.names={file} does not exist: give a YAML file with a list of class names.")
-    found = read_yaml("teacher.names", file, path)
-    found = found.get("names", found) if isinstance(found, dict) else found
-    names = dict(enumerate(found)) if isinstance(found, list) else found
+    content = read_yaml("teacher.names", file, path)
+    content = content.get("names", content) if isinstance(content, dict) else content
+    names = dict(enumerate(content)) if isinstance(content, list) else content
     if not isinstance(names, dict) or not names or any(not isinstance(k, int) for k in names):
         raise UsageError(f"teacher.names={file} has no class names: write a list, or lines `index: name`.")
     return {k: str(v) for k, v in names.items()}

@@ -47,19 +47,19 @@ def asked_methods(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_keys(asked_methods: dict[str, Any]) -> list[str]:
-    """Every method key that `chosen` found, for whatever pair of heads."""
+    """Every method key in the result of `asked_methods`, for whatever pair of heads."""
     parts = asked_methods["recipe"].values() if "recipe" in asked_methods else [asked_methods["methods"]]
     return list(dict.fromkeys(key for part in parts for key in part))
 
 
-def with_options(wanted: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def with_options(methods: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Method keys with their checked options, the dotted ones added."""
-    for key in wanted:
+    for key in methods:
         check_method(key)
-    check_once(list(wanted))
-    options = {key: dict(own) for key, own in wanted.items()}
+    check_once(list(methods))
+    options = {key: dict(own) for key, own in methods.items()}
     for name, value in dotted.items():
-        check_dotted(name, value, wanted)
+        check_dotted(name, value, methods)
         key, _, option = name.rpartition(".")
         options[key][option] = value
     return {key: check_options(key, own) for key, own in options.items()}
@@ -82,20 +82,20 @@ def split_keys(method: Any) -> list[str]:
 
 def check_once(keys: list[str]) -> None:
     """Refuse a method named twice on one tap; its name alone means its first tap."""
-    seen = set()
+    places = set()
     for key in keys:
         name, _, tap = key.partition("@")
         place = (name, tap or next(iter(METHODS[name].taps), ""))
-        if place in seen:
+        if place in places:
             raise UsageError(f"method={','.join(keys)} names {'@'.join(place).rstrip('@')} twice: keep one.")
-        seen.add(place)
+        places.add(place)
 
 
 def check_method(key: str) -> None:
-    """Refuse an unknown method or a tap that it has not."""
+    """Refuse an unknown method or a tap that it does not have."""
     name, at, tap = key.partition("@")
     if name in shipped_arguments():
-        raise UsageError(f"method={name} is no method: {name} is a file of arguments, give it as cfg={name}.")
+        raise UsageError(f"method={name} is not a method: {name} is a file of arguments, give it as cfg={name}.")
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}{did_you_mean(name, [*METHODS, *shipped_recipes()])}.")
     if at and tap not in METHODS[name].taps:
@@ -124,12 +124,14 @@ def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
 
     They lie side by side, so that no name can mean one of each; a recipe is what has methods: or pairs:.
     """
-    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    recipes: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for file in sorted(importlib.resources.files("yolokd_cfg").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
             keys = yaml.safe_load(file.read_text(encoding="utf-8"))
-            found[not keys.keys() & {"methods", "pairs"}][file.name.removesuffix(".yaml")] = file
-    return found
+            kind = recipes if keys.keys() & {"methods", "pairs"} else arguments
+            kind[file.name.removesuffix(".yaml")] = file
+    return recipes, arguments
 
 
 def shipped_recipes() -> dict[str, Any]:

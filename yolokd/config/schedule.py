@@ -29,7 +29,7 @@ class Gain:
             raise ValueError(f"schedule={self.schedule} is not one of {', '.join(SCHEDULES)}.")
 
     def at(self, epoch: int, epochs: int) -> float:
-        """Weight in an epoch, counted from 0, of a training of so many epochs."""
+        """Weight in an epoch, counted from 0, of a training of this number of epochs."""
         last = epochs - self.stop - 1  # the last epoch that has the term
         if epoch > last:
             return 0.0

@@ -1,4 +1,4 @@
-"""Training images whose augmentations come back: so many views of each, so that a view's teacher is asked only once."""
+"""Training images whose augmentations come back: a fixed number of views of each, whose responses can be stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class FixedViewsDataset:
-    """A training data set of Ultralytics in which every image has only so many augmented views.
+    """A training data set of Ultralytics in which every image has a fixed number of augmented views.
 
     Item i is view i // n of image i % n, where n is the number of images. It is a function of the seed, the image, the
     view and whether mosaic is closed by now, in whatever process and after whatever else was drawn; the random streams
@@ -74,7 +74,7 @@ class FixedViewsDataset:
 
 
 class RoundRobinSampler:
-    """A sampler's indices, every time round with the next of so many views."""
+    """A sampler's indices, each time round with the next view."""
 
     def __init__(self, sampler: Any, images: int, views: int) -> None:
         self.sampler, self.images, self.views = sampler, images, views
@@ -107,18 +107,18 @@ def fingerprint(dataset: Any, *more: Any) -> str:
         dataset: just built: a transform may note what it drew last.
         more: further plain values that count.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in dataset.im_files:
         about = Path(name).stat()
-        found.update(f"{name}\n{about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(f"{name}\n{about.st_size} {about.st_mtime_ns}\n".encode())
     for label in dataset.labels:
         for array in (label["cls"], label["bboxes"], *(label.get("segments") or ())):
-            found.update(np.ascontiguousarray(array).tobytes() + b"\n")
+            digest.update(np.ascontiguousarray(array).tobytes() + b"\n")
     settings = [(type(part).__name__, _settings(part)) for part in iter_transforms(dataset.transforms)]
     # by its type, an RT-DETR's data set stretches images where a YOLO's pads them
     shape = [type(getattr(dataset, "dataset", dataset)).__qualname__, dataset.imgsz, dataset.channels]
-    found.update(json.dumps([settings, shape, *more], sort_keys=True, default=str).encode())
-    return found.hexdigest()
+    digest.update(json.dumps([settings, shape, *more], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def _settings(transform: Any) -> dict[str, Any]:

@@ -103,9 +103,9 @@ class Steps(Sampler[list[Place]]):
     Args:
         images: in the folder.
         sizes: labelled images of each step of an epoch.
-        ratio: images wanted for a labelled one; what a step cannot have in whole numbers a later one gets.
+        ratio: images per labelled one; fractions are carried over to later steps.
         seed: of the order.
-        rank: of this process among so many.
+        rank: of this process among all.
         ranks: processes that train together.
     """
 
@@ -140,7 +140,7 @@ def collate(images: list[Tensor | None]) -> Tensor | None:
 
 
 class Unlabeled:
-    """What a trainer asks for the unlabelled images of its steps.
+    """The unlabelled images of a trainer's steps.
 
     Args:
         images: the folder.
@@ -161,11 +161,11 @@ class Unlabeled:
             generator=torch.Generator(),  # a loader draws a seed for its workers: not from everybody's stream
         )
         self.left: Iterator[Tensor | None] = iter(())
-        self.wanted = 0  # images that this epoch's steps asked for, readable or not
+        self.drawn = 0  # images of this epoch's steps so far, readable or not
 
     def start_epoch(self, epoch: int) -> None:
         """Begin the steps of an epoch, counted from 0."""
-        self.steps.epoch, self.wanted = epoch, 0
+        self.steps.epoch, self.drawn = epoch, 0
         self.left, self.counts = iter(self.loader), iter(self.steps.counts)
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Unlabeled:
         Their own size matters to nobody but themselves: they go through the student apart from the labelled ones.
         """
         images = next(self.left)
-        self.wanted += next(self.counts)
+        self.drawn += next(self.counts)
         if images is None:
             return None
         images = images.to(like.device, non_blocking=True).to(like.dtype) / 255

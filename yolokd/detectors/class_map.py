@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from yolokd.errors import UsageError
-from yolokd.views import View
+from yolokd.views import CLASSWISE, FUNCTIONS, View, each, with_results
 
 
 class ClassMap(nn.Module):
@@ -39,11 +39,11 @@ class ClassMap(nn.Module):
 
     def of_student(self, view: View) -> View:
         """The view with only the shared classes' logits, (..., K) -> (..., S)."""
-        return _with_logits(view, lambda z: z[..., self.student])
+        return with_class_scores(view, lambda z: z[..., self.student])
 
     def of_teacher(self, view: View) -> View:
         """The view with the shared classes' logits, of several that mean one the highest, (..., K) -> (..., S)."""
-        return _with_logits(view, lambda z: z[..., self.teacher].amax(-1))
+        return with_class_scores(view, lambda z: z[..., self.teacher].amax(-1))
 
     def places(self, cls: Tensor) -> Tensor:
         """Place of each class of the data among the shared ones, -1 for none, (M,) -> (M,)."""
@@ -79,14 +79,14 @@ def match_classes(
     here = {_plain(name): index for index, name in student.items()}
     there = {_plain(name): index for index, name in teacher.items()}
     if given is None:
-        wanted = {name: name for name in there if name in here}
+        pairs = {name: name for name in there if name in here}
     else:
-        wanted = {_plain(a): _plain(b) for a, b in given.items()}
-        for known, names, whose in ((there, wanted, "the teacher"), (here, wanted.values(), "the data")):
+        pairs = {_plain(a): _plain(b) for a, b in given.items()}
+        for known, names, whose in ((there, pairs, "the teacher"), (here, pairs.values(), "the data")):
             if lost := [n for n in names if n not in known]:
                 raise UsageError(f"classes= names {lost[0]!r}, which {whose} does not have; it has {_few(known)}.")
     groups: dict[int, list[int]] = {}
-    for a, b in wanted.items():
+    for a, b in pairs.items():
         groups.setdefault(here[b], []).append(there[a])
     order = sorted(groups)
     if list(student) == order and [groups[k] for k in order] == [[k] for k in teacher]:
@@ -94,22 +94,17 @@ def match_classes(
     return ClassMap(order, [groups[k] for k in order])
 
 
-def _with_logits(view: View, change: Any) -> View:
+def with_class_scores(view: View, change: Callable[[Tensor], Tensor]) -> View:
     """The view with every class score changed, also those that its functions will return."""
-    changed: dict[str, Any] = {}
-    if view.logits is not None:
-        changed["logits"] = change(view.logits)
-    if view.layer_logits is not None:
-        changed["layer_logits"] = tuple(map(change, view.layer_logits))
-    if view.finish is not None:
-        finish = view.finish
-        changed["finish"] = lambda towers: {k: change(v) if k == "logits" else v for k, v in finish(towers).items()}
-    if view.decode is not None:
-        decode = view.decode
-        changed["decode"] = lambda content, references: {
-            k: tuple(map(change, v)) if k == "layer_logits" else v for k, v in decode(content, references).items()
-        }
-    return replace(view, **changed)
+
+    def changed(name: str, value: Any) -> Any:
+        return each(name, value, change) if name in CLASSWISE else value
+
+    new = {name: changed(name, value) for name in CLASSWISE if (value := getattr(view, name)) is not None}
+    for name in FUNCTIONS:
+        if (function := getattr(view, name)) is not None:
+            new[name] = with_results(function, changed)
+    return replace(view, **new)
 
 
 def _plain(name: Any) -> str:

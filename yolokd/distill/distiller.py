@@ -26,8 +26,8 @@ class Distiller(nn.Module):
 
     Args:
         student: reads the student.
-        pairings: one a teacher; a term that several have is their mean.
-        balance: measures what the terms pull at the student and sets their factors; None leaves them as they are.
+        pairings: one per teacher; a term that several have is their mean.
+        balance: measures the terms' gradients and sets their factors; None leaves them as they are.
         best: whether each image is taught only by the teacher whose detections fit its ground truth best. A term is
             then the mean over the images of the teachers that have it.
     """
@@ -49,7 +49,7 @@ class Distiller(nn.Module):
         self.images = {"labelled": 0, "unlabelled": 0}  # of this epoch
         self.taught = [0] * len(pairings)  # labelled images of this epoch, by teacher
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
-        self.caches: list[Cache] = []  # one a teacher, or none
+        self.caches: list[Cache] = []  # one per teacher, or none
 
     def __getattr__(self, name: str) -> Any:
         """What is not the wrapper's is the student's: stride, names, yaml, args, criterion ..."""
@@ -64,17 +64,17 @@ class Distiller(nn.Module):
         return nn.ModuleList([pairing.methods for pairing in self.pairings])
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the gains of an epoch, counted from 0, of a training of so many; counts begin anew."""
+        """Set the gains of an epoch, counted from 0, of a training of `epochs`; counts begin anew."""
         self.images, self.taught = dict.fromkeys(self.images, 0), [0] * len(self.pairings)
         for cache in self.caches:
             cache.start_epoch()
         self.gains = {name: schedule.at(epoch, epochs) for name, schedule in self.schedules.items()}
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The student's output for images; for a batch dict, (losses, loss items) with one entry more a term.
+        """The student's output for images; for a batch dict, (losses, loss items) with one entry more per term.
 
-        Images under the batch's key "unlabeled" go through the student apart, so that its own loss does not see them;
-        a term is the mean over all images, and weighs as it does without them.
+        Images under the batch's key "unlabeled" go through the student separately, so that its own loss does not see
+        them; a term is the mean over all images, and weighs as it does without them.
         """
         if not isinstance(x, dict):
             if self.training and self.gains:  # AutoBatch measures memory this way: let it see the teachers'
@@ -87,19 +87,19 @@ class Distiller(nn.Module):
         if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
             loss, items = self.module(x, *args, **kwargs)
             return loss, {**items, **{name: loss.new_zeros(()) for name in self.columns}}
-        shown = self.shown(x["img"], x.get("view"))
-        with self.reader.record(self.fields) as seen:
+        teachers = self.teacher_views(x["img"], x.get("view"))
+        with self.reader.record(self.fields) as recorded:
             loss, items = self.module(x, *args, **kwargs)
         factor = self.reader.loss_factor(len(x["img"]))
         with torch.autocast(x["img"].device.type, enabled=False):
-            values = self.values(seen, shown, x)
+            values = self.values(recorded, teachers, x)
             terms = self.weighted(values)
             if self.balance is not None:
-                terms = self.balance(loss.sum() / factor, terms, self.gains, seen["neck"], self._inputs(seen))
+                terms = self.balance(loss.sum() / factor, terms, self.gains, recorded["neck"], self._inputs(recorded))
                 items = {**items, COLUMN: self.balance.ratio.clone()}
         if unlabeled is not None:
             more = self.of_unlabeled(without_objects(unlabeled, x))
-            terms = self.weighted({name: found + more[name] for name, found in values.items()})
+            terms = self.weighted({name: parts + more[name] for name, parts in values.items()})
             if self.balance is not None:  # measured on labelled images, which alone the task's loss sees
                 terms = dict(zip(terms, torch.stack([*terms.values()]) * self.balance.factors(), strict=True))
         added = [term.reshape(1) * factor for term in terms.values()]
@@ -110,67 +110,69 @@ class Distiller(nn.Module):
         """Names of the loss items that are not the student's own, in their order."""
         return [*([] if self.balance is None else [COLUMN]), *self.gains]
 
-    def _inputs(self, seen: Seen) -> dict[str, list[Tensor]]:
-        """What each term starts from: its maps, or the head's raw outputs."""
-        found: dict[str, list[Tensor]] = {}
+    def _inputs(self, recorded: Seen) -> dict[str, list[Tensor]]:
+        """What each term is computed from: its maps, or the head's raw outputs."""
+        inputs: dict[str, list[Tensor]] = {}
         for pairing in self.pairings:
             for name, method in pairing.methods.items():
                 if method.taps:
-                    views = self.reader.views(seen, frozenset({method.tap}), pairing.places[name][0])
-                    found[name] = [x for view in views.values() for x in tensors(getattr(view, method.tap))]
+                    views = self.reader.views(recorded, frozenset({method.tap}), pairing.places[name][0])
+                    inputs[name] = [x for view in views.values() for x in tensors(getattr(view, method.tap))]
                 else:
-                    found[name] = tensors(seen["out"])
-        return found
+                    inputs[name] = tensors(recorded["out"])
+        return inputs
 
     def of_unlabeled(self, batch: dict[str, Any]) -> Values:
-        """As `values`, of images of which nothing is known: all teachers teach each."""
+        """As `values`, of images without ground truth: all teachers teach each."""
         images = batch["img"]
         self.images["unlabelled"] += len(images)
-        shown = self.shown(images)
-        with self.reader.record(self.fields) as seen:
+        teachers = self.teacher_views(images)
+        with self.reader.record(self.fields) as recorded:
             self.module(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.values(seen, shown, batch, labelled=False)
+            return self.values(recorded, teachers, batch, labelled=False)
 
-    def shown(self, images: Tensor, numbers: Sequence[int] | None = None) -> list[ViewsAt]:
-        """What every teacher shows of the images, which may be views with numbers of which responses are stored."""
+    def teacher_views(self, images: Tensor, numbers: Sequence[int] | None = None) -> list[ViewsAt]:
+        """Every teacher's views of the images, by the numbers under which their responses are stored, if they are."""
         if self.caches and numbers is not None:
             return [cache(images, numbers) for cache in self.caches]
         return [pairing.teacher(images) for pairing in self.pairings]
 
-    def values(self, seen: Seen, shown: list[ViewsAt], batch: dict[str, Any], labelled: bool = True) -> Values:
+    def values(self, recorded: Seen, teachers: list[ViewsAt], batch: dict[str, Any], labelled: bool = True) -> Values:
         """Unweighted values by term name, each with the number of images that it stands for."""
         # YOLO26's criterion moves weight from one2many to one2one during the training; head terms follow it.
         criterion: Any = getattr(self.module, "criterion", None)
         schedule = {"one2many": getattr(criterion, "o2m", 1.0), "one2one": getattr(criterion, "o2o", 1.0)}
         count = len(batch["img"])
-        own = self.chosen(shown, batch) if self.best and labelled else None
+        own = self.images_by_teacher(teachers, batch) if self.best and labelled else None
         values: Values = {name: [] for name in self.gains}
-        for i, (pairing, teacher) in enumerate(zip(self.pairings, shown, strict=True)):
+        for i, (pairing, teacher) in enumerate(zip(self.pairings, teachers, strict=True)):
             active = [n for n, method in pairing.methods.items() if self.gains[n] and (labelled or not method.truth)]
-            student: ViewsAt = functools.partial(self.reader.views, seen, pairing.fields)
-            part, share = batch, count / len(shown)
+            student: ViewsAt = functools.partial(self.reader.views, recorded, pairing.fields)
+            part, share = batch, count / len(teachers)
             if own is not None:
-                student, teacher = (teacher_selection.views_of(views, own[i], count) for views in (student, teacher))
-                part, share = teacher_selection.of_images(batch, own[i]), len(own[i])
+                student, teacher = (
+                    teacher_selection.views_of_images(views, own[i], count) for views in (student, teacher)
+                )
+                part, share = teacher_selection.batch_of_images(batch, own[i]), len(own[i])
             if share:
                 for name, value in pairing(student, teacher, part, active, schedule).items():
                     values[name].append((share, value))
         return values
 
-    def chosen(self, shown: list[ViewsAt], batch: dict[str, Any]) -> list[Tensor]:
+    def images_by_teacher(self, teachers: list[ViewsAt], batch: dict[str, Any]) -> list[Tensor]:
         """The images that each teacher is the best for; counts them."""
-        losses = [pairing.loss(teacher, batch) for pairing, teacher in zip(self.pairings, shown, strict=True)]
-        own = teacher_selection.chosen(losses)
+        losses = [pairing.loss(teacher, batch) for pairing, teacher in zip(self.pairings, teachers, strict=True)]
+        own = teacher_selection.images_of_best(losses)
         self.taught = [n + len(images) for n, images in zip(self.taught, own, strict=True)]
         return own
 
     def weighted(self, values: Values) -> dict[str, Tensor]:
         """The mean over images of each term, times its gain."""
         terms = {}
-        for name, found in values.items():
-            total = sum(share for share, _ in found)
-            parts = [share / total * value for share, value in found]
+        for name, values_of_teachers in values.items():
+            total = sum(share for share, _ in values_of_teachers)
+            parts = [share / total * value for share, value in values_of_teachers]
             zero = next(self.module.parameters()).new_zeros((), dtype=torch.float32)
             terms[name] = self.gains[name] * torch.stack(parts).sum() if parts else zero
         return terms

@@ -1,4 +1,4 @@
-"""Automatic balance: how hard every term pulls at the student beside the task's loss, measured and kept at a share.
+"""Automatic balance: every term's gradient measured beside the task loss's, and kept at a share of it.
 
 At a step that is measured, with g(x) the gradient of x with respect to the maps that feed the head (the neck's, which
 the task's loss and almost every term reach), |.| its norm over all of them and gain the term's own:
@@ -7,8 +7,8 @@ the task's loss and almost every term reach), |.| its norm over all of them and 
     factor_i      = share task_i / own_i                   term i then counts gain_i factor_i times its value
     ratio         = sum_i |g(what term i counts)| / |g(task loss)|        at this step; the column `kd_ratio`
 
-So a gain of 1 is `share` of the task's pull, whatever the term's unit, and schedules work as before. A term that does
-not reach those maps (one on the backbone; the one2one branch of YOLO26, whose maps are detached; a student that is
+So a gain of 1 is `share` of the task's gradient, whatever the term's unit, and schedules work as before. A term that
+does not reach those maps (one on the backbone; the one2one branch of YOLO26, whose maps are detached; a student that is
 frozen up to its head) is measured together with the task's loss at its own inputs: its maps, or the head's raw outputs.
 
 A measured step costs the backward pass of every term and of the head once more; one in `EVERY` steps is.
@@ -24,12 +24,12 @@ from torch import Tensor, distributed, nn
 COLUMN = "kd_ratio"  # at most 10 characters, the progress bar's width; without "loss", for it is none
 EVERY = 20  # steps from one measurement to the next
 RATE = 0.1  # of the moving averages, after their first 1 / RATE measurements, which they weigh alike
-MAX_FACTOR = 1e4  # factor of a term that hardly pulls
+MAX_FACTOR = 1e4  # factor of a term with hardly any gradient
 HALF_SCALE = 1024.0  # float16 carries no gradient below 6e-8
 
 
 class Balance(nn.Module):
-    """Factors of the terms and the ratio, and what they are computed from: two averages and a count a term.
+    """Factors of the terms and the ratio, and what they are computed from: two averages and a count per term.
 
     Args:
         names: the terms.
@@ -75,14 +75,14 @@ class Balance(nn.Module):
         return {name: term * factors[i] if gains[name] else term for i, (name, term) in enumerate(terms.items())}
 
     def factors(self) -> Tensor:
-        """(T,), 0 for a term whose gradient has not been seen yet."""
+        """(T,), 0 for a term whose gradient has not been measured yet."""
         if self.share is None:
             return torch.ones_like(self.own)
         factors = self.share * self.task / self.own.clamp(min=torch.finfo(torch.float32).tiny)
         return torch.where(self.seen > 0, factors.clamp(max=MAX_FACTOR), 0.0)
 
     def _note(self, norms: dict[str, tuple[Tensor, Tensor]], gains: dict[str, float]) -> None:
-        new = torch.zeros(3, len(self.names), device=self.own.device)  # task, own, and whether both say something
+        new = torch.zeros(3, len(self.names), device=self.own.device)  # task, own, and whether both are above 0
         for i, name in enumerate(self.names):
             if name in norms:
                 task, own = norms[name]
@@ -121,8 +121,8 @@ def gradient_norm(value: Tensor, at: list[Tensor]) -> Tensor | None:
     if not at or not value.requires_grad:
         return None
     scale = HALF_SCALE if any(x.dtype == torch.float16 for x in at) else 1.0
-    found = torch.autograd.grad(value * scale, at, retain_graph=True, allow_unused=True)
-    parts = [g.float().norm() for g in found if g is not None]
+    gradients = torch.autograd.grad(value * scale, at, retain_graph=True, allow_unused=True)
+    parts = [g.float().norm() for g in gradients if g is not None]
     return torch.stack(parts).norm() / scale if parts else None
 
 

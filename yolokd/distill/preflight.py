@@ -7,9 +7,10 @@ from typing import Any
 
 from ultralytics import RTDETR, YOLO
 
+from yolokd.config.options import DistillOptions
 from yolokd.data.splits import read_data
 from yolokd.detectors import read
-from yolokd.distill.pairing import plans, rounded_imgsz
+from yolokd.distill.applicability import plans, rounded_imgsz
 from yolokd.errors import UsageError
 from yolokd.init import transfer
 
@@ -17,8 +18,8 @@ from yolokd.init import transfer
 def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
     data = read_data(arguments)
-    kd, single = arguments["kd"], bool(arguments.get("single_cls"))
-    if single:
+    distillation, single_cls = DistillOptions.of(arguments), bool(arguments.get("single_cls"))
+    if single_cls:
         data = {**data, "names": {0: "item"}}
     reader = read(student.model)
     if student.task == "pose":  # the trainer will build the student for the data's number of keypoints
@@ -26,5 +27,6 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
             raise UsageError(f"data={arguments['data']} has no kpt_shape, such as [17, 3]: a pose model needs it.")
         reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
-    made = plans(reader, kd, data, rounded_imgsz(arguments.get("imgsz") or 640, student.model), single, varied)
-    transfer.partners(kd["init"], reader, made[0].teacher)
+    side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
+    made = plans(reader, distillation, data, side, single_cls, varied)
+    transfer.partners(distillation.init, reader, made[0].teacher)

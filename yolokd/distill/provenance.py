@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
+from yolokd.config.options import DistillOptions
 from yolokd.detectors.teachers import digest, title
 
 
-def provenance(kd: dict[str, Any], methods: dict[str, dict[str, Any]], data: str) -> dict[str, Any]:
-    """Plain values that say how a student was made: teacher files and their hashes, methods, gain and data set."""
+def provenance(
+    distillation: DistillOptions, start: str, methods: dict[str, dict[str, Any]], data: str
+) -> dict[str, Any]:
+    """Plain values that say how a student was made: teacher files and their hashes, methods, gain, start, data set."""
     from yolokd import __version__
 
-    files = [{"file": title(t), "sha256": digest(t)} for t in kd["teacher"]]
-    origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": kd["gain"]}
-    origin["start"] = kd.get("start", "own")
+    files = [{"file": title(t), "sha256": digest(t)} for t in distillation.teacher]
+    origin = {"teacher": files[0], "teachers": files, "methods": methods, "gain": distillation.gain}
+    origin["start"] = start
     return {"version": __version__, **origin, "data": data, "dataset": Path(data).name}
 
 

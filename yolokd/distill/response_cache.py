@@ -1,4 +1,4 @@
-"""Teacher responses on disk: what a teacher says of a view of an image is stored once and read back afterwards.
+"""Teacher responses on disk: what a teacher predicts on a view of an image is stored once and read back afterwards.
 
 Stored are the anchor points that the teacher scores highest, in half precision: of each its box, as sides in cells, and
 its highest class logits. The rest of a head's N K scores is near 0, and is put back as one number a level and class:
@@ -52,7 +52,7 @@ def layout(strides: Sequence[int], imgsz: int, classes: int, branches: int, poin
         strides: of the teacher's L levels.
         imgsz: side of the student's images.
         classes: of the teacher.
-        branches: of the teacher's head that are shown.
+        branches: of the teacher's head that are stored.
         points: anchor points stored.
     """
     total, levels = sum(sizes(strides, imgsz)), len(strides)
@@ -91,10 +91,10 @@ class Grid:
     def records(self, views: dict[str, View], kind: np.dtype[Any]) -> NDArray[Any]:
         """(B,) records of a batch's views by branch."""
         parts = [self._of_view(view, kind) for view in views.values()]
-        found = np.zeros(len(parts[0]["points"]), kind)
+        records = np.zeros(len(parts[0]["points"]), kind)
         for field in parts[0]:
-            found[field] = torch.stack([part[field] for part in parts], 1).cpu().numpy()
-        return found
+            records[field] = torch.stack([part[field] for part in parts], 1).cpu().numpy()
+        return records
 
     def _of_view(self, view: View, kind: np.dtype[Any]) -> dict[str, Tensor]:
         assert view.logits is not None and view.boxes is not None
@@ -111,8 +111,8 @@ class Grid:
         if not kind["classes"].shape[2]:  # all of them: their order says which
             best, classes = rows(logits, points), classes[..., :0]
         rest_logits = rest.clamp(TINY, 1 - TINY).logit()
-        found = {"points": points, "classes": classes, "logits": best, "sides": rows(sides, points)}
-        return {**found, "rest": rest_logits, "rest_sides": rest_sides}
+        highest = {"points": points, "classes": classes, "logits": best, "sides": rows(sides, points)}
+        return {**highest, "rest": rest_logits, "rest_sides": rest_sides}
 
     def _sums(self, x: Tensor) -> Tensor:
         """Sums over every level's points, (B, N, C) -> (B, L, C)."""
@@ -123,22 +123,22 @@ class Grid:
         device = self.centres.device
         wide: dict[str, Any] = {"points": np.int64, "classes": np.int64}
         # Half precision goes to the device as it is.
-        found = {
+        stored = {
             f: torch.from_numpy(np.ascontiguousarray(records[f]).astype(wide.get(f, np.float16), copy=False)).to(device)
             for f in records.dtype.names or ()
             if f != "check"
         }
-        return {b: self._view({f: x[:, i] for f, x in found.items()}) for i, b in enumerate(branches)}
+        return {b: self._view({f: x[:, i] for f, x in stored.items()}) for i, b in enumerate(branches)}
 
-    def _view(self, found: dict[str, Tensor]) -> View:
-        points = found["points"]
-        logits, sides = self._spread(found["rest"]), self._spread(found["rest_sides"])
-        if found["classes"].shape[-1]:
-            places = points[..., None] * logits.shape[-1] + found["classes"]
-            logits.flatten(1).scatter_(1, places.flatten(1), found["logits"].float().flatten(1))
+    def _view(self, stored: dict[str, Tensor]) -> View:
+        points = stored["points"]
+        logits, sides = self._spread(stored["rest"]), self._spread(stored["rest_sides"])
+        if stored["classes"].shape[-1]:
+            places = points[..., None] * logits.shape[-1] + stored["classes"]
+            logits.flatten(1).scatter_(1, places.flatten(1), stored["logits"].float().flatten(1))
         else:
-            logits.scatter_(1, points[..., None].expand_as(found["logits"]), found["logits"].float())
-        sides.scatter_(1, points[..., None].expand_as(found["sides"]), found["sides"].float())
+            logits.scatter_(1, points[..., None].expand_as(stored["logits"]), stored["logits"].float())
+        sides.scatter_(1, points[..., None].expand_as(stored["sides"]), stored["sides"].float())
         sides = sides * self.pixels
         boxes = torch.cat((self.centres - sides[..., :2], self.centres + sides[..., 2:]), -1)
         return View(self.strides, logits=logits, boxes=boxes)
@@ -215,16 +215,16 @@ def checksum(data: bytes) -> int:
 
 
 class Cache:
-    """A teacher that runs once on a view and is then read from a store. What it says is the same both times.
+    """A teacher that runs once on a view and is then read from a store. What it predicts is the same both times.
 
     Args:
         teacher: a teacher of anchor points, whose views have the fields in NEEDS.
-        branches: of its head that it shows, in their order.
+        branches: of its head that it provides, in their order.
         store: records of the layout of such views.
         imgsz: side of the student's images.
 
     Attributes:
-        seen, ran: images that it was asked about since the last `start_epoch`, and those that the teacher ran on.
+        asked, ran: images whose views were asked for since the last `start_epoch`, and those that the teacher ran on.
     """
 
     def __init__(self, teacher: Teacher, branches: Sequence[str], store: Store, imgsz: int, device: torch.device):
@@ -237,22 +237,22 @@ class Cache:
 
     def start_epoch(self) -> None:
         """Count anew."""
-        self.seen = self.ran = 0
+        self.asked = self.ran = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, numbers: Sequence[int]) -> ViewsAt:
-        """What the teacher says of images (B, C, H, W), which are the views of those numbers."""
-        found: list[Any] = [self.store.read(number) for number in numbers]
-        new = [i for i, record in enumerate(found) if record is None]
+        """The teacher's views of images (B, C, H, W), which are stored under these numbers."""
+        records: list[Any] = [self.store.read(number) for number in numbers]
+        new = [i for i, record in enumerate(records) if record is None]
         if new:
-            shown = self.teacher(images if len(new) == len(images) else images[new])
+            teacher_views = self.teacher(images if len(new) == len(images) else images[new])
             with torch.autocast(images.device.type, enabled=False):  # boxes are decoded in full precision, as for terms
-                records = self.grid.records(shown(self.grid.strides), self.store.kind)
-            for i, record in zip(new, records, strict=True):
+                computed = self.grid.records(teacher_views(self.grid.strides), self.store.kind)
+            for i, record in zip(new, computed, strict=True):
                 self.store.write(numbers[i], record)
-                found[i] = record
-        self.seen, self.ran = self.seen + len(images), self.ran + len(new)
-        views = self.grid.views(np.stack(found), self.branches)
+                records[i] = record
+        self.asked, self.ran = self.asked + len(images), self.ran + len(new)
+        views = self.grid.views(np.stack(records), self.branches)
         return lambda strides: {branch: self.grid.at(view, strides) for branch, view in views.items()}
 
 
@@ -267,7 +267,7 @@ def open_all(
     """A cache for each teacher, filled as far as earlier trainings did; says how large they may get.
 
     Args:
-        teachers: each with the branches that it shows and the hash of its file.
+        teachers: each with the branches that it provides and the hash of its file.
         folder: where the files are, each named by its teacher's name, what it depends on, and the anchor points stored.
         views: hash of what the views depend on.
         count: number of views.
@@ -290,16 +290,16 @@ def open_all(
         made.append((teacher, branches, folder / f"{name}-{points}.bin", kind))
     files = [file for _, _, file, _ in made]
     needed = sum(kind.itemsize for *_, kind in made) * count
-    said = f"{needed / GB:.3g} GB for {count} views, {needed / count / 1000:.3g} kB each"
+    size = f"{needed / GB:.3g} GB for {count} views, {needed / count / 1000:.3g} kB each"
     if needed > limit:
         raise UsageError(
-            f"cache=teacher needs {said}, and cache_limit is {limit / GB:g} GB: raise it, or lower cache_views."
+            f"cache=teacher needs {size}, and cache_limit is {limit / GB:g} GB: raise it, or lower cache_views."
         )
     around = next(f for f in (folder, *folder.parents) if f.exists())
     if needed - sum(f.stat().st_size for f in files if f.exists()) > (free := shutil.disk_usage(around).free):
-        raise UsageError(f"cache=teacher needs {said}, and {around} has {free / GB:.3g} GB left: lower cache_views.")
+        raise UsageError(f"cache=teacher needs {size}, and {around} has {free / GB:.3g} GB left: lower cache_views.")
     if RANK in {-1, 0}:
-        LOGGER.info(f"Teacher cache in {folder}: at most {said}")
+        LOGGER.info(f"Teacher cache in {folder}: at most {size}")
         make_room(folder, files, needed, limit)
     return [
         Cache(teacher, branches, Store(file, kind, count), imgsz, images.device)
@@ -308,9 +308,9 @@ def open_all(
 
 
 def points_above(views: dict[str, View]) -> int:
-    """How many anchor points of an image score above SCORE, at most, rounded up to one of few numbers.
+    """How many anchor points of an image score above SCORE, at most, rounded up to a power of two.
 
-    Coarsely, so that other rounding on another day does not ask for another file.
+    So coarse that a small change of the scores does not ask for another file.
     """
     scores = [ops.confidence(ops.shown(view.logits, "logits")) for view in views.values()]
     most = max(int((score > SCORE).sum(1).max()) for score in scores)

@@ -1,9 +1,10 @@
-"""The teacher: loaded from a checkpoint, frozen, and stripped of all work whose result no chosen method reads."""
+"""The teacher: loaded from a checkpoint, frozen, and stripped of layers whose output no chosen method reads."""
 
 from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,11 @@ from torch import Tensor
 from ultralytics.utils import WINDOWS
 
 from yolokd.detectors.reader import Reader
-from yolokd.views import View, ViewsAt
-
-AT_POINTS = ("logits", "boxes", "rotated", "keypoints", "coefficients")  # fields of a view (B, N, ...) of a dense head
+from yolokd.views import AT_POINTS, PIXELS, View, ViewsAt, each, with_results
 
 
 class Teacher:
-    """A frozen network that shows views. Not an nn.Module: it can never become a student's child, a parameter of an
+    """A frozen network that provides views. Not an nn.Module: it can never become a student's child, a parameter of an
     optimizer, a DDP bucket or a checkpoint's entry.
 
     Args:
@@ -48,17 +47,17 @@ class Teacher:
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for backward
     def __call__(self, images: Tensor) -> ViewsAt:
-        """What it makes of images (B, C, H, W) in [0, 1]: a function from strides to views by branch."""
-        seen_images = scaled(images, self.scale, max(self.reader.strides))
-        with self.reader.record(self.fields) as seen:
-            self.model(seen_images.contiguous(memory_format=self.layout))
+        """Its views of images (B, C, H, W) in [0, 1], as a function from strides to views by branch."""
+        own_images = scaled(images, self.scale, max(self.reader.strides))
+        with self.reader.record(self.fields) as recorded:
+            self.model(own_images.contiguous(memory_format=self.layout))
 
         @torch.no_grad()
         def views(strides: tuple[int, ...]) -> dict[str, View]:
-            found = self.reader.views(seen, self.fields, strides)
+            own = self.reader.views(recorded, self.fields, strides)
             return {
-                branch: to_student_frame(view, images, seen_images, self.reader.spec.dense)
-                for branch, view in found.items()
+                branch: to_student_frame(view, images, own_images, self.reader.spec.dense)
+                for branch, view in own.items()
             }
 
         return views
@@ -86,44 +85,48 @@ def scaled(images: Tensor, scale: float, stride: int) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
 
 
-def to_student_frame(view: View, images: Tensor, seen: Tensor, dense: bool) -> View:
+def to_student_frame(view: View, images: Tensor, own_images: Tensor, dense: bool) -> View:
     """A teacher's view of scaled images as one of the student's: boxes in its pixels, predictions at its anchor points.
 
-    An anchor point takes what the teacher says at the nearest one of the same level. No field learns from the student.
+    An anchor point takes what the teacher predicts at the nearest one of the same level. No field has a gradient.
+
+    Args:
+        images: the student's.
+        own_images: the teacher's, which are the same in another size.
+        dense: whether the predictions are at anchor points.
     """
     changed: dict[str, Any] = {}
     if view.decode is not None:
         changed["decode"] = torch.no_grad()(view.decode)
-    if images.shape[-2:] == seen.shape[-2:]:
+    if images.shape[-2:] == own_images.shape[-2:]:
         return replace(view, **changed) if changed else view
-    height, width = (a / b for a, b in zip(images.shape[-2:], seen.shape[-2:], strict=True))
+    height, width = (a / b for a, b in zip(images.shape[-2:], own_images.shape[-2:], strict=True))
     ratio = images.new_tensor([width, height, width, height])
-    for field in ("boxes", "references"):
-        if getattr(view, field) is not None:
-            changed[field] = getattr(view, field) * ratio
-    if view.layer_boxes is not None:
-        changed["layer_boxes"] = tuple(b * ratio for b in view.layer_boxes)
-    if view.rotated is not None:
-        changed["rotated"] = stretched(view.rotated, width, height)
-    if view.keypoints is not None:
-        changed["keypoints"] = torch.cat((view.keypoints[..., :2] * ratio[:2], view.keypoints[..., 2:]), -1)
+    to_pixels: dict[str | None, Callable[[Tensor], Tensor]] = {
+        "xyxy": lambda boxes: boxes * ratio,
+        "rotated": lambda boxes: stretched(boxes, width, height),
+        "points": lambda points: torch.cat((points[..., :2] * ratio[:2], points[..., 2:]), -1),
+    }
+
+    def scaled_back(name: str, value: Any) -> Any:
+        return each(name, value, to_pixels[PIXELS[name]]) if name in PIXELS else value
+
+    for name in PIXELS:
+        if (value := getattr(view, name)) is not None:
+            changed[name] = scaled_back(name, value)
     if view.decode is not None:
-        decode = changed["decode"]
-
-        def decode_scaled(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
-            found = decode(content, references / ratio)
-            return {**found, "layer_boxes": tuple(b * ratio for b in found["layer_boxes"])}
-
-        changed["decode"] = decode_scaled
-    at_points = {f: changed.get(f, getattr(view, f)) for f in AT_POINTS if getattr(view, f) is not None}
-    if dense and at_points:
-        places = nearest_anchor(images, seen, view.strides)
-        changed.update({field: value[:, places] for field, value in at_points.items()})
+        decode = with_results(changed["decode"], scaled_back)
+        changed["decode"] = lambda content, references: decode(content, references / ratio)
+    if dense:
+        at_points = {n: changed.get(n, getattr(view, n)) for n in AT_POINTS if getattr(view, n) is not None}
+        if at_points:
+            places = nearest_anchor(images, own_images, view.strides)
+            changed.update({name: value[:, places] for name, value in at_points.items()})
     return replace(view, **changed)
 
 
 def stretched(rotated: Tensor, width: float, height: float) -> Tensor:
-    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is no rectangle then keeps its two sides."""
+    """Rotated boxes (B, N, 5) of an image whose sides are multiplied; what is then no rectangle keeps its two sides."""
     centre, sides, angle = rotated.split((2, 2, 1), -1)
     along, across = ((width * a, height * b) for a, b in ((angle.cos(), angle.sin()), (-angle.sin(), angle.cos())))
     lengths = torch.cat((torch.hypot(*along), torch.hypot(*across)), -1)
@@ -131,16 +134,16 @@ def stretched(rotated: Tensor, width: float, height: float) -> Tensor:
     return torch.cat((centre * centre.new_tensor([width, height]), sides * lengths, angle), -1)
 
 
-def nearest_anchor(images: Tensor, seen: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """For every anchor point of images (B, C, H, W) the nearest of the same level on their scaled form seen, (N,)."""
+def nearest_anchor(images: Tensor, own_images: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """For every anchor point of images (B, C, H, W) the nearest of the same level on own_images, (N,)."""
     places, start = [], 0
     for stride in strides:
-        rows, columns, there_rows, there_columns = (
-            math.ceil(side / stride) for side in (*images.shape[-2:], *seen.shape[-2:])
+        rows, columns, own_rows, own_columns = (
+            math.ceil(side / stride) for side in (*images.shape[-2:], *own_images.shape[-2:])
         )
-        grid = torch.arange(there_rows * there_columns, device=images.device, dtype=torch.float32)
-        grid = grid.reshape(1, 1, there_rows, there_columns)
-        chosen = F.interpolate(grid, size=(rows, columns), mode="nearest-exact")
-        places.append(chosen.flatten().long() + start)
-        start += there_rows * there_columns
+        grid = torch.arange(own_rows * own_columns, device=images.device, dtype=torch.float32)
+        grid = grid.reshape(1, 1, own_rows, own_columns)
+        nearest = F.interpolate(grid, size=(rows, columns), mode="nearest-exact")
+        places.append(nearest.flatten().long() + start)
+        start += own_rows * own_columns
     return torch.cat(places)

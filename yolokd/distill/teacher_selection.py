@@ -10,14 +10,13 @@ k_m with boxes b_m,
     q_m  = max_d a_dm                 0 without a detection
     loss = sum_m (1 - q_m) + (sum_d c_d - sum_m q_m)
 
-which counts what was missed and what was seen that is not there, each softly: 0 for sure, exact and complete
+which counts missed objects and false detections, each softly: 0 for sure, exact and complete
 detections, M for none at all, more for false ones. On an image labelled as empty only the second part is left. Equal
-losses, such as on an image where no teacher says anything, go to the one named first.
+losses, such as on an image where no teacher detects anything, go to the one named first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +25,11 @@ from torch import Tensor
 
 from yolokd.detectors.class_map import ClassMap
 from yolokd.methods import ops
-from yolokd.views import FUNCTIONS, MAPS, Decode, View
+from yolokd.views import FIELDS, Decode, View, ViewsAt, each
 
-MIN_SCORE, MAX_DETECTIONS, NMS = 0.1, 100, 0.7  # score of a detection, detections an image, IoU
-NEEDS = frozenset({"logits", "boxes"})  # what a teacher must show to be judged
-OBJECTS = ("cls", "bboxes", "keypoints")  # entries of a batch with one row an object, beside batch_idx
-LAYERED = frozenset({*MAPS, "layer_queries", "layer_logits", "layer_boxes", "attention"})  # fields of several tensors
+MIN_SCORE, MAX_DETECTIONS, NMS = 0.1, 100, 0.7  # score of a detection, detections per image, IoU
+NEEDS = frozenset({"logits", "boxes"})  # fields of a teacher's view that are compared with the ground truth
+OBJECTS = ("cls", "bboxes", "keypoints")  # entries of a batch with one row per object, beside batch_idx
 
 
 def losses(view: View, dense: bool, classes: ClassMap | None, batch: dict[str, Any]) -> Tensor:
@@ -49,7 +47,7 @@ def losses(view: View, dense: bool, classes: ClassMap | None, batch: dict[str, A
         view = classes.of_teacher(view)
         cls = classes.places(cls)
     p, boxes = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid(), ops.wide(ops.shown(view.boxes, "boxes"))
-    if not p.shape[-1]:  # no class in common: nothing that it could say
+    if not p.shape[-1]:  # no class in common: it can detect nothing
         return torch.bincount(image, minlength=len(p)).to(p.dtype)
     places, there = _detections(boxes, p.amax(-1), dense)
     p, boxes = (torch.take_along_dim(x, places[..., None], 1) for x in (p, boxes.detach()))
@@ -58,8 +56,8 @@ def losses(view: View, dense: bool, classes: ClassMap | None, batch: dict[str, A
     fit = p[image].gather(2, cls.clamp(min=0)[:, None, None].expand(-1, p.shape[1], 1))[..., 0]
     fit = fit * ops.paired_iou(boxes[image], true[:, None].to(boxes)) * there[image] * (cls >= 0)[:, None]
     best = torch.zeros_like(boxes[..., 0]).scatter_reduce(0, image[:, None].expand_as(fit), fit, "amax")
-    found = torch.where(fit == best[image], fit, 0).amax(-1)
-    missed = 1 - 2 * found
+    quality = torch.where(fit == best[image], fit, 0).amax(-1)
+    missed = 1 - 2 * quality  # 1 - q_m of the first sum, - q_m of the second
     return false + torch.zeros_like(false).index_add(0, image, missed)
 
 
@@ -70,13 +68,13 @@ def _detections(boxes: Tensor, score: Tensor, dense: bool) -> tuple[Tensor, Tens
     return places, best > MIN_SCORE
 
 
-def chosen(candidates: list[Tensor]) -> list[Tensor]:
-    """Images of each teacher, T index tensors, from their losses, T times (B,)."""
+def images_of_best(candidates: list[Tensor]) -> list[Tensor]:
+    """For each teacher the images that it is the best for, T index tensors, from their losses, T times (B,)."""
     best = torch.stack(candidates).argmin(0)
     return [(best == i).nonzero().flatten() for i in range(len(candidates))]
 
 
-def of_images(batch: dict[str, Any], images: Tensor) -> dict[str, Any]:
+def batch_of_images(batch: dict[str, Any], images: Tensor) -> dict[str, Any]:
     """The batch with these images only and their objects, numbered anew; other entries are left out."""
     index = batch["batch_idx"].reshape(-1).long()
     place = index.new_full((len(batch["img"]),), -1)
@@ -87,33 +85,29 @@ def of_images(batch: dict[str, Any], images: Tensor) -> dict[str, Any]:
     return {"img": batch["img"][images], **objects, "batch_idx": place[keep].to(batch["batch_idx"].dtype)}
 
 
-def views_of(
-    shown: Callable[[tuple[int, ...]], dict[str, View]], images: Tensor, count: int
-) -> Callable[[tuple[int, ...]], dict[str, View]]:
-    """What was shown of these images of a batch of count."""
-    return lambda strides: {branch: of_view(view, images, count) for branch, view in shown(strides).items()}
+def views_of_images(views: ViewsAt, images: Tensor, count: int) -> ViewsAt:
+    """The views of these images of a batch of count."""
+    return lambda strides: {branch: view_of_images(view, images, count) for branch, view in views(strides).items()}
 
 
-def of_view(view: View, images: Tensor, count: int) -> View:
+def view_of_images(view: View, images: Tensor, count: int) -> View:
     """A view of these images of a batch of count. Its `finish` takes maps of any images and stays as it is."""
-    taken: dict[str, Any] = {}
-    for field in View.__dataclass_fields__.keys() - {"strides", *FUNCTIONS}:
-        value = getattr(view, field)
-        if value is not None:
-            taken[field] = tuple(x[images] for x in value) if field in LAYERED else value[images]
+    part: dict[str, Any] = {}
+    for name in FIELDS:
+        if (value := getattr(view, name)) is not None:
+            part[name] = each(name, value, lambda x: x[images])
     if view.decode is not None:
-        taken["decode"] = _decode_of(view.decode, images, count)
-    return replace(view, **taken)
+        part["decode"] = _decode_of_images(view.decode, images, count)
+    return replace(view, **part)
 
 
-def _decode_of(decode: Decode, images: Tensor, count: int) -> Decode:
+def _decode_of_images(decode: Decode, images: Tensor, count: int) -> Decode:
     """A decoder, which knows a whole batch of images, for queries of some of them: the others get empty ones."""
 
     def whole(queries: Tensor) -> Tensor:
         return queries.new_zeros(count, *queries.shape[1:]).index_copy(0, images, queries)
 
     def decode_some(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        found = decode(whole(content), whole(references))
-        return {name: tuple(x[images] for x in value) for name, value in found.items()}
+        return {n: tuple(x[images] for x in value) for n, value in decode(whole(content), whole(references)).items()}
 
     return decode_some

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,17 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSim
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd.config import options
+from yolokd.config.options import DistillOptions
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
-from yolokd.detectors.teachers import digest, locate_all
+from yolokd.detectors.teachers import digest
 from yolokd.distill import response_cache
+from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.gradient_balance import Balance
-from yolokd.distill.pairing import Pairing, Plan, plans, rounded_imgsz
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import provenance, sign
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError
@@ -48,9 +51,11 @@ class KDMixin(BaseTrainer):
     arguments are those of ``yolokd train``.
     """
 
+    distillation: DistillOptions  # what the user asked for; `args.kd` is its plain form, which Ultralytics saves
+    start: str  # how the student started, "own" or "teacher": found out by the run, saved beside the options
     distiller: Distiller  # set before the optimizer is built
     unlabeled: Unlabeled | None = None
-    images: dict[str, int]  # that the last epoch saw, by kind
+    images: dict[str, int]  # of the last epoch, by kind
     recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
     args: Any
     model: Any
@@ -60,6 +65,7 @@ class KDMixin(BaseTrainer):
         overrides = options.fold(dict(overrides or {}))  # before super() makes any folder
         # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
         super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
+        self.distillation, self.start = DistillOptions.from_dict(self.args.kd), str(self.args.kd.get("start", "own"))
         if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
             self.world_size = int(os.environ.get("WORLD_SIZE", 1))
 
@@ -68,16 +74,14 @@ class KDMixin(BaseTrainer):
         super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
         if not self.resume:
             return
-        kd = getattr(self.args, "kd", None)
-        if not isinstance(kd, dict) or not kd.keys() & {"methods", "recipe"}:
+        self.args.kd = options.resumed(getattr(self.args, "kd", None), overrides.get("kd"))
+        if self.args.kd is None:
             raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
-        self.args.kd = {**kd, **(overrides.get("kd") or {})}
-        self.args.kd["teacher"] = locate_all(self.args.kd["teacher"])
 
     def set_model_attributes(self) -> None:
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
         super().set_model_attributes()
-        student, kd = self.model, self.args.kd
+        student, distillation = self.model, self.distillation
         self.args.imgsz = rounded_imgsz(self.args.imgsz, student)  # upstream does so a moment later
         if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
             raise UsageError(
@@ -89,34 +93,37 @@ class KDMixin(BaseTrainer):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             varied = bool(self.args.multi_scale or self.args.rect)
-            made = plans(reader, kd, self.data, self.args.imgsz, self.args.single_cls, varied)
-            kd["start"] = self._start(kd.get("init", "own"), reader, made[0])
+            made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied)
+            self.start = self._start_student(reader, made[0])
+            self.args.kd = {**distillation.to_dict(), "start": self.start}  # for checkpoints, from which a run resumes
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
                 for buffer in student.buffers():
                     torch.distributed.broadcast(buffer, 0)
-            best = kd.get("teachers") == "best"
-            pairings = [Pairing(reader, one, self.device, best or bool("cache" in kd and one.terms)) for one in made]
+            best, cached = distillation.best, distillation.cache is not None
+            pairings = [Pairing(reader, one, self.device, best or bool(cached and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
-            asked = getattr(self.args, "channels_last", None)
-            if self.distiller.gains and self.device.type == "cpu" and asked is not False:
+            channels_last = getattr(self.args, "channels_last", None)
+            if self.distiller.gains and self.device.type == "cpu" and channels_last is not False:
                 student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
-            if "balance" in kd:
-                self.distiller.balance = Balance(list(self.distiller.gains), kd["balance"]).to(self.device)
+            if distillation.balance is not None:
+                share = None if distillation.balance == "log" else distillation.balance
+                self.distiller.balance = Balance(list(self.distiller.gains), share).to(self.device)
         if unwrap_model(self.model) is not student:
             raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
         self.recipe = {key: options for one in made for key, options in one.methods.items()}
         if RANK in {-1, 0}:
-            said = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
-            LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {said}")
+            terms = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
+            LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {terms}")
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(f"Left out: {reason}")
-            if kd["start"] == "teacher":
-                LOGGER.info(f"The student starts with weights solved from the teacher's (init={kd['init']})")
+            if self.start == "teacher":
+                LOGGER.info(f"The student starts with weights solved from the teacher's (init={distillation.init})")
 
-    def _start(self, how: str, student: Reader, plan: Plan) -> str:
+    def _start_student(self, student: Reader, plan: Plan) -> str:
         """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
         if self.resume:
-            return str(self.args.kd.get("start", "own"))
+            return self.start
+        how = self.distillation.init
         if how == "auto" and self.args.freeze:
             how = "own"  # layers are to stay as they are
         if how == "own" or RANK not in {-1, 0} or not transfer.partners(how, student, plan.teacher):
@@ -127,12 +134,13 @@ class KDMixin(BaseTrainer):
 
     def _some_images(self, side: int) -> dict[str, Any]:
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
-        last `inherit.unseen_of` of it share no photograph with the others."""
-        args, streams = self.args, (random.getstate(), np.random.get_state())
+        last `transfer.unseen_of` of it share no photograph with the others."""
+        args, distillation = self.args, self.distillation
+        streams = random.getstate(), np.random.get_state()
         changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
         changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
-        changes["kd"] = {key: value for key, value in args.kd.items() if key != "cache"}
         self.args = IterableSimpleNamespace(**{**vars(args), **changes})
+        self.distillation = replace(distillation, cache=None)
         random.seed(args.seed)
         np.random.seed(args.seed)
         try:
@@ -141,32 +149,31 @@ class KDMixin(BaseTrainer):
             unseen, order = transfer.unseen_of(count), np.random.permutation(len(dataset))
             cut = max(len(order) * unseen // count, 1) if len(order) > 1 else 0
             items = []
-            for group, wanted in ((order[cut:], count - unseen), (order[:cut] if cut else order, unseen)):
+            for group, images in ((order[cut:], count - unseen), (order[:cut] if cut else order, unseen)):
                 # mosaic takes partners from the buffer: none of those that are fitted to gets among the unseen
                 dataset.buffer, dataset.max_buffer_length = group.tolist(), sys.maxsize
-                items += [dataset[i] for i in np.resize(group, wanted).tolist()]
+                items += [dataset[i] for i in np.resize(group, images).tolist()]
             batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
             return batch
         finally:
-            self.args = args
+            self.args, self.distillation = args, distillation
             random.setstate(streams[0])
             np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
-        """As upstream, once an epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
+        """As upstream, once per epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
         super()._model_train()
         self.distiller.start_epoch(self.epoch, self.epochs)
         if self.unlabeled:
             self.unlabeled.start_epoch(self.epoch)
 
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream; of a data set that augments only so many views of an image where responses are stored."""
-        dataset = super().build_dataset(*args, **kwargs)
-        views = (self.args.kd.get("cache") or {}).get("views")
-        return FixedViewsDataset(dataset, views, self.args.seed) if views and dataset.augment else dataset
+        """As upstream; where responses are stored, a data set with a fixed number of augmented views of an image."""
+        dataset, cache = super().build_dataset(*args, **kwargs), self.distillation.cache
+        return FixedViewsDataset(dataset, cache.views, self.args.seed) if cache and dataset.augment else dataset
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream; the views of an image take turns, one an epoch."""
+        """As upstream; the views of an image take turns, one per epoch."""
         loader = super().get_dataloader(*args, **kwargs)
         if isinstance(loader.dataset, FixedViewsDataset):
             batches = loader.batch_sampler.sampler  # the loader's own goes through these for ever
@@ -175,7 +182,8 @@ class KDMixin(BaseTrainer):
 
     def _open_caches(self) -> list[response_cache.Cache]:
         """Where the responses of every teacher are stored."""
-        kd, dataset = self.args.kd, self.train_loader.dataset
+        cache, dataset = self.distillation.cache, self.train_loader.dataset
+        assert cache is not None
         pairings = list(self.distiller.pairings)
 
         def sample() -> torch.Tensor:
@@ -191,7 +199,8 @@ class KDMixin(BaseTrainer):
             return images
 
         files = [
-            digest(t) or digest(str(p.teacher.model.pt_path)) for t, p in zip(kd["teacher"], pairings, strict=True)
+            digest(t) or digest(str(p.teacher.model.pt_path))
+            for t, p in zip(self.distillation.teacher, pairings, strict=True)
         ]
         return response_cache.open_all(
             [(p.teacher, p.teacher_branches, str(file)) for p, file in zip(pairings, files, strict=True)],
@@ -199,25 +208,25 @@ class KDMixin(BaseTrainer):
             fingerprint(dataset, self.args.seed, dataset.count, versions()),
             len(dataset) * dataset.count * (2 if self.args.close_mosaic else 1),
             sample,
-            kd["cache"]["limit"] * response_cache.GB,
+            cache.limit * response_cache.GB,
         )
 
     def _build_train_pipeline(self) -> None:
         """As upstream, with stored teacher responses and unlabelled images for the steps of its loader."""
         super()._build_train_pipeline()
-        if "cache" in self.args.kd and self.distiller.gains:
+        distillation, loader, ranks = self.distillation, self.train_loader, max(self.world_size, 1)
+        if distillation.cache and self.distiller.gains:
             self.distiller.caches = self._open_caches()
-        kd, loader, ranks = self.args.kd, self.train_loader, max(self.world_size, 1)
-        if not kd.get("unlabeled_ratio"):
+        if not distillation.unlabeled_ratio:
             return
         keys = ("hsv_h", "hsv_s", "hsv_v", "fliplr", "flipud")
         changes = {key: getattr(self.args, key) for key in keys}
         stretch = isinstance(self, RTDETRTrainer)
         shape = self.args.imgsz, self.data["channels"], stretch
-        images = Images(list_folder(kd["unlabeled"]), *shape, changes, self.args.seed)
+        images = Images(list_folder(distillation.unlabeled), *shape, changes, self.args.seed)
         whole, rest = divmod(len(loader.sampler), loader.batch_size)
         sizes = [loader.batch_size] * whole + [rest] * (rest > 0)
-        steps = Steps(len(images), sizes, kd["unlabeled_ratio"], self.args.seed, max(RANK, 0), ranks)
+        steps = Steps(len(images), sizes, distillation.unlabeled_ratio, self.args.seed, max(RANK, 0), ranks)
         self.unlabeled = Unlabeled(images, steps, loader.num_workers, self.device.type == "cuda")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -227,10 +236,10 @@ class KDMixin(BaseTrainer):
 
     def auto_batch(self) -> int:
         """As upstream, for batches that unlabelled images come on top of."""
-        return max(int(super().auto_batch() / (1 + self.args.kd.get("unlabeled_ratio", 0))), 1)
+        return max(int(super().auto_batch() / (1 + self.distillation.unlabeled_ratio)), 1)
 
     def run_callbacks(self, event: str) -> None:
-        """As upstream; at the end of an epoch the log says which images it saw, and who taught them and how."""
+        """As upstream; at the end of an epoch the log counts its images, and by teacher and cache."""
         super().run_callbacks(event)
         if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
             self._log_images()
@@ -239,23 +248,23 @@ class KDMixin(BaseTrainer):
 
     def _log_images(self) -> None:
         images, taught = self.distiller.images, self.distiller.taught
-        wanted = self.unlabeled.wanted if self.unlabeled else 0
-        asked, ran = (sum(getattr(c, what) for c in self.distiller.caches) for what in ("seen", "ran"))
-        counts = torch.tensor([*images.values(), wanted, asked, ran, *taught], device=self.device)
+        drawn = self.unlabeled.drawn if self.unlabeled else 0
+        responses, computed = (sum(getattr(c, what) for c in self.distiller.caches) for what in ("asked", "ran"))
+        counts = torch.tensor([*images.values(), drawn, responses, computed, *taught], device=self.device)
         if self.world_size > 1:
             torch.distributed.all_reduce(counts)
-        labelled, unlabelled, wanted, asked, ran, *taught = counts.tolist()
+        labelled, unlabelled, drawn, responses, computed, *taught = counts.tolist()
         self.images = {"labelled": labelled, "unlabelled": unlabelled}
-        said = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
-        if self.unlabeled and any(self.distiller.gains.values()) and wanted > unlabelled:
-            said.append(f"{wanted - unlabelled} unreadable")
+        parts = [f"{labelled} labelled and {unlabelled} unlabelled images"] if self.unlabeled else []
+        if self.unlabeled and any(self.distiller.gains.values()) and drawn > unlabelled:
+            parts.append(f"{drawn - unlabelled} unreadable")
         if self.distiller.best:
             names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
-            said += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+            parts += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
         if self.distiller.caches:
-            said.append(f"{asked - ran} teacher responses read and {ran} computed")
+            parts.append(f"{responses - computed} teacher responses read and {computed} computed")
         if RANK in {-1, 0}:
-            LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(said)}")
+            LOGGER.info(f"Epoch {self.epoch + 1}: {', '.join(parts)}")
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """As upstream, with the numbers of images where there are unlabelled ones."""
@@ -316,7 +325,7 @@ class KDMixin(BaseTrainer):
         """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
         super().final_eval()
         if RANK in {-1, 0}:
-            made_by = provenance(self.args.kd, self.recipe, str(self.args.data))
+            made_by = provenance(self.distillation, self.start, self.recipe, str(self.args.data))
             for file in (self.best, self.last):
                 if file.exists():
                     # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
@@ -324,7 +333,7 @@ class KDMixin(BaseTrainer):
                     sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
 
     def _accuracy(self) -> dict[str, Any]:
-        """What the final validation found, in the fields of the latency report's `accuracy`."""
+        """The final validation's figures, in the fields of the latency report's `accuracy`."""
         return {
             "dataset": Path(str(self.args.data)).name,
             "split": self.args.split,

@@ -58,8 +58,8 @@ def _resume(arguments: dict[str, Any]) -> YOLO | RTDETR:
         raise UsageError(f"resume={checkpoint or given} is not a file: give the interrupted run's weights/last.pt.")
     options.fold({**arguments, "resume": True})
     student = open_student(checkpoint)
-    kd = (student.ckpt.get("train_args") or {}).get("kd")
-    if student.ckpt.get("optimizer") is None or not isinstance(kd, dict):
+    distilled = isinstance((student.ckpt.get("train_args") or {}).get("kd"), dict)
+    if student.ckpt.get("optimizer") is None or not distilled:
         raise UsageError(f"resume={checkpoint} is not an interrupted run of yolokd: give such a run's weights/last.pt.")
     student.train(trainer=trainer_for(student.model), resume=True, **arguments)
     return student

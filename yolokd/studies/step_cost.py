@@ -24,20 +24,22 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from yolokd.config.checks import check_values
+from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import load_teacher, locate
+from yolokd.distill.applicability import Plan, needs, pair_of_heads, plan
 from yolokd.distill.gradient_balance import tensors
-from yolokd.distill.pairing import Pairing, Plan, kind, methods_for, needs, plan
+from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError, one_line
 from yolokd.methods import METHODS
 from yolokd.studies.step_time import wait
 
 WARMUP = 2  # rounds that are not counted
-OBJECTS = 7  # an image; COCO's mean
+OBJECTS = 7  # per image; COCO's mean
 NOTES = """\
 time: medians over alternating steps; the ratio is to the student's own step. A teacher without head is enough for
 methods that read maps alone; its time comes once, whatever the number of methods.
@@ -97,15 +99,14 @@ def cost(
     whole = Plan(read(other), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
         raise UsageError(
-            f"imgsz={imgsz} is no multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
+            f"imgsz={imgsz} is not a multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
         )
-    keys, _ = methods_for(
-        asked_methods(method or list(METHODS), dotted), f"{kind(student.spec)}/{kind(whole.teacher.spec)}"
-    )
+    asked = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
+    keys, _ = asked.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
     refused, columns = [], {}
     for key, options in keys.items():
         try:
-            one = plan(student, whole.teacher, {"gain": 1.0, "methods": {key: options}}, network.names, classes)
+            one = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
         except UsageError as error:
             refused.append(str(error))
             continue
@@ -150,7 +151,7 @@ def _measure(
     optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in pairing.methods.values()}}
     times: dict[str, list[float]] = {row: [] for row in ("student", "teacher", "teacher without head", *columns)}
     memory: dict[str, float] = {}
-    left: dict[str, Any] = {}  # what the round's passes of both detectors showed
+    left: dict[str, Any] = {}  # what was recorded of the round's passes of both detectors
     for i in range(WARMUP + rounds):
         data = _random_batch(imgsz, batch, i, device, len(student.names))
 

@@ -41,9 +41,9 @@ def steptime(
     ours = {k: arguments.pop(k) for k in list(arguments) if k in options.OURS or "." in k}
     check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
     stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
-    if "teacher" in (words := str(arguments.get("cache")).split(",")):
+    if options.caches_teacher(arguments):
         stored["cache"] = arguments.pop("cache")
-        arguments["cache"] = next((word for word in words if word != "teacher"), False)
+        arguments["cache"] = options.cache_without_teacher(stored["cache"])
     ours.setdefault("init", "own")  # how a student starts costs no step anything
     common: dict[str, Any] = {
         "model": model,
@@ -90,8 +90,8 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
     for i in range(WARMUP + steps):
         batch = next(batches)
         if cached:  # what is timed is the second time that a view is seen
-            seen = cached.preprocess_batch(dict(batch))
-            cached.distiller.shown(seen["img"], seen["view"])
+            on_device = cached.preprocess_batch(dict(batch))
+            cached.distiller.teacher_views(on_device["img"], on_device["view"])
         for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
             seconds = _step(arms[arm], dict(batch))
             if i >= WARMUP:
@@ -124,7 +124,7 @@ def _look(trainer: Any, batch: dict[str, Any]) -> float:
     wait(trainer.device)
     start = time.perf_counter()
     with autocast(precision(trainer), device=trainer.device.type):
-        trainer.distiller.shown(images)
+        trainer.distiller.teacher_views(images)
     wait(trainer.device)
     return time.perf_counter() - start
 
