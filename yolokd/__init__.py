@@ -16,7 +16,7 @@ _HOME = {
     "train": "distill.training",
     "export": "onnx.export",
     "bundle": "onnx.bundle",
-    "bench": "verbs.bench",
+    "bench": "latency.bench",
     "compare": "latency.gate",
     "study": "studies.runner",
 }

@@ -19,7 +19,7 @@ import pytest
 from helpers.edge import EDGE, collected, colour_frames, entry, export, measured, metadata, set_metadata, toy, trial
 
 from yolokd.latency import drawing
-from yolokd.verbs.bench import bench
+from yolokd.latency.bench import bench
 from yolokd_edge import cli
 from yolokd_edge.bench import statistics, timing
 from yolokd_edge.bench import trial as trials_module

@@ -14,8 +14,8 @@ from yolokd.demo.scenes import compose
 from yolokd.distill.training import train
 from yolokd.errors import UsageError
 from yolokd.latency import drawing
+from yolokd.latency.bench import bench
 from yolokd.onnx.export import export
-from yolokd.verbs.bench import bench
 
 ASSETS = Path(__file__).parent / "assets"
 SCENES = {"train": 500, "val": 200}
