@@ -13,7 +13,7 @@ from typing import Any
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml
+from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml, true_or_false
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
@@ -22,7 +22,7 @@ from yolokd.errors import UsageError
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
-    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust",
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
@@ -46,6 +46,7 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
         del ours["classes"]  # Ultralytics' own, a list of classes to keep
     theirs = {k: v for k, v in arguments.items() if k not in ours}
+    trust = true_or_false("trust", ours.get("trust", False))
     cached = "teacher" in str(theirs.get("cache")).split(",")
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     if theirs.get("distill_model"):
@@ -57,11 +58,13 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         if theirs.get(key):
             raise UsageError(f"{key}={theirs[key]} cannot be combined with distillation yet: leave {key}= out.")
     if theirs.get("resume"):
-        if fixed := [k for k in ours if k != "teacher"]:
+        if fixed := [k for k in ours if k not in ("teacher", "trust")]:
             raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
         if cached:
             raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
-        return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
+        anew: dict[str, Any] = {"teacher": locate_all(ours["teacher"])} if ours.get("teacher") else {}
+        anew |= {"trust": True} if trust else {}
+        return {**theirs, **({"kd": anew} if anew else {})}
     if scaling := [k for k in ("width", "depth") if k in ours]:
         raise UsageError(f"{scaling[0]}={ours[scaling[0]]} builds a new model, which only `yolokd train` can do.")
     if not ours.get("teacher"):
@@ -75,6 +78,8 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
         "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
         **asked_methods(ours.get("method") or "default", dotted),
     }
+    if trust:
+        kd["trust"] = True
     if "teachers" in ours:
         kd["teachers"] = one_of("teachers", ours["teachers"], ("average", "best"))
         if len(kd["teacher"]) == 1:

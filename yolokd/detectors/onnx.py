@@ -26,6 +26,7 @@ from yolokd_edge import E2E, NMS, RAW, EdgeError, read_contract
 from yolokd.detectors.foreign import GREY, ForeignReader, rgb
 from yolokd.errors import UsageError
 from yolokd.methods import ops
+from yolokd.onnx import metadata
 from yolokd.views import Spec
 
 CONTRACTS = ("raw", "e2e", "nms", "boxes_scores")
@@ -172,10 +173,10 @@ class OnnxReader(ForeignReader):
 
 def _promise(session: Any, path: str, contract: str | None, names: dict[int, str] | None) -> tuple[str, dict[int, str]]:
     """Contract and class names: those given, else those in the file's metadata."""
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    entries = metadata.of_session(session)
     if contract is None or names is None:
         try:
-            own = read_contract(metadata, Path(path))
+            own = read_contract(entries, Path(path))
         except EdgeError as error:
             missing = "teacher.contract=" + "|".join(CONTRACTS) if contract is None else "teacher.names=names.yaml"
             raise UsageError(f"teacher={path} does not say what it puts out ({error}): give {missing}.") from error

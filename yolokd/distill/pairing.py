@@ -191,7 +191,7 @@ def plans(
     """
     made = []
     for path in kd["teacher"]:
-        model = load_teacher(path, kd.get("teacher_contract"), kd.get("teacher_names"))
+        model = load_teacher(path, kd.get("teacher_contract"), kd.get("teacher_names"), trust=bool(kd.get("trust")))
         fit_channels(model, data.get("channels", 3))
         given = kd.get("classes")
         if single_cls:

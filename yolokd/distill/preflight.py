@@ -14,9 +14,9 @@ from yolokd.errors import UsageError
 from yolokd.init import transfer
 
 
-def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
+def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = False) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
-    data = read_data(arguments)
+    data = read_data(arguments, trust)
     kd, single = arguments["kd"], bool(arguments.get("single_cls"))
     if single:
         data = {**data, "names": {0: "item"}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd.config import options
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
+from yolokd.data.splits import checked_data
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
+from yolokd.detectors.opening import check_checkpoint
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import digest, locate_all
 from yolokd.distill import response_cache
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing, Plan, plans, rounded_imgsz
-from yolokd.distill.provenance import provenance, sign
+from yolokd.distill.provenance import sign, trained
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError
 from yolokd.init import transfer
@@ -62,17 +65,38 @@ class KDMixin(BaseTrainer):
         super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
         if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
             self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self._check_files(("model", "pretrained"), self.args.kd)
+
+    def _check_files(self, keys: tuple[str, ...], kd: Any) -> None:
+        """Refuse checkpoints that could run code, for callers that give their paths to a trainer themselves."""
+        for key in keys:
+            file = getattr(self.args, key, None)
+            if isinstance(file, (str, Path)) and Path(file).is_file():
+                check_checkpoint(file, key, bool((kd or {}).get("trust")))
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """As upstream; a teacher given anew replaces the one of the interrupted run, which may have moved."""
+        self._check_files(("resume",), overrides.get("kd"))
         super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
         if not self.resume:
             return
         kd = getattr(self.args, "kd", None)
         if not isinstance(kd, dict) or not kd.keys() & {"methods", "recipe"}:
             raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
+        kd = {k: v for k, v in kd.items() if k != "trust"}  # the user's word counts, not a file's own
         self.args.kd = {**kd, **(overrides.get("kd") or {})}
         self.args.kd["teacher"] = locate_all(self.args.kd["teacher"])
+
+    def get_dataset(self) -> Any:
+        """As upstream, which would run what the data's YAML holds to download images."""
+        args = self.args
+        try:
+            args.data = checked_data(args.data, args.split, args.fraction, bool(args.kd.get("trust")))
+        except UsageError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"data={args.data} cannot be used: {error}") from error
+        return super().get_dataset()
 
     def set_model_attributes(self) -> None:
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
@@ -316,12 +340,13 @@ class KDMixin(BaseTrainer):
         """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
         super().final_eval()
         if RANK in {-1, 0}:
-            made_by = provenance(self.args.kd, self.recipe, str(self.args.data))
+            kd = self.args.kd
+            made_by = trained(kd["teacher"], self.recipe, kd["gain"], kd.get("start", "own"), str(self.args.data))
             for file in (self.best, self.last):
                 if file.exists():
                     # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
                     validated = file == (self.best if self.best.exists() else self.last)
-                    sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
+                    sign(file, replace(made_by, accuracy=self._accuracy() if validated else None))
 
     def _accuracy(self) -> dict[str, Any]:
         """What the final validation found, in the fields of the latency report's `accuracy`."""
