@@ -50,11 +50,11 @@ def check_writable(place: Path, said: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
+def check_arguments(arguments: dict[str, Any], trust: bool = False) -> None:
     """What can be seen in the arguments alone and would stop a run only after it made its folder."""
     check_values(arguments)
     if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
-        open_student(pretrained, "pretrained")
+        open_student(pretrained, "pretrained", trust)
     optimizer = str(arguments.get("optimizer") or "auto").lower()
     if optimizer not in {"auto", "musgd", *(name.lower() for name in vars(torch.optim))}:
         raise UsageError(f"optimizer={arguments['optimizer']} is not one of Ultralytics': leave it out for its choice.")

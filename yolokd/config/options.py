@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml
+from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml, true_or_false
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
@@ -25,7 +25,7 @@ from yolokd.errors import UsageError
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
-    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust",
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
@@ -67,6 +67,7 @@ class DistillOptions:
     unlabeled: str | None = None  # folder of images without labels
     unlabeled_ratio: float = 0.0  # unlabelled images per labelled one
     cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
+    trust: bool = False  # whether the user answers for files that may run code when they are opened
 
     @property
     def best(self) -> bool:
@@ -156,19 +157,21 @@ def refuse_combinations(theirs: dict[str, Any]) -> None:
 
 
 def fold_resumed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a resumed run, of which only the teachers' place may change."""
-    if fixed := [k for k in ours if k != "teacher"]:
+    """The arguments of a resumed run, of which only the teachers' place and the user's trust may change."""
+    if fixed := [k for k in ours if k not in ("teacher", "trust")]:
         raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
     if caches_teacher(theirs):
         raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
-    return {**theirs, **({"kd": {"teacher": locate_all(ours["teacher"])}} if ours.get("teacher") else {})}
+    anew: dict[str, Any] = {"teacher": locate_all(ours["teacher"])} if ours.get("teacher") else {}
+    anew |= {"trust": True} if true_or_false("trust", ours.get("trust", False)) else {}
+    return {**theirs, **({"kd": anew} if anew else {})}
 
 
 def resumed(stored: Any, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The plain options of an interrupted run with those given anew; None if the run was not distilled."""
     if not isinstance(stored, dict) or not stored.keys() & {"methods", "recipe"}:
         return None
-    plain = {**stored, **(given or {})}
+    plain = {**{k: v for k, v in stored.items() if k != "trust"}, **(given or {})}  # a file cannot vouch for itself
     return {**plain, "teacher": locate_all(plain["teacher"])}
 
 
@@ -192,6 +195,7 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     if "classes" in ours:
         values["classes"] = read_classes(ours["classes"])
     values |= read_unlabeled(ours)
+    values["trust"] = true_or_false("trust", ours.get("trust", False))
     cache = read_cache(ours, theirs)
     if gain:  # a student alone sees its images as without a teacher
         values["cache"] = cache

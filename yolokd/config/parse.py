@@ -56,6 +56,13 @@ def one_of(key: str, value: Any, known: tuple[str, ...]) -> str:
     return str(value)
 
 
+def true_or_false(key: str, value: Any) -> bool:
+    """A flag; a word such as `no` would count as yes."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{key}={value} is neither True nor False: write one of the two.")
+    return value
+
+
 def pixels(key: str, value: Any) -> int:
     """A number of pixels, 32 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 32:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from ultralytics.data.augment import LetterBox, RandomHSV
-from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils.patches import imread
 
+from yolokd.data.splits import list_images
 from yolokd.errors import UsageError
 
 Place = tuple[int, int]  # index of an image, number of the draw, which seeds its changes
@@ -37,7 +37,7 @@ def list_folder(folder: Any) -> list[Path]:
     path = Path(str(folder)).expanduser()
     if not path.is_dir():
         raise UsageError(f"unlabeled={folder} is not a folder: give one with images.")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower().removeprefix(".") in IMG_FORMATS and f.is_file())
+    files = sorted(f for f in list_images(path) if f.is_file())
     if not files:
         raise UsageError(f"unlabeled={folder} holds no image file: give a folder with images, such as .jpg or .png.")
     if not any(imread(f) is not None for f in files):

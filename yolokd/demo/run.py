@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ultralytics import YOLO
 from ultralytics.utils.files import increment_path
 
 from yolokd.demo.scenes import compose
+from yolokd.detectors.opening import open_student
 from yolokd.distill.training import train
 from yolokd.errors import UsageError
 from yolokd.latency import drawing
@@ -50,12 +50,12 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
 
     budget = {**BUDGET, "data": str(data), "seed": seed, "project": str(out)}
     _say("1/5  The student alone")
-    alone = YOLO(weights["student"])
+    alone = open_student(weights["student"])
     alone.train(**budget, name="alone")
     _say("2/5  The same student under the teacher")
     distilled = train(model=weights["student"], teacher=weights["teacher"], **budget, name="distilled")
     _say("3/5  The teacher on the validation scenes")
-    teacher = YOLO(weights["teacher"])
+    teacher = open_student(weights["teacher"], "teacher")
     teacher.val(data=str(data), imgsz=160, device="cpu", workers=0, project=str(out), name="teacher")
 
     _say("4/5  Export to ONNX, checked against PyTorch")
@@ -92,13 +92,13 @@ def _say(step: str) -> None:
     print(f"\n=== {step} ===", flush=True)
 
 
-def _row(role: str, model: YOLO, checkpoint: Path, file: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _row(role: str, model: Any, checkpoint: Path, file: Path, record: dict[str, Any]) -> dict[str, Any]:
     total = record["results"]["stages"]["total"]
     return {
         "name": role,
         "map50": float(model.metrics.box.map50),
         "map50_95": float(model.metrics.box.map),
-        "params": sum(p.numel() for p in YOLO(checkpoint).model.parameters()),  # afresh: validation fuses
+        "params": sum(p.numel() for p in open_student(checkpoint).model.parameters()),  # afresh: validation fuses
         "mb": file.stat().st_size / 1e6,
         "p50_ms": total["p50"],
         "p90_ms": total["p90"],

@@ -173,10 +173,10 @@ class OnnxReader(ForeignReader):
 
 def _promise(session: Any, path: str, contract: str | None, names: dict[int, str] | None) -> tuple[str, dict[int, str]]:
     """Contract and class names: those given, else those in the file's metadata."""
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    entries = dict(session.get_modelmeta().custom_metadata_map)
     if contract is None or names is None:
         try:
-            own = read_contract(metadata, Path(path))
+            own = read_contract(entries, Path(path))
         except EdgeError as error:
             missing = "teacher.contract=" + "|".join(CONTRACTS) if contract is None else "teacher.names=names.yaml"
             raise UsageError(f"teacher={path} does not say what it puts out ({error}): give {missing}.") from error

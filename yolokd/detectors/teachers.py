@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, torch_safe_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
-from yolokd.detectors import TASKS, vit
+from yolokd.detectors import vit
 from yolokd.detectors.onnx import OnnxDetector
+from yolokd.detectors.opening import open_teacher
 from yolokd.errors import UsageError
 
 
@@ -76,37 +76,22 @@ def digest(path: str) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
-def load_teacher(path: str, contract: str | None = None, names: dict[int, str] | None = None) -> Any:
+def load_teacher(
+    path: str, contract: str | None = None, names: dict[int, str] | None = None, trust: bool = False
+) -> Any:
     """The model in a checkpoint or an ONNX file, or from timm, in eval mode on the CPU.
 
     Args:
         path: as `locate` gives it.
         contract: of an ONNX file's output, None for the one in its metadata.
         names: class index -> name of an ONNX file, None for those in its metadata.
-
-    The file is first read by Ultralytics' restricted loader, so that a checkpoint from a stranger can build known
-    model classes only and run no code of its own.
+        trust: the user answers for what a checkpoint runs; else it may build known classes only.
     """
     if path.startswith(vit.PREFIX):
         return vit.load(path)
     if path.endswith(".onnx"):
         return OnnxDetector(path, contract, names)
-    try:
-        torch_safe_load(path, safe_only=True)
-        model, _ = load_checkpoint(path)
-    except Exception as error:  # damaged, foreign and unreachable files end in a dozen exception types
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"teacher={path} is not a checkpoint that Ultralytics can load ({type(error).__name__}: {reason}); "
-            "give a .pt file that `yolo val` opens."
-        ) from error
-    if model.task not in TASKS:
-        raise UsageError(
-            f"teacher={path} is a model for the task {model.task}: give one for {', '.join(TASKS[:-1])} or {TASKS[-1]}."
-        )
-    if not isinstance(model, DetectionModel):
-        raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
-    return model
+    return open_teacher(path, trust)
 
 
 def fit_channels(model: Any, channels: int) -> bool:

@@ -121,7 +121,7 @@ def plans(
     """
     made = []
     for path in distillation.teacher:
-        model = load_teacher(path, distillation.teacher_contract, distillation.teacher_names)
+        model = load_teacher(path, distillation.teacher_contract, distillation.teacher_names, distillation.trust)
         fit_channels(model, data.get("channels", 3))
         class_names = distillation.classes
         if single_cls:

@@ -15,9 +15,9 @@ from yolokd.errors import UsageError
 from yolokd.init import transfer
 
 
-def preflight(student: YOLO | RTDETR, arguments: dict[str, Any]) -> None:
+def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = False) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
-    data = read_data(arguments)
+    data = read_data(arguments, trust)
     distillation, single_cls = DistillOptions.of(arguments), bool(arguments.get("single_cls"))
     if single_cls:
         data = {**data, "names": {0: "item"}}

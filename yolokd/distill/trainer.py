@@ -29,8 +29,10 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolokd.config import options
 from yolokd.config.options import DistillOptions
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
+from yolokd.data.splits import checked_data
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
+from yolokd.detectors.opening import check_checkpoint
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import digest
 from yolokd.distill import response_cache
@@ -38,7 +40,7 @@ from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
-from yolokd.distill.provenance import provenance, sign
+from yolokd.distill.provenance import sign, trained
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError
 from yolokd.init import transfer
@@ -68,15 +70,35 @@ class KDMixin(BaseTrainer):
         self.distillation, self.start = DistillOptions.from_dict(self.args.kd), str(self.args.kd.get("start", "own"))
         if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
             self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self._check_files(("model", "pretrained"), self.args.kd)
+
+    def _check_files(self, keys: tuple[str, ...], kd: Any) -> None:
+        """Refuse checkpoints that could run code, for callers that give their paths to a trainer themselves."""
+        for key in keys:
+            file = getattr(self.args, key, None)
+            if isinstance(file, (str, Path)) and Path(file).is_file():
+                check_checkpoint(file, key, bool((kd or {}).get("trust")))
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """As upstream; a teacher given anew replaces the one of the interrupted run, which may have moved."""
+        self._check_files(("resume",), overrides.get("kd"))
         super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
         if not self.resume:
             return
         self.args.kd = options.resumed(getattr(self.args, "kd", None), overrides.get("kd"))
         if self.args.kd is None:
             raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
+
+    def get_dataset(self) -> Any:
+        """As upstream, which would run what the data's YAML holds to download images."""
+        args = self.args
+        try:
+            args.data = checked_data(args.data, args.split, args.fraction, bool(args.kd.get("trust")))
+        except UsageError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"data={args.data} cannot be used: {error}") from error
+        return super().get_dataset()
 
     def set_model_attributes(self) -> None:
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
@@ -325,12 +347,14 @@ class KDMixin(BaseTrainer):
         """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
         super().final_eval()
         if RANK in {-1, 0}:
-            made_by = provenance(self.distillation, self.start, self.recipe, str(self.args.data))
+            made_by = trained(
+                list(self.distillation.teacher), self.recipe, self.distillation.gain, self.start, str(self.args.data)
+            )
             for file in (self.best, self.last):
                 if file.exists():
                     # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
                     validated = file == (self.best if self.best.exists() else self.last)
-                    sign(file, {**made_by, "accuracy": self._accuracy() if validated else None})
+                    sign(file, replace(made_by, accuracy=self._accuracy() if validated else None))
 
     def _accuracy(self) -> dict[str, Any]:
         """The final validation's figures, in the fields of the latency report's `accuracy`."""

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from importlib import metadata
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,22 @@ import onnxruntime
 import torch
 import ultralytics
 from ultralytics import YOLO
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import ASSETS, LOGGER
+from ultralytics.utils import LOGGER
 
 from yolokd import __version__
 from yolokd.config.checks import check_writable
-from yolokd.errors import ParityError, UsageError, one_line
-from yolokd.onnx import export, parity, profile, quantize
+from yolokd.config.parse import true_or_false
+from yolokd.data.splits import find_data, split_images
+from yolokd.distill.provenance import Provenance
+from yolokd.errors import ParityError, UsageError
+from yolokd.onnx import export, metadata, parity, profile, quantize
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
 from yolokd_edge.contract import RAW
 from yolokd_edge.detector import Detector, check_manifest
-from yolokd_edge.images import IMAGE_SUFFIXES, list_images, read_image
+from yolokd_edge.images import list_images, read_image
 
 BOARD_FILES, TESTS = PACKAGE / "board_files", PACKAGE / "jetson"
 NOT_IN_A_BUNDLE = shutil.ignore_patterns("board_files", "jetson", "__pycache__", "*.py[co]")
@@ -60,6 +62,7 @@ def bundle(
     imgsz: int | list[int] | None = None,
     source: str | Path | None = None,
     calib: int = CALIBRATION,
+    trust: bool = False,
 ) -> Path:
     """Export a checkpoint and pack it with twins, a parity pack, the runtime and instructions.
 
@@ -75,6 +78,7 @@ def bundle(
         source: image or folder for the parity pack; by default images of the validation split, else two photographs
             that Ultralytics installs.
         calib: most training images to calibrate on.
+        trust: whether the checkpoint may hold what runs as code: you answer for it.
 
     Returns:
         Path of the zip file. The same inputs and versions on the same machine give the same bytes.
@@ -84,18 +88,18 @@ def bundle(
         ParityError: a file computes something else than it should; nothing is written.
     """
     checkpoint = Path(str(model)).expanduser()
-    target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8}, calib)
-    student = export._open(checkpoint)
-    dataset = _dataset(data) if data else export._data(student.ckpt)
+    target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib)
+    student = export.open_detector(checkpoint, trust)
+    dataset = find_data(data) if data else export.training_data(student.ckpt)
     if (fp16 or int8) and not dataset:
         raise UsageError(
             "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
         )
     if int8 and dataset:
-        _split(dataset, "train")  # that it has images shall be seen before a minute of exporting
+        split_images(dataset, "train")  # that it has images must be seen before a minute of exporting
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib)
+        models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib, trust)
         images = list_images(str(source)) if source else _candidates(dataset)
         _parity_pack(root, list(models), images)
         _instructions(root, target.stem, models)
@@ -111,8 +115,7 @@ def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, An
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
         raise UsageError(f"model={checkpoint} is not a checkpoint: give the trained student's .pt file.")
     for key, value in flags.items():
-        if not isinstance(value, bool):
-            raise UsageError(f"{key}={value} is neither True nor False: write one of the two.")
+        true_or_false(key, value)
     if isinstance(calib, bool) or not isinstance(calib, int) or calib < 1:
         raise UsageError(f"calib={calib} is not a number of images: give 1 or more, such as {CALIBRATION}.")
     target = Path(str(out)).expanduser() if out else checkpoint.with_name(f"{checkpoint.stem}-edge.zip")
@@ -124,38 +127,29 @@ def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, An
     return target
 
 
-def _dataset(data: str | Path) -> dict[str, Any]:
-    try:
-        return check_det_dataset(str(data), autodownload=False)  # type: ignore[no-any-return]
-    except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
-        raise UsageError(
-            f"data={data} cannot be used ({one_line(error)}); give a data set's YAML whose folders exist."
-        ) from error
-
-
 # --- the models -----------------------------------------------------------------------------------------------------
 
 
 def _models(
     checkpoint: Path, root: Path, student: YOLO, dataset: dict[str, Any] | None, fp16: bool, int8: bool,
-    contract: str, imgsz: Any, source: Any, calib: int,
+    contract: str, imgsz: Any, source: Any, calib: int, trust: bool,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write the ONNX files; their manifest entries by file name, the FP32 one first."""
     full = root / "model.onnx"
     size = {} if imgsz is None else {"imgsz": imgsz}
-    export.export(checkpoint, full, contract, source, **size)
-    _forget_date(full)
+    export.export(checkpoint, full, contract, source, trust=trust, **size)
+    metadata.change(full, date=None)  # all that differs between two exports of one checkpoint
     models = {full.name: _entry(full, "fp32", "fp32")}
     if fp16:
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
     if int8 and dataset:
-        images = list(filter(parity.readable, _spread(_split(dataset, "train"), calib)))
+        images = list(filter(parity.readable, _spread(split_images(dataset, "train"), calib)))
         for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
             file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
             models[file.name] = _entry(file, "int8", name)
     if dataset:
         _measure_accuracy(root, models, dataset)
-    elif known := json.loads(_props(full)["yolokd"])["accuracy"]:
+    elif known := metadata.description(metadata.read(full))["accuracy"]:
         models[full.name]["accuracy"] = known
     return models
 
@@ -173,29 +167,11 @@ def _entry(file: Path, precision: str, providers: str) -> dict[str, Any]:
         "providers": list(PROVIDERS[providers]),
         "opset": opset,
         "ir": loaded.ir_version,
-        "int8": json.loads(_props(file)["yolokd"]).get("int8"),
+        "int8": metadata.description(metadata.of_graph(loaded)).get("int8"),
         "accuracy": None,
         "change": None,
         "static": profile.figures(file),
     }
-
-
-def _props(file: Path) -> dict[str, str]:
-    return {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
-
-
-def _set_props(file: Path, **changes: str | None) -> None:
-    """Change metadata entries of a file; None removes one."""
-    loaded = onnx.load(file)
-    props = {p.key: p.value for p in loaded.metadata_props} | changes
-    del loaded.metadata_props[:]
-    onnx.helper.set_model_props(loaded, {k: v for k, v in props.items() if v is not None})
-    onnx.save(loaded, file)
-
-
-def _forget_date(file: Path) -> None:
-    """The time of the export is all that differs between two exports of one checkpoint."""
-    _set_props(file, date=None)
 
 
 def _measure_accuracy(root: Path, models: dict[str, dict[str, Any]], dataset: dict[str, Any]) -> None:
@@ -206,8 +182,7 @@ def _measure_accuracy(root: Path, models: dict[str, dict[str, Any]], dataset: di
         first = first or figures
         entry["accuracy"] = figures
         entry["change"] = {key: round(figures[key] - first[key], 6) for key in ("map50", "map50_95")}
-        described = {**json.loads(_props(root / name)["yolokd"]), "accuracy": figures}
-        _set_props(root / name, yolokd=json.dumps(described))
+        metadata.change(root / name, {"accuracy": figures})
 
 
 def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]:
@@ -246,32 +221,15 @@ def table(models: dict[str, dict[str, Any]]) -> str:
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def _split(dataset: dict[str, Any], split: str) -> list[Path]:
-    """Image files of a split: folders, lists of files, or several of either."""
-    given = dataset.get(split) or []
-    found: list[Path] = []
-    for item in [given] if isinstance(given, (str, Path)) else given:
-        path = Path(item)
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            found += [path.parent / line.strip() for line in lines if line.strip()]
-    if not found:
-        raise UsageError(f"the {split} split of {dataset['yaml_file']} holds no image: check its paths.")
-    return found
-
-
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many, evenly over the list."""
+    """At most the given number, evenly over the list."""
     places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)
     return [paths[k] for k in places]
 
 
 def _candidates(dataset: dict[str, Any] | None) -> list[Path]:
-    photographs = sorted(Path(ASSETS).glob("*.jpg"))
-    own = filter(parity.readable, _spread(_split(dataset, "val"), CANDIDATES)) if dataset else ()
-    return [*own, *photographs]
+    own = filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES)) if dataset else ()
+    return [*own, *parity.stock_images()]
 
 
 def _varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
@@ -363,7 +321,7 @@ def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> N
     text = (BOARD_FILES / "README.md").read_text(encoding="utf-8")
     (root / "README.md").write_text(text.format(name=name, files=table(models)), encoding="utf-8")
     # all of that name: a build leaves one without licence beside a checkout
-    texts = [d.read_text("licenses/LICENSE") for d in metadata.distributions(name="yolokd")]
+    texts = [d.read_text("licenses/LICENSE") for d in distributions(name="yolokd")]
     licence = next((text for text in texts if text), None)
     if not licence:
         raise UsageError("the installation of yolokd lacks its LICENSE file: install it again.")
@@ -381,7 +339,7 @@ def _manifest(
     root: Path, name: str, checkpoint: Path, ckpt: dict[str, Any], models: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     full = Detector(root / "model.onnx", threads=1)
-    contract, said = full.contract, full.contract.meta
+    contract, described = full.contract, full.contract.meta
     files = sorted(p for p in root.rglob("*") if p.is_file())
     names = [p.relative_to(root).as_posix() for p in files]
     return {
@@ -410,8 +368,8 @@ def _manifest(
         "models": models,
         "provenance": {
             "student": {"file": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
-            **{key: said.get(key) for key in ("teacher", "methods", "gain", "dataset")},
-            "accuracy": said.get("accuracy"),
+            **Provenance.from_dict(described).without_paths(),
+            "accuracy": described.get("accuracy"),
             "training": _recipe(ckpt),
         },
         "files": {

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
-from ultralytics import YOLO
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import LOGGER
 
 from yolokd import __version__, compat
 from yolokd.config.checks import check_values, check_writable
-from yolokd.config.parse import check_keys, did_you_mean
+from yolokd.config.parse import check_keys, did_you_mean, true_or_false
+from yolokd.data.splits import find_data
+from yolokd.detectors.opening import GIVE_CHECKPOINT, open_model
+from yolokd.distill.provenance import Provenance
 from yolokd.errors import UsageError, one_line
-from yolokd.onnx import parity
+from yolokd.onnx import metadata, parity
 from yolokd_edge.contract import E2E, NMS, RAW
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import list_images, read_image
@@ -47,6 +47,7 @@ def export(
     contract: str = "raw",
     source: str | Path | None = None,
     exist_ok: bool = False,
+    trust: bool = False,
     **arguments: Any,
 ) -> Path:
     """Export a checkpoint to ONNX through Ultralytics, check it, and write down what it is.
@@ -59,6 +60,7 @@ def export(
         source: image or folder to compare PyTorch and onnxruntime on; by default two photographs that Ultralytics
             installs and images of the checkpoint's own validation split, where it is present.
         exist_ok: whether `out` may replace a file.
+        trust: whether the checkpoint may hold what runs as code: you answer for it.
         **arguments: Ultralytics' export arguments: imgsz, opset, simplify, device, verbose; with contract="nms" also
             those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
 
@@ -69,66 +71,63 @@ def export(
         UsageError: something asked for cannot be done.
         ParityError: the file computes something else than the checkpoint; it is not kept.
     """
+    true_or_false("trust", trust)
     checkpoint, target, wanted = _check_request(model, out, contract, exist_ok, arguments)
     images = list_images(str(source)) if source else None
     if images:
         read_image(images[0])  # what is no image is found before the export
-    student = _open(checkpoint)
+    student = open_detector(checkpoint, trust)
     if contract == "e2e" and getattr(student.model.model[-1], "one2one_cv2", None) is None:
-        raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} has not: choose raw or nms.")
+        raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} does not have: choose raw or nms.")
     if not isinstance(student.model.model[-1], Detect):
         raise UsageError(f"model={checkpoint} is no YOLO: yolokd exports models with a Detect head so far.")
     if (channels := int(student.model.yaml.get("channels", 3))) != 3:
         raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
-    made_by = student.ckpt.get("yolokd") or {}
+    made_by = Provenance.of_checkpoint(student.ckpt)
     if "imgsz" not in arguments:
         arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
-    images = images or parity.real_images(_data(student.ckpt))
+    images = images or parity.real_images(training_data(student.ckpt))
     with tempfile.TemporaryDirectory() as folder:
         # A copy, because Ultralytics writes beside the checkpoint and over what is there.
         copy = Path(shutil.copy(checkpoint, folder))
-        file = _to_onnx(copy, {**compat.head_arguments(contract), **arguments})
+        file = _to_onnx(open_detector(copy, trust), {**compat.head_arguments(contract), **arguments})
         graph = onnx.load(file)
         onnx.checker.check_model(graph)
         if (got := Detector(file).contract).output != wanted:
             raise UsageError(
                 f"contract={contract} was asked for and Ultralytics exported {got.output}: choose another contract."
             )
-        figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments))
-        entry = describe(made_by, wanted, got.hw) | {"parity": figures}
-        onnx.helper.set_model_props(
-            graph, {p.key: p.value for p in graph.metadata_props} | {"yolokd": json.dumps(entry)}
-        )
+        figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments), trust)
+        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures}
+        metadata.write(graph, {**metadata.of_graph(graph)}, described)
         onnx.save(graph, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
-    LOGGER.info(f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures)}")
+    LOGGER.info(f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures, source)}")
     return target
 
 
-def _to_onnx(checkpoint: Path, arguments: dict[str, Any]) -> Path:
+def _to_onnx(student: Any, arguments: dict[str, Any]) -> Path:
     try:
-        return Path(YOLO(checkpoint).export(format="onnx", **arguments))
+        return Path(student.export(format="onnx", **arguments))
     except (AssertionError, RuntimeError) as error:  # how exporters refuse an argument, such as opset=3 or 99
         raise UsageError(f"Ultralytics refuses to export: {one_line(error)}.") from error
 
 
 def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dict[str, Any]:
-    """The metadata entry "yolokd": what the file puts out and where the model comes from; null where nobody knows.
+    """The metadata entry "yolokd": what the file outputs and where the model comes from; null where nobody knows.
 
     The training's accuracy is the file's only where both see images of the same size, neither has decided on a
     confidence yet, and it is the same branch of a dual head.
     """
-    known = made_by.get("accuracy") or {}
+    origin = Provenance.from_dict(made_by)
+    known = origin.accuracy or {}
     same = set(hw) == {known.get("imgsz")} and contract != NMS and known["end2end"] == (contract == E2E)
     return {
         "schema": "yolokd.export/1",
         "yolokd_version": __version__,
         "output_contract": contract,
-        "teacher": made_by.get("teacher"),
-        "methods": made_by.get("methods"),
-        "gain": made_by.get("gain"),
-        "dataset": made_by.get("dataset"),
+        **origin.without_paths(),
         "accuracy": known if same else None,
     }
 
@@ -144,14 +143,13 @@ def _check_request(
     for key, (same, remedy) in REFUSED.items():
         if (value := arguments.pop(key, None)) and value != same:
             raise UsageError(f"{key}={value} is not for `yolokd export`: {remedy}.")
-    ours = ("model", "out", "contract", "source", "exist_ok")
+    ours = ("model", "out", "contract", "source", "exist_ok", "trust")
     check_keys(arguments, [*TAKEN, *BAKED["nms"], *ours])
     for key in arguments:
         if key not in (*TAKEN, *BAKED[contract]):
             raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
     check_values(arguments)
-    if not isinstance(exist_ok, bool):  # a word such as `no` would count as yes and cost a file
-        raise UsageError(f"exist_ok={exist_ok} is neither True nor False: write one of the two.")
+    true_or_false("exist_ok", exist_ok)
     target = Path(str(out)).expanduser() if out else checkpoint.with_suffix(".onnx")
     if target.suffix != ".onnx":
         raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
@@ -167,33 +165,33 @@ def _thresholds(contract: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"conf": 0.25, **baked} if contract == "nms" else baked
 
 
-def _open(checkpoint: Path) -> YOLO:
-    try:
-        student = YOLO(checkpoint)
-    except Exception as error:  # damaged and foreign files end in a dozen exception types
-        raise UsageError(
-            f"model={checkpoint} is not a checkpoint that Ultralytics can open ({one_line(error)}); "
-            "give a .pt file that `yolo val` opens."
-        ) from error
+def open_detector(checkpoint: Path, trust: bool) -> Any:
+    """A checkpoint as Ultralytics' own object, which must detect."""
+    student = open_model(checkpoint, trust=trust, remedy=GIVE_CHECKPOINT)
     if student.task != "detect":
         raise UsageError(f"model={checkpoint} is for the task {student.task}: yolokd exports detection models so far.")
     return student
 
 
-def _data(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+def training_data(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The data set a checkpoint was trained on, if it is on this machine; never downloads it."""
-    named = (checkpoint.get("yolokd") or {}).get("data") or (checkpoint.get("train_args") or {}).get("data")
+    named = Provenance.of_checkpoint(checkpoint).data or (checkpoint.get("train_args") or {}).get("data")
     if not named or not Path(str(named)).is_file():
         return None
     try:
-        return check_det_dataset(str(named), autodownload=False)  # type: ignore[no-any-return]
-    except (FileNotFoundError, SyntaxError, RuntimeError):  # moved since: the photographs remain
+        return find_data(str(named))
+    except UsageError as error:  # moved since: the photographs remain
+        LOGGER.warning(f"The data set of the training is left out: {error}")
         return None
 
 
-def _said(figures: dict[str, Any]) -> str:
+def _said(figures: dict[str, Any], source: Any) -> str:
+    """The figures of a file that passed, and on which images."""
     dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
     parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
     if outputs:
         parts.insert(0, f"outputs within {outputs['max_abs_box']:.2g} px and {outputs['max_abs_score']:.2g} score")
-    return f"equal to PyTorch on {figures['n_images']} images: {', '.join(parts)}"
+    stock = figures["n_stock_images"]
+    own = figures["n_images"] - stock
+    where = f"{own} images of {source}" if source else f"{own} images of the data and {stock} stock photographs"
+    return f"equal to PyTorch on {where}: {', '.join(parts)}"

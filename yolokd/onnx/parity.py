@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ultralytics import YOLO
-from ultralytics.utils import LOGGER
+from ultralytics import RTDETR, YOLO
+from ultralytics.utils import ASSETS, LOGGER
 
 from yolokd import compat
+from yolokd.data.splits import split_images
+from yolokd.detectors.opening import open_model
 from yolokd.errors import ParityError, UsageError
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import RAW
 from yolokd_edge.detector import Detector
-from yolokd_edge.images import IMAGE_SUFFIXES, read_image
+from yolokd_edge.images import read_image
 
 TOLERANCE = {
     "raw_box": 0.1,  # pixels of the input, any anchor point's side
@@ -34,7 +36,11 @@ MIN_CONF = 0.05  # detections from this confidence on are compared: enough of th
 
 
 def compare(
-    checkpoint: str | Path, file: str | Path, images: list[Path], thresholds: dict[str, Any] | None = None
+    checkpoint: str | Path,
+    file: str | Path,
+    images: list[Path],
+    thresholds: dict[str, Any] | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Largest differences over the images; fields as in the latency report's `parity`.
 
@@ -43,6 +49,7 @@ def compare(
         file: the ONNX file.
         images: image files; colour and not square, else a swapped channel or a wrong letterbox goes unseen.
         thresholds: conf, iou, max_det and agnostic_nms that are part of the file's graph, where they are.
+        trust: the user answers for what the checkpoint runs.
 
     Returns:
         ``pass`` and the figures it stands on, boxes in pixels. ``raw`` is the network's whole output for the raw
@@ -51,7 +58,7 @@ def compare(
     settings = {"conf": MIN_CONF, "iou": 0.7, "max_det": 300, "agnostic_nms": False, **(thresholds or {})}
     detector = Detector(file, conf=settings["conf"], iou=settings["iou"], max_det=settings["max_det"])
     e2e = detector.contract.output != RAW and detector.contract.exporter.get("end2end") == "True"
-    reference = YOLO(str(checkpoint))
+    reference = open_model(checkpoint, trust=trust)
     raw, rows, found, unmatched, box_error, conf_error, ious = [], [], 0, 0, 0.0, 0.0, []
     for path in images:
         frame = read_image(path)
@@ -79,6 +86,7 @@ def compare(
     figures: dict[str, Any] = {
         "reference": f"{Path(checkpoint).name}, PyTorch, rect=False",
         "n_images": len(images),
+        "n_stock_images": sum(map(is_stock, images)),  # the others show what the detector is for
         "raw": _worst(raw),
         "rows": _worst(rows),
         "dets": {
@@ -102,7 +110,11 @@ def compare(
 
 
 def check(
-    checkpoint: str | Path, file: str | Path, images: list[Path], thresholds: dict[str, Any] | None = None
+    checkpoint: str | Path,
+    file: str | Path,
+    images: list[Path],
+    thresholds: dict[str, Any] | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """`compare`, or ParityError in one sentence when a difference is above its tolerance.
 
@@ -110,7 +122,7 @@ def check(
         ParityError: the file differs.
         UsageError: the images show nothing to compare, which proves nothing either way.
     """
-    figures = compare(checkpoint, file, images, thresholds)
+    figures = compare(checkpoint, file, images, thresholds, trust)
     if not figures["pass"]:
         parts = ", ".join(f"{part} {figures[part]}" for part in ("raw", "rows", "dets") if figures[part])
         raise ParityError(
@@ -125,7 +137,7 @@ def check(
     return figures
 
 
-def _torch_output(reference: YOLO, blob: np.ndarray) -> np.ndarray:
+def _torch_output(reference: YOLO | RTDETR, blob: np.ndarray) -> np.ndarray:
     """The checkpoint's decoded output, (1, 4 + K, N) or rows (1, N, 6), for the very same input."""
     model = reference.predictor.model
     with torch.inference_mode():
@@ -163,14 +175,22 @@ def _worst(figures: list[dict[str, float]]) -> dict[str, float] | None:
 
 def real_images(data: dict[str, Any] | None, most: int = 8) -> list[Path]:
     """Images to compare on: the two colour photographs that Ultralytics installs and some of the validation split."""
-    from ultralytics.utils import ASSETS
+    found = stock_images()
+    try:
+        own = split_images(data, "val") if data else []
+    except UsageError as error:
+        LOGGER.warning(f"Checked on stock photographs only: {error}")
+        return found
+    return [*found, *itertools.islice(filter(readable, own), most)]
 
-    found = [p for p in sorted(Path(ASSETS).glob("*.jpg"))]
-    folder = (data or {}).get("val")
-    if isinstance(folder, (str, Path)) and Path(folder).is_dir():
-        inside = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        found += itertools.islice(filter(readable, inside), most)
-    return found
+
+def stock_images() -> list[Path]:
+    """The photographs that Ultralytics installs."""
+    return sorted(Path(ASSETS).glob("*.jpg"))
+
+
+def is_stock(image: Path) -> bool:
+    return image.parent == Path(ASSETS)
 
 
 def readable(path: Path) -> bool:

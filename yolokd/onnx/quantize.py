@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from yolokd.errors import UsageError
+from yolokd.onnx import metadata
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
 
@@ -121,10 +121,13 @@ def _digest(images: Sequence[Path]) -> str:
 
 def _save(graph: onnx.ModelProto, source: Path, target: Path, bits: int, figures: dict[str, Any]) -> Path:
     """Give a twin the metadata of its source, with its own precision and without the source's accuracy and parity."""
-    props = {p.key: p.value for p in onnx.load(source).metadata_props}
-    props["args"] = str({**ast.literal_eval(props["args"]), "quantize": bits})
-    if "yolokd" in props:
-        props["yolokd"] = json.dumps({**json.loads(props["yolokd"]), "accuracy": None, "parity": None, **figures})
-    onnx.helper.set_model_props(graph, props)
+    of_source = metadata.read(source)
+    described = metadata.description(of_source)
+    arguments = str({**ast.literal_eval(of_source["args"]), "quantize": bits})
+    metadata.write(
+        graph,
+        {**of_source, "args": arguments},
+        {**described, "accuracy": None, "parity": None, **figures} if described else None,
+    )
     onnx.save(graph, target)
     return target

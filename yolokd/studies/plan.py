@@ -18,10 +18,10 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.config import options
 from yolokd.config.checks import check_arguments, check_writable
-from yolokd.config.parse import check_keys, is_file_name, read_yaml, typed
+from yolokd.config.parse import check_keys, is_file_name, read_yaml, true_or_false, typed
 from yolokd.config.recipes import asked_methods, method_keys, read_arguments
 from yolokd.data.splits import read_data
-from yolokd.detectors.opening import open_student, scaled_yaml
+from yolokd.detectors.opening import open_model, open_student, scaled_yaml
 from yolokd.detectors.teachers import fetched, locate_all
 from yolokd.distill.preflight import preflight
 from yolokd.errors import UsageError
@@ -40,6 +40,7 @@ OF_THE_STUDY = {
     "save": "a run needs its checkpoint",
     "mode": "a study trains",
 }
+FOR_ANY_ARM = ("width", "depth", "trust")  # options of ours that are about the student, or about files
 FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
 ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
 
@@ -88,6 +89,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     if arguments.get("cfg"):
         arguments = {**read_arguments(arguments.pop("cfg")), **arguments}
     _refuse_owned(arguments, "")
+    true_or_false("trust", arguments.get("trust", False))
     for key, example in (("model", "model=yolo11n.pt"), ("teacher", "teacher=big.pt"), ("data", "data=my.yaml")):
         if not arguments.get(key):
             raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
@@ -165,7 +167,7 @@ def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
 
 def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
     """Each arm's whole training arguments: what is common, then its own."""
-    distilling = {k: v for k, v in common.items() if k in options.OURS and k not in ("width", "depth")}
+    distilling = {k: v for k, v in common.items() if k in options.OURS and k not in FOR_ANY_ARM}
     shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
     dotted = {k: v for k, v in common.items() if "." in k}
     used: set[str] = set()
@@ -176,8 +178,10 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
         if "val" in own:  # a best epoch is not to be compared with a last one
             raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
         if method in (ALONE, BUILTIN):
-            if odd := [k for k in own if "." in k or (k in options.OURS and k not in ("width", "depth"))]:
-                raise UsageError(f"arm {name}: {odd[0]}= is an option of our distillation, which {method} has not.")
+            if odd := [k for k in own if "." in k or (k in options.OURS and k not in FOR_ANY_ARM)]:
+                raise UsageError(
+                    f"arm {name}: {odd[0]}= is an option of our distillation, which {method} does not have."
+                )
             distilled = {"distill_model": common["teacher"]} if method == BUILTIN else {}
             if distilled and not str(common["teacher"]).endswith(".pt"):
                 raise UsageError(
@@ -208,22 +212,25 @@ def preflight_arm(arm: Arm) -> Arm:
     """The arm with paths made absolute, after the checks that `yolokd train` makes; they cost a second, not a run."""
     arguments = {k: v for k, v in arm.arguments.items() if k not in ("width", "depth")}
     scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
+    trust = bool(arguments.get("trust"))
     try:
         if "teacher" in arguments:
             folded = options.fold(arguments)
         else:
             check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
             folded = arguments
-        check_arguments(folded)
+        check_arguments(folded, trust)
         if "," in str(arguments.get("device", "")):
             raise UsageError(f"device={arguments['device']}: a study trains each run on one device, name one.")
         if scaling:
-            arguments["model"] = scaled_yaml(str(arguments["model"]), **scaling)
-        student = open_student(arguments["model"])
+            arguments["model"] = scaled_yaml(str(arguments["model"]), **scaling, trust=trust)
+        student = open_student(arguments["model"], trust=trust)
         if "teacher" in arguments:
-            preflight(student, folded)
+            preflight(student, folded, trust)
         else:
-            read_data(arguments)
+            read_data(arguments, trust)
+        if arguments.get("distill_model"):
+            open_model(arguments["distill_model"], "distill_model", trust)
     except UsageError as error:
         raise UsageError(f"arm {arm.name}: {error}") from error
     for key in ("model", "data", "teacher", "distill_model"):
@@ -245,11 +252,14 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     found = str(common["teacher"])
     if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
         return None
-    if found.endswith(".pt") and _task("teacher", found) != _task("model", common["model"]):
+    trust = bool(common.get("trust"))
+    tasks = [open_student(common[key], key, trust).task for key in ("teacher", "model") if found.endswith(".pt")]
+    if len(set(tasks)) > 1:
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
     arguments = {"model": common["teacher"], "imgsz": DEFAULT_CFG_DICT["imgsz"]}
     arguments |= {k: common[k] for k in of_validation if k in common}
+    arguments |= {"trust": True} if trust else {}
     if is_file_name(given := arguments.get("classes")) or isinstance(given, dict):
         arguments["class_map"] = options.read_classes(arguments.pop("classes"))
     if not isinstance(arguments.get("batch", 16), int) or arguments.get("batch", 16) < 1:
@@ -257,10 +267,6 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     if Path(str(arguments["data"])).is_file():
         arguments["data"] = str(Path(str(arguments["data"])).resolve())
     return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
-
-
-def _task(key: str, model: Any) -> str:
-    return str(open_student(model, key).task)
 
 
 def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:

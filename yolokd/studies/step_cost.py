@@ -19,22 +19,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from yolokd.config.checks import check_values
 from yolokd.config.options import DistillOptions
+from yolokd.config.parse import true_or_false
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
+from yolokd.detectors.opening import open_model
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import load_teacher, locate
 from yolokd.distill.applicability import Plan, needs, pair_of_heads, plan
 from yolokd.distill.gradient_balance import tensors
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
-from yolokd.errors import UsageError, one_line
+from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.studies.step_time import wait
 
@@ -68,6 +69,7 @@ def cost(
     method: Any = None,
     threads: int | None = None,
     device: str | None = None,
+    trust: bool = False,
     **dotted: Any,
 ) -> dict[str, Cost]:
     """Print and return the cost of "student", "teacher", "teacher without head", and what every method adds.
@@ -82,6 +84,7 @@ def cost(
         method: as in a training, for other taps; by default every method on its first.
         threads: of PyTorch; by default as many as it takes.
         device: "cpu" or "cuda"; by default a GPU where there is one.
+        trust: whether the files may hold what runs as code: you answer for them.
         **dotted: options of a method, such as ``mgd.width``.
 
     Raises:
@@ -90,11 +93,12 @@ def cost(
     for key, value in (("imgsz", imgsz), ("batch", batch), ("rounds", rounds), ("threads", threads or 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{key}={value} is not a whole number above 0.")
+    true_or_false("trust", trust)
     if device is not None:
         check_values({"device": device})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = _open("model", model).train().to(place, memory_format=memory_layout(place))  # as in training
-    other = _open_teacher(teacher)
+    network = _open("model", model, trust).train().to(place, memory_format=memory_layout(place))  # as in training
+    other = _open_teacher(teacher, trust)
     student, classes = read(network), match_classes(network.names, other.names, None)
     whole = Plan(read(other), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
@@ -113,7 +117,7 @@ def cost(
         whole.terms.update(one.terms)
         columns.update(dict.fromkeys([key], *one.terms))
     pairing = Pairing(student, whole, place)
-    blind = Pairing(student, Plan(read(_open_teacher(teacher)), {}, {}, [], None, 1.0), place)
+    blind = Pairing(student, Plan(read(_open_teacher(teacher, trust)), {}, {}, [], None, 1.0), place)
     if threads:
         torch.set_num_threads(threads)
     times, memory = _measure(student, pairing, blind, columns, imgsz, batch, rounds)
@@ -123,19 +127,16 @@ def cost(
     return rows
 
 
-def _open(key: str, model: Any) -> Any:
-    try:
-        network: Any = YOLO(str(model)).model.float().requires_grad_()
-    except Exception as error:  # a missing, damaged or foreign file ends in a dozen exception types
-        raise UsageError(f"{key}={model} is not a model that Ultralytics opens: {one_line(error)}.") from error
+def _open(key: str, model: Any, trust: bool) -> Any:
+    network: Any = open_model(model, key, trust).model.float().requires_grad_()
     network.args = get_cfg(DEFAULT_CFG)  # the gains of its loss
     return network
 
 
-def _open_teacher(teacher: Any) -> Any:
+def _open_teacher(teacher: Any, trust: bool) -> Any:
     if Path(str(teacher)).suffix == ".pt":
-        return load_teacher(locate(teacher))
-    network = _open("teacher", teacher)
+        return load_teacher(locate(teacher), trust=trust)
+    network = _open("teacher", teacher, trust)
     for towers in ("cv3", "one2one_cv3"):
         for tower in getattr(network.model[-1], towers, None) or ():
             nn.init.zeros_(tower[-1].bias)  # scores of a half

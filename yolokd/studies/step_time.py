@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import autocast
 
 from yolokd.config import options
-from yolokd.config.parse import check_keys
+from yolokd.config.parse import check_keys, true_or_false
+from yolokd.data.splits import read_data
+from yolokd.detectors.opening import open_model
 from yolokd.distill.trainer import KDTrainer
 
 CACHED, FORWARD = "yolokd, cached", "teacher alone"
@@ -26,7 +29,13 @@ WARMUP = 3  # steps that are not counted
 
 
 def steptime(
-    model: str, teacher: str, data: str, steps: int = 20, threads: int | None = None, **arguments: Any
+    model: str,
+    teacher: str,
+    data: str,
+    steps: int = 20,
+    threads: int | None = None,
+    trust: bool = False,
+    **arguments: Any,
 ) -> dict[str, float]:
     """Median milliseconds of a training step by arm, and of one forward pass of yolokd's teacher; prints the ratios.
 
@@ -36,14 +45,21 @@ def steptime(
         data: data set's YAML.
         steps: counted steps of each arm.
         threads: of PyTorch; by default as many as Ultralytics takes, one less than the cores.
+        trust: whether the files may hold what runs as code: you answer for them.
         **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
+    true_or_false("trust", trust)
+    for key, file in (("model", model), ("teacher", teacher), ("pretrained", arguments.get("pretrained"))):
+        if isinstance(file, (str, Path)):
+            open_model(file, key, trust)
+    read_data({**arguments, "data": data}, trust)
     ours = {k: arguments.pop(k) for k in list(arguments) if k in options.OURS or "." in k}
     check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
     stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
     if options.caches_teacher(arguments):
         stored["cache"] = arguments.pop("cache")
         arguments["cache"] = options.cache_without_teacher(stored["cache"])
+    ours |= {"trust": True} if trust else {}
     ours.setdefault("init", "own")  # how a student starts costs no step anything
     common: dict[str, Any] = {
         "model": model,

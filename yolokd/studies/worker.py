@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from yolokd.detectors.class_map import ClassMap, match_classes
+from yolokd.errors import UsageError
 
 SPEC, RESULT = "run.json", "result.json"
 
@@ -38,14 +39,20 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     from yolokd.distill.trainer import trainer_for
 
     target = folder / "train"
-    last = interrupted(target)
+    arguments = dict(arguments)
+    trust = bool(arguments.get("trust"))
+    if "teacher" not in arguments:
+        arguments.pop("trust", None)  # Ultralytics' own training does not know the word
+    last = interrupted(target, trust)
     if last is None and target.exists():
         shutil.rmtree(target)  # this run's own leftovers, of no use
-    student = open_student(last or arguments["model"])
+    student = open_student(last or arguments["model"], trust=trust)
     student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
     trainer = trainer_for(student.model) if "teacher" in arguments else None
     if last is not None:
-        student.train(trainer=trainer, resume=True, save_dir=str(target))
+        student.train(
+            trainer=trainer, resume=True, save_dir=str(target), **({"trust": True} if trust and trainer else {})
+        )
     else:
         given = {k: v for k, v in arguments.items() if k != "model"}
         student.train(trainer=trainer, **given, save_dir=str(target))
@@ -67,10 +74,15 @@ def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str,
     from ultralytics import YOLO
     from ultralytics.data.utils import check_det_dataset
 
-    teacher = YOLO(arguments["model"])
+    from yolokd.data.splits import checked_data
+    from yolokd.detectors.opening import open_model
+
+    trust, file = bool(arguments.get("trust")), arguments["model"]
+    teacher = YOLO(file) if file.endswith(".onnx") else open_model(file, "teacher", trust)
     teacher.add_callback("on_val_start", lambda validator: _set_threads(threads))
-    given = {k: v for k, v in arguments.items() if k not in ("model", "class_map")}
-    names = check_det_dataset(arguments["data"])["names"]
+    given = {k: v for k, v in arguments.items() if k not in ("model", "class_map", "trust")}
+    data = checked_data(arguments["data"], given.get("split"), trust=trust)
+    names = check_det_dataset(str(data))["names"]
     classes = None if arguments.get("single_cls") else match_classes(names, teacher.names, arguments.get("class_map"))
     validator = None if classes is None else renamed(teacher._smart_load("validator"), classes, len(teacher.names))
     metrics = teacher.val(validator, **given, plots=False, save_dir=str(folder / "val"))
@@ -108,13 +120,17 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
 
 
-def interrupted(target: Path) -> Path | None:
+def interrupted(target: Path, trust: bool) -> Path | None:
     """The checkpoint from which an interrupted training can go on, if there is one."""
     last = target / "weights" / "last.pt"
     if not last.is_file():
         return None
+    from yolokd.detectors.opening import read_checkpoint
+
     try:
-        checkpoint = torch.load(last, map_location="cpu", weights_only=False)  # written by a run of this study
+        _, checkpoint = read_checkpoint(last, "resume", trust)
+    except UsageError:  # not cut short, and not to be lost
+        raise
     except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
         return None
     # of the last epoch nothing is left to train, and what comes after it cannot be asked for by itself: begin again
