@@ -439,7 +439,7 @@ def test_what_earlier_releases_stored_loads(tmp_path, teacher):
     ],
 )
 def test_names_of_any_release_are_known(module, name):
-    assert checkpoint_scan._Scan(io.BytesIO(b"")).find_class(module, name)
+    assert checkpoint_scan.Scan(io.BytesIO(b"")).find_class(module, name)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_names_of_any_release_are_known(module, name):
 )
 def test_names_that_could_run_are_not(module, name):
     with pytest.raises(checkpoint_scan.UnknownContentError):
-        checkpoint_scan._Scan(io.BytesIO(b"")).find_class(module, name)
+        checkpoint_scan.Scan(io.BytesIO(b"")).find_class(module, name)
 
 
 def test_paths_of_the_other_system_are_known():

@@ -10,10 +10,10 @@ import pytest
 
 from yolokd_edge.bench import statistics
 from yolokd_edge.bench.statistics import (
-    _exceedance_correlation,
     autocorrelation,
     beta_cdf,
     dependence,
+    exceedance_correlation,
     upper_bound,
     upper_bound_rank,
 )
@@ -95,9 +95,9 @@ def test_correlation_does_not_reach_from_one_run_into_the_next() -> None:
 
 
 def test_exceedances_of_independent_and_of_equal_variables() -> None:
-    rho, joint = _exceedance_correlation(0.5)
+    rho, joint = exceedance_correlation(0.5)
     assert np.allclose(joint, 2 / np.pi * np.arcsin(rho), atol=1e-6)  # the known case
-    rho, joint = _exceedance_correlation(0.99)
+    rho, joint = exceedance_correlation(0.99)
     assert joint[0] == 0 and joint[-1] == pytest.approx(1, abs=2e-3)
 
 

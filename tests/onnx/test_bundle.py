@@ -135,8 +135,8 @@ def test_parity_images_are_coloured_not_square_and_smaller_as_well_as_larger_tha
     assert all(np.ptp(i.astype(int), axis=2).max() > 8 for i in images)
     assert min(max(i.shape[:2]) for i in images) < 96 < max(max(i.shape[:2]) for i in images)
     grey = np.full((50, 50, 3), 100, np.uint8)
-    assert verb._varied(grey, 0, (96, 96)).shape[0] > verb._varied(grey, 0, (96, 96)).shape[1]
-    assert np.ptp(verb._varied(grey, 1, (96, 96)), axis=2).min() > 8
+    assert verb.varied(grey, 0, (96, 96)).shape[0] > verb.varied(grey, 0, (96, 96)).shape[1]
+    assert np.ptp(verb.varied(grey, 1, (96, 96)), axis=2).min() > 8
 
 
 def test_expected_detections_are_exactly_those_of_ultralytics(unpacked: Path) -> None:

@@ -193,7 +193,7 @@ def test_the_nms_free_head_is_compared_by_its_rows(dual, tmp_path):
     assert len(detector.detect(read_image(parity.real_images(None)[0]))) > 10
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_row_difference", lambda a, b: {"n": 9, "max_abs_box": 0.11, "max_abs_score": 0.0})
+        patch.setattr(parity, "row_difference", lambda a, b: {"n": 9, "max_abs_box": 0.11, "max_abs_score": 0.0})
         assert not parity.compare(dual, tmp_path / "x.onnx", parity.real_images(None))["pass"]
     damage(tmp_path / "x.onnx")
     worse = parity.compare(dual, tmp_path / "x.onnx", parity.real_images(None))
@@ -273,12 +273,12 @@ def test_rows_of_equal_score_may_come_in_any_order():
         [rng.uniform(0, 64, (8, 4)), np.array([[9, 8, 7, 7, 7, 7, 1, 1]]).T / 10, np.zeros((8, 1))], 1
     )
     swapped = rows[[0, 1, 5, 4, 3, 2, 7, 6]]
-    assert parity._row_difference(rows[None], swapped[None]) == {"n": 6, "max_abs_box": 0, "max_abs_score": 0}
+    assert parity.row_difference(rows[None], swapped[None]) == {"n": 6, "max_abs_box": 0, "max_abs_score": 0}
     swapped[2, 0] += 3
-    assert parity._row_difference(rows[None], swapped[None])["max_abs_box"] == pytest.approx(3)
+    assert parity.row_difference(rows[None], swapped[None])["max_abs_box"] == pytest.approx(3)
     swapped[2, 0] -= 3
     swapped[0, 5] = 1  # another class
-    assert parity._row_difference(rows[None], swapped[None])["max_abs_box"] > 3
+    assert parity.row_difference(rows[None], swapped[None])["max_abs_box"] > 3
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class _Function:
         return self.run(*args)
 
 
-class _Scan(pickle.Unpickler):
+class Scan(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _stand_in(RENAMED.get(module, module), name)
 
@@ -173,7 +173,7 @@ def _scan_zip(file: Path) -> Any:
     reader = torch._C.PyTorchFileReader(str(file))
     if "constants.pkl" in reader.get_all_records():
         raise ValueError("it is a TorchScript archive")
-    return _Scan(io.BytesIO(reader.get_record("data.pkl")), encoding="utf-8").load()
+    return Scan(io.BytesIO(reader.get_record("data.pkl")), encoding="utf-8").load()
 
 
 def _scan_stream(opened: BinaryIO, file: str | Path) -> Any:
@@ -181,9 +181,9 @@ def _scan_stream(opened: BinaryIO, file: str | Path) -> Any:
     if tarfile.is_tarfile(file):  # the form before that one, in which PyTorch looks first
         raise ValueError("it is a tar archive")
     opened.seek(0)
-    if _Scan(opened, encoding="utf-8").load() != torch.serialization.MAGIC_NUMBER:
+    if Scan(opened, encoding="utf-8").load() != torch.serialization.MAGIC_NUMBER:
         raise ValueError("it was not written by torch.save")
-    values = [_Scan(opened, encoding="utf-8").load() for _ in ("version", "system", "value", "keys")]
+    values = [Scan(opened, encoding="utf-8").load() for _ in ("version", "system", "value", "keys")]
     return values[2]
 
 

@@ -232,7 +232,7 @@ def _candidates(dataset: dict[str, Any] | None) -> list[Path]:
     return [*own, *parity.stock_images()]
 
 
-def _varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
+def varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
     """An image that can show a wrong letterbox and swapped colours: not square, not grey, smaller than the input
     or larger."""
     height, width = image.shape[:2]
@@ -264,7 +264,7 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
     for path in candidates:
         if len(images) == PARITY_IMAGES:
             break
-        frame = _varied(read_image(path), len(images), full.contract.hw)
+        frame = varied(read_image(path), len(images), full.contract.hw)
         found = full.detect(frame)
         if not len(found):
             continue

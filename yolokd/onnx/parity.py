@@ -73,7 +73,7 @@ def compare(
             raw.append(_raw_difference(output, theirs_raw))
             output = theirs_raw  # NMS decides near ties by the last digit: what follows starts from equal predictions
         elif e2e:
-            rows.append(_row_difference(output, _torch_output(reference, blob)))
+            rows.append(row_difference(output, _torch_output(reference, blob)))
         ours = detector.postprocess(output, letterbox)
         theirs = result.boxes.data.cpu().numpy()
         found += len(theirs)
@@ -152,7 +152,7 @@ def _raw_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {"max_abs_box": float(gap[:, :4].max()), "max_abs_score": float(gap[:, 4:].max()), "cos": cos}
 
 
-def _row_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def row_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Largest differences of the rows (1, N, 6), best first, of an NMS-free head.
 
     Rows of equal score come in any order and are cut off at N at random. So each row that scores clearly above the last

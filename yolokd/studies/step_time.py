@@ -49,12 +49,13 @@ def steptime(
         **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
     true_or_false("trust", trust)
+    dotless = [key for key in arguments if "." not in key]
+    check_keys(dotless, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
     for key, file in (("model", model), ("teacher", teacher), ("pretrained", arguments.get("pretrained"))):
         if isinstance(file, (str, Path)):
             open_model(file, key, trust)
     read_data({**arguments, "data": data}, trust)
     ours = {k: arguments.pop(k) for k in list(arguments) if k in options.OURS or "." in k}
-    check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
     stored: dict[str, Any] = {k: ours.pop(k) for k in ("cache_views", "cache_limit") if k in ours}
     if options.caches_teacher(arguments):
         stored["cache"] = arguments.pop("cache")

@@ -30,6 +30,11 @@ DISTILLATION = (
     Option("teacher.contract", "about an ONNX teacher", "its metadata"),
     Option("teacher.names", "about an ONNX teacher", "its metadata"),
     Option("unlabeled", "a folder of images without labels", "none"),
+    Option(
+        "trust",
+        "True: open files that may run code, such as a checkpoint's pickle or a data set's download script",
+        "False",
+    ),
     Option("unlabeled_ratio", "unlabelled images for each labelled one", "1"),
 )
 DOTTED = Option("NAME.option", "an option of a method, such as cwd.tau=2 or pkd@backbone.gain=0.5", "the method's")

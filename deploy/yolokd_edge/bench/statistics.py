@@ -146,7 +146,7 @@ def _normal_quantiles() -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=None)
-def _exceedance_correlation(p: float) -> tuple[np.ndarray, np.ndarray]:
+def exceedance_correlation(p: float) -> tuple[np.ndarray, np.ndarray]:
     """Correlation of two normal variables -> correlation of the events that each exceeds its percentile p.
 
     The derivative of the bivariate normal orthant probability by the correlation is the density at (c, c), with c the
@@ -187,7 +187,7 @@ class Dependence(NamedTuple):
         of that, so it is derived from all samples' correlation through the normal copula; the exceedances themselves
         decide where they plainly cling together more, as in bursts.
         """
-        copula = 1 + 2 * float(np.interp(self.scores, *_exceedance_correlation(p)).sum())
+        copula = 1 + 2 * float(np.interp(self.scores, *exceedance_correlation(p)).sum())
         seen = [(part > percentile(np.concatenate(self.parts), p)).astype(float) for part in self.parts]
         direct = 1 + 2 * float(autocorrelation(seen).sum())
         return self.n / max(direct if direct > CLUSTERING_RATIO * copula else copula, 1.0)
