@@ -63,7 +63,7 @@ def test_an_unknown_key_is_refused(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     verb: Verb = load(name).VERB
     needed = [o for o in verb.all_options() if o.required or o.name in ("methods", "model")]
-    given = [str(GIVEN[o.name]) if o.bare else f"{o.name}={GIVEN[o.name]}" for o in needed]
+    given = [str(GIVEN.get(o.name, 1)) if o.bare else f"{o.name}={GIVEN.get(o.name, 1)}" for o in needed]
     cost = ["--cost"] if name == "methods" else []
     assert "no_such_key" in refusal(capsys, tmp_path, name, *cost, *given, "no_such_key=1")
 
