@@ -57,6 +57,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.nn.modules.head", "v10Detect", ()),
     ("ultralytics.nn.tasks", "load_checkpoint", ()),
     ("ultralytics.nn.tasks", "BaseModel", ()),
+    ("ultralytics.nn.tasks", "torch_safe_load", ()),
     ("ultralytics.nn.tasks", "yaml_model_load", ()),
     ("ultralytics.utils", "YAML.load", ()),
     ("ultralytics.utils.checks", "check_file", ("download_dir",)),

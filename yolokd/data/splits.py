@@ -92,7 +92,9 @@ def split_images(data: dict[str, Any], split: str) -> list[Path]:
     found: list[str] = []
     for place in places(data, split):
         if not Path(place).exists():
-            raise UsageError(f"the {split} split of {data.get('yaml_file')} names {place}, which does not exist.")
+            raise UsageError(
+                f"the {split} split of {data.get('yaml_file')} holds no image in {place}, which does not exist."
+            )
         found += map(str, list_images(Path(place)))
     if not found:
         raise UsageError(f"the {split} split of {data.get('yaml_file')} holds no image: check its paths.")

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn import tasks
-from ultralytics.nn.tasks import BaseModel, DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import BaseModel, DetectionModel, load_checkpoint, torch_safe_load, yaml_model_load
 from ultralytics.utils import SETTINGS, USER_CONFIG_DIR
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import attempt_download_asset
@@ -91,6 +91,12 @@ def open_teacher(path: str, trust: bool = False) -> Any:
     if not isinstance(model, DetectionModel):
         raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
     return model
+
+
+def read_content(path: str | Path, key: str, trust: bool = False) -> dict[str, Any]:
+    """All that a .pt file holds, as it was stored; raises as `read_checkpoint` does."""
+    content, _ = torch_safe_load(check_checkpoint(path, key, trust))
+    return content  # type: ignore[no-any-return]
 
 
 def read_checkpoint(path: str | Path, key: str, trust: bool = False) -> tuple[Any, dict[str, Any]]:

@@ -98,12 +98,16 @@ def export(
                 f"contract={contract} was asked for and Ultralytics exported {got.output}: choose another contract."
             )
         figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments), trust)
-        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures}
+        stock = sum(map(parity.is_stock, images))
+        proven_on = {"own_images": len(images) - stock, "stock_images": stock}
+        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures, "proven_on": proven_on}
         metadata.write(graph, {**metadata.of_graph(graph)}, described)
         onnx.save(graph, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
-    LOGGER.info(f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures, source)}")
+    LOGGER.info(
+        f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures, proven_on, source)}"
+    )
     return target
 
 
@@ -185,13 +189,12 @@ def training_data(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _said(figures: dict[str, Any], source: Any) -> str:
+def _said(figures: dict[str, Any], proven_on: dict[str, int], source: Any) -> str:
     """The figures of a file that passed, and on which images."""
     dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
     parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
     if outputs:
         parts.insert(0, f"outputs within {outputs['max_abs_box']:.2g} px and {outputs['max_abs_score']:.2g} score")
-    stock = figures["n_stock_images"]
-    own = figures["n_images"] - stock
+    own, stock = proven_on.values()
     where = f"{own} images of {source}" if source else f"{own} images of the data and {stock} stock photographs"
     return f"equal to PyTorch on {where}: {', '.join(parts)}"

@@ -86,7 +86,6 @@ def compare(
     figures: dict[str, Any] = {
         "reference": f"{Path(checkpoint).name}, PyTorch, rect=False",
         "n_images": len(images),
-        "n_stock_images": sum(map(is_stock, images)),  # the others show what the detector is for
         "raw": _worst(raw),
         "rows": _worst(rows),
         "dets": {

@@ -127,7 +127,7 @@ def _save(graph: onnx.ModelProto, source: Path, target: Path, bits: int, figures
     metadata.write(
         graph,
         {**of_source, "args": arguments},
-        {**described, "accuracy": None, "parity": None, **figures} if described else None,
+        {**described, "accuracy": None, "parity": None, "proven_on": None, **figures} if described else None,
     )
     onnx.save(graph, target)
     return target

@@ -120,15 +120,15 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
 
 
-def interrupted(target: Path, trust: bool) -> Path | None:
+def interrupted(target: Path, trust: bool = False) -> Path | None:
     """The checkpoint from which an interrupted training can go on, if there is one."""
     last = target / "weights" / "last.pt"
     if not last.is_file():
         return None
-    from yolokd.detectors.opening import read_checkpoint
+    from yolokd.detectors.opening import read_content
 
     try:
-        _, checkpoint = read_checkpoint(last, "resume", trust)
+        checkpoint = read_content(last, "resume", trust)
     except UsageError:  # not cut short, and not to be lost
         raise
     except Exception:  # cut short while it was written, which ends in any of a dozen types: begin again
