@@ -180,8 +180,8 @@ def paste(
     grey = warp(crop.astype(np.float32), matrix, len(image))
     # 12: the darkest grey that belongs to a product; 1.4 sharpens the edge that interpolation made soft
     mask = np.clip(warp((crop > 12).astype(np.float32), matrix, len(image)) * 1.4, 0, 1) * opacity
-    seen = mask > 0.4
-    if seen.sum() < 20:
+    visible = mask > 0.4
+    if visible.sum() < 20:
         return None
     tint, shade = rng.uniform(0.45, 1.0, 3).astype(np.float32), rng.uniform(-25, 40)
     if rng.random() < 0.35:  # a dark product with light seams
@@ -190,7 +190,7 @@ def paste(
     part, weight = image[y1:y2, x1:x2], mask[y1:y2, x1:x2, None]
     colour = grey[y1:y2, x1:x2, None] * tint * rng.uniform(0.55, 1.0) + shade
     part[:] = part * (1 - weight) + colour * weight
-    return extent(seen)
+    return extent(visible)
 
 
 def extent(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolokd.detectors.reader import Reader, Seen, keep_output
+from yolokd.detectors.reader import Reader, Recorded, keep_output
 from yolokd.views import View
 
 GREY = 114 / 255  # what letterboxed images are padded with
@@ -28,16 +28,16 @@ class ForeignReader(Reader):
         """No gradient and eval mode; there is nothing to leave out."""
         self.model.requires_grad_(False).eval()
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
-        return [self.model.register_forward_hook(keep_output(seen, "out"))]
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
+        return [self.model.register_forward_hook(keep_output(recorded, "out"))]
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """The one view of a recorded pass."""
-        out = seen["out"]
-        found: dict[str, Any] = {
+        out = recorded["out"]
+        values: dict[str, Any] = {
             f: self._at(v, strides) if isinstance(v, tuple) else v for f, v in out.items() if f in fields
         }
-        return {"foreign": View(strides, **found)}
+        return {"foreign": View(strides, **values)}
 
 
 def rgb(images: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class OnnxDetector(nn.Module):
         self.path = path
         self.sessions: dict[torch.device, Any] = {}
         session = self._session(torch.device("cpu"))
-        self.contract, self.names = _promise(session, path, contract, names)
+        self.contract, self.names = _contract_and_names(session, path, contract, names)
         entry, self.outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
         shape = list(entry.shape)
         if len(session.get_inputs()) != 1 or len(shape) != 4 or isinstance(shape[1], int) and shape[1] != 3:
@@ -96,14 +96,14 @@ class OnnxDetector(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) in [0, 1] -> {"logits": (B, N, K), "boxes": (B, N, 4)}."""
-        fitted, scale = self._fitted(rgb(images.float()))
+        fitted, scale = self._fit(rgb(images.float()))
         whole = self.images or len(images)  # a file may be for batches of one size: the last is filled up
         runs = [self._run(F.pad(part, (0, 0, 0, 0, 0, 0, 0, whole - len(part)))) for part in torch.split(fitted, whole)]
-        outputs = [self._joined(found)[: len(images)] for found in zip(*runs, strict=True)]
+        outputs = [self._join(parts)[: len(images)] for parts in zip(*runs, strict=True)]
         boxes, scores = self._read([out.to(images.device).float() for out in outputs])
         return {"logits": scores.clamp(IMPROBABLE, 1 - IMPROBABLE).logit(), "boxes": boxes / scale}
 
-    def _fitted(self, images: Tensor) -> tuple[Tensor, float]:
+    def _fit(self, images: Tensor) -> tuple[Tensor, float]:
         """The images at the file's size, and its pixels for one of theirs."""
         height, width = images.shape[-2:]
         size = (self.height or height, self.width or width)
@@ -114,18 +114,18 @@ class OnnxDetector(nn.Module):
         images = F.interpolate(images, size=inside, mode="bilinear", align_corners=False, antialias=scale < 1)
         return F.pad(images, (0, size[1] - inside[1], 0, size[0] - inside[0]), value=GREY), scale
 
-    def _joined(self, found: tuple[Tensor, ...]) -> Tensor:
+    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Outputs of several runs as one, with empty rows where a run has fewer detections."""
         if self.contract == "raw":
-            return torch.cat(found)
-        most = max(out.shape[1] for out in found)
-        return torch.cat([F.pad(out, (0, 0, 0, most - out.shape[1])) for out in found])
+            return torch.cat(parts)
+        rows = max(out.shape[1] for out in parts)
+        return torch.cat([F.pad(out, (0, 0, 0, rows - out.shape[1])) for out in parts])
 
     def _run(self, images: Tensor) -> list[Tensor]:
         blob = images.half() if self.float16 else images
         session = self._session(images.device)
-        found = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
-        return [torch.from_numpy(out) for out in found]
+        outputs = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
+        return [torch.from_numpy(out) for out in outputs]
 
     def _read(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, N, 4) and scores (B, N, K) from the file's outputs."""
@@ -141,8 +141,8 @@ class OnnxDetector(nn.Module):
             self._check(rows, rows.ndim == 3 and rows.shape[1] == 4 + count, f"(B, {4 + count}, N) for {count} classes")
             boxes, scores = box_convert(rows[:, :4].mT, "cxcywh", "xyxy"), rows[:, 4:].mT
         else:
-            found = dict(zip(self.outputs, outputs, strict=True))
-            boxes, scores = found["boxes"], found["scores"]
+            by_name = dict(zip(self.outputs, outputs, strict=True))
+            boxes, scores = by_name["boxes"], by_name["scores"]
             self._check(boxes, boxes.ndim == 3 and boxes.shape[2] == 4, "boxes (B, N, 4)")
             fits = scores.ndim == 3 and scores.shape[1:] == (boxes.shape[1], count)
             self._check(scores, fits, f"scores (B, N, {count}) for {count} classes")
@@ -150,10 +150,10 @@ class OnnxDetector(nn.Module):
         boxes, scores = (torch.take_along_dim(x, places[..., None], 1) for x in (boxes, scores))
         return boxes, scores * there[..., None]
 
-    def _check(self, out: Tensor, fits: bool, wanted: str) -> None:
+    def _check(self, out: Tensor, fits: bool, expected: str) -> None:
         if not fits:
             raise UsageError(
-                f"teacher={self.path} puts out {tuple(out.shape)}, and its contract {self.contract} is {wanted}: "
+                f"teacher={self.path} puts out {tuple(out.shape)}, and its contract {self.contract} is {expected}: "
                 "give teacher.contract= and teacher.names= as they are."
             )
 
@@ -171,7 +171,9 @@ class OnnxReader(ForeignReader):
         self.spec = Spec(self.strides, {}, len(model.names), name=name, dense=False, provides=self.fields)
 
 
-def _promise(session: Any, path: str, contract: str | None, names: dict[int, str] | None) -> tuple[str, dict[int, str]]:
+def _contract_and_names(
+    session: Any, path: str, contract: str | None, names: dict[int, str] | None
+) -> tuple[str, dict[int, str]]:
     """Contract and class names: those given, else those in the file's metadata."""
     entries = dict(session.get_modelmeta().custom_metadata_map)
     if contract is None or names is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yolokd.views import Spec, View
 
 T = TypeVar("T")
-Seen = dict[Any, Any]  # what the hooks of one recorded pass left
+Recorded = dict[Any, Any]  # what the hooks of one recorded pass left
 
 
 class Reader:
@@ -43,7 +43,7 @@ class Reader:
         """What Ultralytics multiplies this model's loss by for so many images, and so must a term's value be."""
         raise NotImplementedError
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
         raise NotImplementedError
 
@@ -76,27 +76,27 @@ class Reader:
         return tuple(group[self.strides.index(s)] for group in groups for s in strides)
 
     @contextmanager
-    def record(self, fields: frozenset[str]) -> Iterator[Seen]:
+    def record(self, fields: frozenset[str]) -> Iterator[Recorded]:
         """Within the block, forward passes leave what the fields need in the yielded dict; no hook outlives it."""
-        seen: Seen = {}
-        hooks = self._hooks(seen, fields)
+        recorded: Recorded = {}
+        hooks = self._hooks(recorded, fields)
         try:
-            yield seen
+            yield recorded
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
         hooks = [
-            self.head.register_forward_pre_hook(lambda module, args: seen.__setitem__("neck", list(args[0]))),
-            self.head.register_forward_hook(keep_output(seen, "out")),
+            self.head.register_forward_pre_hook(lambda module, args: recorded.__setitem__("neck", list(args[0]))),
+            self.head.register_forward_hook(keep_output(recorded, "out")),
         ]
         if "backbone" in fields:
-            hooks += [self.model.model[i].register_forward_hook(keep_output(seen, i)) for i in self.stages]
+            hooks += [self.model.model[i].register_forward_hook(keep_output(recorded, i)) for i in self.stages]
         return hooks
 
-    def _map_fields(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, Any]:
-        maps = {"neck": lambda: tuple(seen["neck"]), "backbone": lambda: tuple(seen[i] for i in self.stages)}
+    def _map_fields(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, Any]:
+        maps = {"neck": lambda: tuple(recorded["neck"]), "backbone": lambda: tuple(recorded[i] for i in self.stages)}
         return {f: self._at(maps[f](), strides) for f in fields & maps.keys()}
 
     def _channels(self, maps: tuple[Tensor, ...]) -> tuple[int, ...]:
@@ -126,14 +126,14 @@ class Reader:
 
     def _backbone_stages(self, size: int) -> tuple[int, ...]:
         """Index of the deepest backbone layer at each of the head's strides; () when the backbone lacks one of them."""
-        found: dict[int, int] = {}
+        deepest: dict[int, int] = {}
 
         def note(layer: Any, _: Any, out: Any) -> None:
             if isinstance(out, Tensor) and out.ndim == 4:
-                found[size // out.shape[-1]] = layer.i  # later layers overwrite: the deepest stays
+                deepest[size // out.shape[-1]] = layer.i  # later layers overwrite: the deepest stays
 
         self.dry_run(size, note)
-        return tuple(found[s] for s in self.strides) if found.keys() >= set(self.strides) else ()
+        return tuple(deepest[s] for s in self.strides) if deepest.keys() >= set(self.strides) else ()
 
 
 class _NoHead(nn.Identity):
@@ -150,14 +150,14 @@ def _without_head(head: Any) -> Any:
     return stub
 
 
-def keep_output(seen: Seen, key: Any) -> Callable[[Any, Any, Any], None]:
+def keep_output(recorded: Recorded, key: Any) -> Callable[[Any, Any, Any], None]:
     """A forward hook that leaves the module's output under the key; it returns None: the output stays as it is."""
-    return lambda module, args, out: seen.__setitem__(key, out)
+    return lambda module, args, out: recorded.__setitem__(key, out)
 
 
-def keep_input(seen: Seen, key: Any) -> Callable[[Any, Any], None]:
+def keep_input(recorded: Recorded, key: Any) -> Callable[[Any, Any], None]:
     """A forward pre-hook that leaves the module's first input under the key."""
-    return lambda module, args: seen.__setitem__(key, args[0])
+    return lambda module, args: recorded.__setitem__(key, args[0])
 
 
 def channels(model: Any) -> int:

@@ -22,16 +22,16 @@ class SegmentReader(YoloReader):
     def _points(
         self, raw: dict[str, Any], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        found = super()._points(raw, neck, fields, strides)
+        predictions = super()._points(raw, neck, fields, strides)
         if "prototypes" in fields:  # YOLO26 adds class maps in training
-            found["prototypes"] = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
-        return found
+            predictions["prototypes"] = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
+        return predictions
 
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields)
-        return found | ({"coefficients": rows["mask_coefficient"]} if "coefficients" in fields else {})
+        predictions = super()._predictions(rows, anchors, stride, fields)
+        return predictions | ({"coefficients": rows["mask_coefficient"]} if "coefficients" in fields else {})
 
 
 class PoseReader(YoloReader):
@@ -53,13 +53,13 @@ class PoseReader(YoloReader):
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields)
+        predictions = super()._predictions(rows, anchors, stride, fields)
         if "keypoints" in fields:
             points = precise(rows["kpts"]).unflatten(-1, tuple(self.head.kpt_shape))
             anchors, stride = anchors.to(points.dtype)[:, None], stride.to(points.dtype)[:, None]
             shift = points[..., :2] if isinstance(self.head, Pose26) else 2 * points[..., :2] - 0.5
-            found["keypoints"] = torch.cat(((anchors + shift) * stride, points[..., 2:]), -1)
-        return found
+            predictions["keypoints"] = torch.cat(((anchors + shift) * stride, points[..., 2:]), -1)
+        return predictions
 
 
 class OBBReader(YoloReader):
@@ -71,11 +71,11 @@ class OBBReader(YoloReader):
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields & self.fields)
+        predictions = super()._predictions(rows, anchors, stride, fields & self.fields)
         if "rotated" in fields:
             sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
-            found["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
-        return found
+            predictions["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
+        return predictions
 
 
 def decode_rotated(sides: Tensor, angle: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:

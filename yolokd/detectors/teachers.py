@@ -18,10 +18,10 @@ from yolokd.errors import UsageError
 def locate_all(teacher: Any) -> list[str]:
     """Where the teachers are that teacher= names, one or several with commas between or as a list."""
     given = teacher if isinstance(teacher, (list, tuple)) else str(teacher).split(",")
-    found = [locate(t.strip() if isinstance(t, str) else t) for t in given]
-    if doubled := next((t for i, t in enumerate(found) if t in found[:i]), None):
+    located = [locate(t.strip() if isinstance(t, str) else t) for t in given]
+    if doubled := next((t for i, t in enumerate(located) if t in located[:i]), None):
         raise UsageError(f"teacher={doubled} is given twice: keep one.")
-    return found
+    return located
 
 
 def locate(teacher: Any) -> str:

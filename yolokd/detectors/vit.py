@@ -41,8 +41,8 @@ class ViT(nn.Module):
     def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...], title: str) -> None:
         super().__init__()
         needed = ("patch_embed", "num_prefix_tokens", "num_features", "forward_features")
-        if lost := [attribute for attribute in needed if not hasattr(model, attribute)]:
-            raise UsageError(f"teacher={title} has no {lost[0]}: give a plain vision transformer of timm.")
+        if missing := [attribute for attribute in needed if not hasattr(model, attribute)]:
+            raise UsageError(f"teacher={title} has no {missing[0]}: give a plain vision transformer of timm.")
         self.model, self.title, self.names = model, title, dict[int, str]()
         size = model.patch_embed.patch_size
         self.patch = int(size if isinstance(size, int) else size[0])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.tal import make_anchors
 
-from yolokd.detectors.reader import Reader, Seen, keep_input, name
+from yolokd.detectors.reader import Reader, Recorded, keep_input, name
 from yolokd.views import DENSE, MAPS, Finish, Spec, View
 
 PREDICTIONS = frozenset({"logits", "boxes", "bins"})
@@ -38,9 +38,9 @@ class YoloReader(Reader):
         self.strides = tuple(int(s) for s in head.stride)
         size = max(2 * max(self.strides), 64)  # leaves every level at least 2 x 2 cells
         self.stages = self._backbone_stages(size)
-        with self.record(frozenset(MAPS)) as seen:
+        with self.record(frozenset(MAPS)) as recorded:
             self.dry_run(size)
-        widths = {field: self._channels(self._maps(seen, field, self.branches[0])) for field in MAPS}
+        widths = {field: self._channels(self._maps(recorded, field, self.branches[0])) for field in MAPS}
         bins = head.reg_max if head.reg_max > 1 else 0
         provided = self.fields if self.stages else self.fields - {"backbone"}
         self.spec = Spec(self.strides, widths, head.nc, bins, name(model), provides=provided)
@@ -58,10 +58,10 @@ class YoloReader(Reader):
                 head.end2end = branches == ("one2one",)  # which branch fuse() keeps
         self.model.fuse(verbose=False)
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
-        hooks = super()._hooks(seen, fields)
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
+        hooks = super()._hooks(recorded, fields)
         if "towers" in fields:
-            hooks += [last.register_forward_pre_hook(keep_input(seen, key)) for key, last in self._tower_ends()]
+            hooks += [last.register_forward_pre_hook(keep_input(recorded, key)) for key, last in self._tower_ends()]
         return hooks
 
     def _tower_ends(self) -> Iterator[tuple[tuple[str, str, int], nn.Module]]:
@@ -71,28 +71,30 @@ class YoloReader(Reader):
                 for level, tower in enumerate(getattr(self.head, attribute) or ()):  # fuse() may have dropped one
                     yield (branch, attribute, level), tower[-1]
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
-        out = seen.get("out")
+        out = recorded.get("out")
         out = out[1] if isinstance(out, tuple) else out  # decoded and raw, of a head that gives no raw output alone
         raw = out if isinstance(out, dict) and "one2many" in out else {"one2many": out}
         dropped = {b for b, given in raw.items() if isinstance(given, dict) and "scores" not in given}  # by fuse()
-        return {b: self._view(seen, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}
+        return {b: self._view(recorded, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}
 
-    def _view(self, seen: Seen, branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]) -> View:
-        found = self._map_fields(seen, fields, strides)
+    def _view(
+        self, recorded: Recorded, branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]
+    ) -> View:
+        values = self._map_fields(recorded, fields, strides)
         if "towers" in fields:
-            found["towers"] = self._at(self._maps(seen, "towers", branch), strides)
+            values["towers"] = self._at(self._maps(recorded, "towers", branch), strides)
         if fields & self.fields - {*MAPS, "finish"}:
-            found.update(self._points(raw, seen["neck"], fields, strides))
+            values.update(self._points(raw, recorded["neck"], fields, strides))
         if "finish" in fields:
-            found["finish"] = self._finish(branch, strides)
-        return View(strides, **found)
+            values["finish"] = self._finish(branch, strides)
+        return View(strides, **values)
 
-    def _maps(self, seen: Seen, field: str, branch: str) -> tuple[Tensor, ...]:
+    def _maps(self, recorded: Recorded, field: str, branch: str) -> tuple[Tensor, ...]:
         if field == "towers":
-            return tuple(seen[branch, a, level] for a in BRANCHES[branch] for level in range(len(self.strides)))
-        return tuple(self._map_fields(seen, frozenset({field}), self.strides)[field])
+            return tuple(recorded[branch, a, level] for a in BRANCHES[branch] for level in range(len(self.strides)))
+        return tuple(self._map_fields(recorded, frozenset({field}), self.strides)[field])
 
     def _points(
         self, raw: dict[str, Tensor], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
@@ -109,12 +111,12 @@ class YoloReader(Reader):
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
         """The fields among PREDICTIONS from raw scores (B, N, K) and boxes (B, N, 4 R, or 4 without bins)."""
-        found = {"logits": rows["scores"]}
+        predictions = {"logits": rows["scores"]}
         if fields & {"boxes", "bins"} and self.spec.bins:
-            found["bins"] = rows["boxes"].unflatten(-1, (4, self.spec.bins))
+            predictions["bins"] = rows["boxes"].unflatten(-1, (4, self.spec.bins))
         if "boxes" in fields:
-            found["boxes"] = decode(found.get("bins", rows["boxes"]), anchors, stride)
-        return {f: found[f] for f in fields & found.keys()}
+            predictions["boxes"] = decode(predictions.get("bins", rows["boxes"]), anchors, stride)
+        return {f: predictions[f] for f in fields & predictions.keys()}
 
     def _finish(self, branch: str, strides: tuple[int, ...]) -> Finish:
         """A branch's last convolutions at these strides, as a function of its tower maps."""

@@ -65,10 +65,10 @@ def bare(module: Any) -> nn.Conv2d:
 
 def layer_pairs(student: Any, teacher: Any) -> list[LayerPair]:
     """Pairs of two detection models with a Detect head, in no particular order."""
-    found: list[LayerPair] = []
+    pairs: list[LayerPair] = []
     for here, there in align(student.model[:-1], teacher.model[:-1]):
-        found += iter_layer_pairs(here, there, f"model.{here.i}")
-    return found + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
+        pairs += iter_layer_pairs(here, there, f"model.{here.i}")
+    return pairs + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
 
 
 def align(student: Any, teacher: Any) -> list[tuple[Any, Any]]:

@@ -14,7 +14,7 @@ from yolokd.detectors.reader import Reader
 from yolokd.init.layer_pairs import LayerPair, bare
 
 PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
-LARGEST = 896  # side of what is seen of an image where gradients are taken, a multiple of every stride
+MAX_GRADIENT_SIDE = 896  # side of what is seen of an image where gradients are taken, a multiple of every stride
 POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
 LAST_POINTS = 2**15
 
@@ -36,7 +36,7 @@ class TeacherStatistics:
         self.spread: dict[str, Tensor] = {}
         self.metric: dict[str, Tensor] = {}
         self.points: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self.wanted: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
         self.confidence: dict[str, Tensor] = {}
         self.share: dict[str, Tensor] = {}
         size = max(PIXELS // images[0, 0].numel(), 1)
@@ -48,26 +48,28 @@ class TeacherStatistics:
         """Find spread and metric at every hidden convolution's output."""
         moments: dict[str, list[Any]] = {p.name: [0, 0, 0, 0] for p in self.matched if not p.last}
 
-        def seen(name: str, out: Tensor) -> None:
+        def add_output(name: str, out: Tensor) -> None:
             x, moment = out.detach().transpose(0, 1).flatten(1), moments[name]
             moment[0], moment[1], moment[2] = moment[0] + x @ x.T, moment[1] + x.sum(1), moment[2] + x.shape[1]
             if not out.requires_grad:  # a branch that is fed detached maps, as YOLO26's one2one in training
                 out.requires_grad_()
             hook: Any = out.register_hook
-            hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
+            hook(lambda gradient: add_gradient(moment, gradient.transpose(0, 1).flatten(1)))
 
-        def felt(moment: list[Any], gradient: Tensor) -> None:
+        def add_gradient(moment: list[Any], gradient: Tensor) -> None:
             moment[3] = moment[3] + gradient @ gradient.T
 
         hooks = [
-            p.teacher.register_forward_hook(lambda m, args, out, name=p.name: seen(name, out))
+            p.teacher.register_forward_hook(lambda m, args, out, name=p.name: add_output(name, out))
             for p in self.matched
             if not p.last
         ]
         fields = frozenset({"logits", "boxes"})
         with hooked(hooks), torch.enable_grad():
             for images in batches:
-                images = images[..., :LARGEST, :LARGEST]  # statistics of places: memory must not grow with the size
+                images = images[
+                    ..., :MAX_GRADIENT_SIDE, :MAX_GRADIENT_SIDE
+                ]  # statistics of places: memory must not grow with the size
                 with self.teacher.record(fields) as maps:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
@@ -99,23 +101,23 @@ class TeacherStatistics:
             )
             for p in self.matched
         ]
-        found: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
+        batches: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
         with hooked(hooks):
             for start in range(0, len(images), size):
-                with self.teacher.record(frozenset({"logits"})) as seen:
+                with self.teacher.record(frozenset({"logits"})) as recorded:
                     self.teacher.model(images[start : start + size])
-                tops = self._confidence(seen)
+                tops = self._confidence(recorded)
                 for p in self.matched:
-                    found[p.name].append(self._look(p, maps[p.name], tops, start, len(images)))
-        for name, parts in found.items():
-            b, row, column, wanted, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
-            self.points[name], self.wanted[name] = (b, row, column), wanted
+                    batches[p.name].append(self._look(p, maps[p.name], tops, start, len(images)))
+        for name, parts in batches.items():
+            b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
+            self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share
 
-    def _confidence(self, seen: dict[Any, Any]) -> list[Tensor]:
+    def _confidence(self, recorded: dict[Any, Any]) -> list[Tensor]:
         """(B, 1, H, W) for every level: the top class probability in each cell."""
-        view = next(iter(self.teacher.views(seen, frozenset({"logits"}), self.teacher.strides).values()))
-        sizes = [m.shape[-2:] for m in seen["neck"]]
+        view = next(iter(self.teacher.views(recorded, frozenset({"logits"}), self.teacher.strides).values()))
+        sizes = [m.shape[-2:] for m in recorded["neck"]]
         logits: Any = view.logits
         tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
         return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]

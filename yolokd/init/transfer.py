@@ -93,8 +93,8 @@ def choose_start(
 
 def images_for(side: int) -> int:
     """How many images of side x side pixels `start` should be given."""
-    seen = PIXELS_SEEN // side**2
-    return seen + max(MIN_UNSEEN - seen // 8, 0)
+    count = PIXELS_SEEN // side**2
+    return count + max(MIN_UNSEEN - count // 8, 0)
 
 
 def unseen_of(images: int) -> int:

@@ -76,10 +76,10 @@ def gather(
     for file in expand(files):
         for record in schema.read(file):
             paths = {"latency": f"results.stages.{metric}", "energy": "power.j_per_frame", "size": "model.bytes"}
-            wanted = {"x": paths[x], "y": f"accuracy.{y}"}
-            values = {key: get(record, path) for key, path in wanted.items()}
+            fields = {"x": paths[x], "y": f"accuracy.{y}"}
+            values = {key: get(record, path) for key, path in fields.items()}
             verdict = get(record, "stability.verdict")
-            lacking = [wanted[key] for key, value in values.items() if not schema.number(value)]
+            lacking = [fields[key] for key, value in values.items() if not schema.number(value)]
             if lacking or (verdict == "invalid" and x != "size"):
                 why = f"no {lacking[0]}: {schema.why_null(record, lacking[0])}" if lacking else "the record is invalid"
                 left_out.append({"file": str(file), "name": schema.label(record), "why": why})
@@ -100,13 +100,13 @@ def gather(
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
     """The reports among files and folders, each once; in a folder, whatever else is JSON is passed over."""
-    found: list[Path] = []
+    reports: list[Path] = []
     for file in files:
         path = Path(str(file)).expanduser()
-        found += sorted(p for p in path.rglob("*.json") if _is_report(p)) if path.is_dir() else [path]
-    if not found:
+        reports += sorted(p for p in path.rglob("*.json") if _is_report(p)) if path.is_dir() else [path]
+    if not reports:
         raise UsageError("no reports: give latency reports or a folder of them, such as reports/*.json.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(reports))
 
 
 def _is_report(path: Path) -> bool:

@@ -30,12 +30,12 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     figure = new_figure(8.5 + width, (1.1 + 0.38 * len(arms)) * len(references) + 0.3)
     panels = figure.subplots(len(references), len(metrics), squeeze=False, sharey="row")
     for row, reference in zip(panels, references, strict=True):
-        shown = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
-        for axes, (metric, said) in zip(row, metrics.items(), strict=True):
-            _intervals(axes, [c for c in comparisons if (c["reference"], c["metric"]) == (reference, metric)], shown)
-            axes.set_xlabel(f"{said}, points above {names[reference]}", fontsize=9)
-        row[0].set_yticks(range(len(shown)), ["built-in" if a == "builtin" else a for a in shown], fontsize=9)
-        row[0].set_ylim(len(shown) - 0.4, -0.6)
+        row_arms = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
+        for axes, (metric, label) in zip(row, metrics.items(), strict=True):
+            _intervals(axes, [c for c in comparisons if (c["reference"], c["metric"]) == (reference, metric)], row_arms)
+            axes.set_xlabel(f"{label}, points above {names[reference]}", fontsize=9)
+        row[0].set_yticks(range(len(row_arms)), ["built-in" if a == "builtin" else a for a in row_arms], fontsize=9)
+        row[0].set_ylim(len(row_arms) - 0.4, -0.6)
     figure.suptitle("Paired difference by seed: mean and 95 % interval, a dot a seed", fontsize=11)
     return save_figure(figure, path)
 
@@ -78,11 +78,11 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
     ]
     _frames(panels[0], record, series, zero)
     for axes, name in zip(panels[1:], lower, strict=True):
-        shown = CLOCKS if name == "clocks" else {name: TELEMETRY[name]}
-        for key, (said, colour) in shown.items():
+        curves = CLOCKS if name == "clocks" else {name: TELEMETRY[name]}
+        for key, (legend, colour) in curves.items():
             if key in telemetry:
                 seconds, values = (telemetry[key][:, 0] - zero) / 1e9, telemetry[key][:, 1]
-                axes.plot(seconds, values, color=colour, linewidth=1.3, label=said)
+                axes.plot(seconds, values, color=colour, linewidth=1.3, label=legend)
         axes.set_ylabel("clock (MHz)" if name == "clocks" else TELEMETRY[name][0], fontsize=9)
         axes.margins(y=0.15)
         if name == "clocks":
@@ -120,11 +120,11 @@ def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarra
     strip_frame(axes, "both")
 
 
-def spread_apart(values: Sequence[float], least: float) -> list[float]:
+def spread_apart(values: Sequence[float], gap: float) -> list[float]:
     """The rising values pushed up so that neighbours are at least so far apart."""
     out: list[float] = []
     for value in values:
-        out.append(max(value, out[-1] + least) if out else value)
+        out.append(max(value, out[-1] + gap) if out else value)
     return out
 
 
@@ -144,10 +144,10 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
     axes = figure.subplots()
     x, y = [float(p["x"]) for p in points], [100 * float(p["y"]) for p in points]
     for k, device in enumerate(devices):
-        colour, mine = COLOURS[k % len(COLOURS)], [i for i, p in enumerate(points) if p["device"] == device]
-        front = sorted((i for i in mine if points[i]["front"]), key=lambda i: x[i])
+        colour, on_device = COLOURS[k % len(COLOURS)], [i for i, p in enumerate(points) if p["device"] == device]
+        front = sorted((i for i in on_device if points[i]["front"]), key=lambda i: x[i])
         axes.step([x[i] for i in front], [y[i] for i in front], where="post", color=colour, linewidth=1.2, alpha=0.6)
-        for i in mine:
+        for i in on_device:
             low, high = points[i].get("low"), points[i].get("high")
             bar = None if low is None or high is None else [[max(0.0, x[i] - low)], [max(0.0, high - x[i])]]
             fill = colour if points[i]["front"] else "white"

@@ -47,14 +47,14 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _check_form(path: str | Path, found: dict[str, Any], form: dict[str, Any], where: str) -> None:
-    for key, wanted in form.items():
-        value, name = found.get(key), f"{where}{key}"
-        kind = dict if isinstance(wanted, dict) else wanted
+def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any], where: str) -> None:
+    for key, expected in form.items():
+        value, name = section.get(key), f"{where}{key}"
+        kind = dict if isinstance(expected, dict) else expected
         if not isinstance(value, kind):
             raise UsageError(f"{path} is damaged: {name} is {json.dumps(value)[:40]}, not a {kind.__name__}.")
-        if isinstance(wanted, dict):
-            _check_form(path, value, wanted, f"{name}.")
+        if isinstance(expected, dict):
+            _check_form(path, value, expected, f"{name}.")
 
 
 def _check_figures(path: str | Path, record: dict[str, Any]) -> None:

@@ -65,8 +65,8 @@ class AT(Method):
         self.p, self.form = options.p, options.form
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
-        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        s_maps: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.required(getattr(teacher, self.tap), self.tap)
         losses = []
         for s, t in zip(s_maps, t_maps, strict=True):
             t = ops.resize(ops.wide(t.detach()), s)

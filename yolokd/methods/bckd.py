@@ -107,15 +107,15 @@ class BCKDBox(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_s, z_t = both_logits(student, teacher)
-        b_s = ops.wide(ops.shown(student.boxes, "boxes"))
-        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
+        b_s = ops.wide(ops.required(student.boxes, "boxes"))
+        b_t = ops.wide(ops.required(teacher.boxes, "boxes")).detach()
         weight = score_gap(z_s, z_t) if self.weight == "gap" else ops.confidence(z_t)
         return (weight * (1 - ops.paired_giou(b_s, b_t))).sum() / ops.soft_count(z_t)
 
 
 def both_logits(student: View, teacher: View) -> tuple[Tensor, Tensor]:
     """Logits of both in float32 or wider, (B, N, K) twice; the teacher's without gradient."""
-    return ops.wide(ops.shown(student.logits, "logits")), ops.wide(ops.shown(teacher.logits, "logits")).detach()
+    return ops.wide(ops.required(student.logits, "logits")), ops.wide(ops.required(teacher.logits, "logits")).detach()
 
 
 def score_gap(z_s: Tensor, z_t: Tensor) -> Tensor:

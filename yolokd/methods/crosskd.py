@@ -85,15 +85,15 @@ class CrossKD(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         pairs = ops.adapted(student, teacher, "towers", self.adapters)
-        cross = ops.shown(teacher.finish, "finish")(tuple(rescale(s, t) for s, t in pairs))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        cross = ops.required(teacher.finish, "finish")(tuple(rescale(s, t) for s, t in pairs))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         total = class_loss(ops.wide(cross["logits"]), z_t, self.options.beta) + self.box_loss(cross, teacher, z_t)
         return total / ops.soft_count(z_t)
 
     def box_loss(self, cross: dict[str, Tensor], teacher: View, z_t: Tensor) -> Tensor:
         """Weighted sum over anchor points of the box term, () before the division by the count."""
         name = "bins" if "bins" in self.needs else "boxes"
-        t = ops.wide(ops.shown(getattr(teacher, name), name)).detach()
+        t = ops.wide(ops.required(getattr(teacher, name), name)).detach()
         x = ops.wide(cross[name])
         if name == "bins":
             return self.options.bins * (ops.confidence(z_t) * divergence(x, t)).sum()

@@ -83,55 +83,60 @@ class D3ETR(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
-        shown = {f: ops.shown(getattr(student, f), f) for f in ("layer_logits", "layer_boxes", "attention")}
-        s, looks = answers(shown)
-        t, looked = self.partners(teacher, len(looks))
-        loss = looks.new_zeros(())
+        layers = {f: ops.required(getattr(student, f), f) for f in ("layer_logits", "layer_boxes", "attention")}
+        s, attention = answers(layers)
+        t, target_attention = self.partners(teacher, len(attention))
+        loss = attention.new_zeros(())
         if self.options.adaptive:
-            loss = loss + self.options.adaptive * self.adaptive(s, looks, t, looked, size)
+            loss = loss + self.options.adaptive * self.adaptive(s, attention, t, target_attention, size)
         if self.options.fixed:
-            content, references = (ops.shown(getattr(teacher, f), f).detach() for f in ("content", "references"))
-            s, looks = answers(sets.decoded(student, self.adapter(ops.wide(content)), references))
-            loss = loss + self.options.fixed * self.part(s, looks, sets.targets(t), looked, size)
+            content, references = (ops.required(getattr(teacher, f), f).detach() for f in ("content", "references"))
+            s, attention = answers(sets.decoded(student, self.adapter(ops.wide(content)), references))
+            loss = loss + self.options.fixed * self.part(s, attention, sets.targets(t), target_attention, size)
         return loss
 
     def partners(self, teacher: View, layers: int) -> tuple[sets.Predictions, Tensor]:
         """Predictions and self-attention of the teacher's layers that so many layers of the student learn from."""
-        shown = {f: ops.shown(getattr(teacher, f), f) for f in ("layer_logits", "layer_boxes", "attention")}
-        places = sets.layer_pairs(layers, len(shown["layer_logits"]))
-        return answers({f: tuple(x[i].detach() for i in places) for f, x in shown.items()})
+        fields = {f: ops.required(getattr(teacher, f), f) for f in ("layer_logits", "layer_boxes", "attention")}
+        places = sets.layer_pairs(layers, len(fields["layer_logits"]))
+        return answers({f: tuple(x[i].detach() for i in places) for f, x in fields.items()})
 
     def adaptive(
-        self, s: sets.Predictions, looks: Tensor, t: sets.Predictions, looked: Tensor, size: tuple[int, int]
+        self,
+        s: sets.Predictions,
+        attention: Tensor,
+        t: sets.Predictions,
+        target_attention: Tensor,
+        size: tuple[int, int],
     ) -> Tensor:
         """The loss of the student's own queries, matched to the teacher's."""
         places = sets.surest(t, min(self.options.queries, s.logits.shape[2]))
         targets = sets.targets(t.at(places))
         matched = sets.assignment(s, targets, size, self.gains)
-        return self.part(s.at(matched), among(looks, matched), targets, among(looked, places), size)
+        return self.part(s.at(matched), among(attention, matched), targets, among(target_attention, places), size)
 
     def part(
-        self, s: sets.Predictions, looks: Tensor, t: sets.Targets, looked: Tensor, size: tuple[int, int]
+        self, s: sets.Predictions, attention: Tensor, t: sets.Targets, target_attention: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """The loss of predictions and attentions (D, B, n, n) at equal places."""
-        rows = (looked * (looked / looks).log()).sum(-1)
+        rows = (target_attention * (target_attention / attention).log()).sum(-1)
         each = sets.pair_losses(s, t, size, self.gains) + self.options.attention * t.weight * rows
         return sets.per_target(each, t)
 
 
-def answers(found: dict[str, tuple[Tensor, ...]]) -> tuple[sets.Predictions, Tensor]:
+def answers(layers: dict[str, tuple[Tensor, ...]]) -> tuple[sets.Predictions, Tensor]:
     """Predictions of some layers, and their self-attention (D, B, Q, Q), in float32 or wider and never 0."""
-    looks = torch.stack([ops.wide(a) for a in found["attention"]])
-    return sets.stacked(found["layer_logits"], found["layer_boxes"]), scaled(looks)
+    attention = torch.stack([ops.wide(a) for a in layers["attention"]])
+    return sets.stacked(layers["layer_logits"], layers["layer_boxes"]), scaled(attention)
 
 
-def among(looks: Tensor, places: Tensor) -> Tensor:
+def among(attention: Tensor, places: Tensor) -> Tensor:
     """The attention of some queries to each other, (D, B, Q, Q), (D, B, n) -> (D, B, n, n), rows of sum 1."""
-    rows = looks.gather(2, places[..., None].expand(*places.shape, looks.shape[-1]))
+    rows = attention.gather(2, places[..., None].expand(*places.shape, attention.shape[-1]))
     return scaled(rows.gather(3, places[:, :, None].expand(*places.shape[:2], *places.shape[2:] * 2)))
 
 
-def scaled(looks: Tensor) -> Tensor:
+def scaled(attention: Tensor) -> Tensor:
     """Rows of sum 1, without an entry of 0."""
-    looks = looks.clamp(min=TINY)
-    return looks / looks.sum(-1, keepdim=True)
+    attention = attention.clamp(min=TINY)
+    return attention / attention.sum(-1, keepdim=True)

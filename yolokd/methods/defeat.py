@@ -87,8 +87,8 @@ class DeFeat(Method):
         level = level_of(boxes, student.strides)
         masks = []
         for i, (like, stride) in enumerate(zip(maps, student.strides, strict=True)):
-            worth = (level == i).to(boxes.dtype) if self.options.levels == "size" else None
-            masks.append(ops.foreground(boxes, index, like, stride, worth))
+            on_level = (level == i).to(boxes.dtype) if self.options.levels == "size" else None
+            masks.append(ops.foreground(boxes, index, like, stride, on_level))
         return masks
 
 

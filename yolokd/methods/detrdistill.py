@@ -67,7 +67,7 @@ from yolokd.views import Spec, View
 
 LAYERS = frozenset({"layer_logits", "layer_boxes"})
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002)
-LEAST = 0.01  # similarity below which the authors take a cell as not the target's
+MIN_SIMILARITY = 0.01  # similarity below which the authors take a cell as not the target's
 PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, 2022"
 
 
@@ -135,8 +135,8 @@ class DETRLogit(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
-        s, found = layer_predictions(student, teacher)
-        t = sets.targets(found.at(sets.surest(found, min(self.options.queries, s.logits.shape[2]))))
+        s, candidates = layer_predictions(student, teacher)
+        t = sets.targets(candidates.at(sets.surest(candidates, min(self.options.queries, s.logits.shape[2]))))
         if self.options.weight == "one":
             t = replace(t, weight=torch.ones_like(t.weight))
         places = sets.assignment(s, t, size, self.gains)
@@ -169,13 +169,13 @@ class DETRFeat(Method):
         self.adapters = ops.adapters(pairs)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        every = predictions(teacher)
-        places = sets.surest(every, self.options.queries)
-        found = every.at(places)
-        quality = found.score * overlaps(found.boxes, batch)
+        all_queries = predictions(teacher)
+        places = sets.surest(all_queries, self.options.queries)
+        surest = all_queries.at(places)
+        quality = surest.score * overlaps(surest.boxes, batch)
         size, losses = (batch["img"].shape[-2], batch["img"].shape[-1]), []
         for s, t in ops.adapted(student, teacher, self.tap, self.adapters):
-            q = at_centres(t, found.boxes, size) if self.options.by == "centre" else embeddings(teacher, places)
+            q = at_centres(t, surest.boxes, size) if self.options.by == "centre" else embeddings(teacher, places)
             weight = resemblance(t, q, quality)
             if self.options.relative:
                 losses.append(ops.weighted_error(s, t, weight, relative=True))
@@ -206,33 +206,33 @@ class DETRQuery(Method):
         self.gains = sets.PairGains(options.cls, options.l1, options.giou)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        content, references = (ops.shown(getattr(teacher, f), f).detach() for f in ("content", "references"))
-        found = sets.decoded(student, self.adapter(ops.wide(content)), references)
-        s, every = sets.stacked(found["layer_logits"], found["layer_boxes"]), predictions(teacher)
-        partners = sets.layer_pairs(len(s.logits), len(every.logits))
-        t = sets.Predictions(every.logits[partners], every.boxes[partners])
+        content, references = (ops.required(getattr(teacher, f), f).detach() for f in ("content", "references"))
+        decoded = sets.decoded(student, self.adapter(ops.wide(content)), references)
+        s, teacher_layers = sets.stacked(decoded["layer_logits"], decoded["layer_boxes"]), predictions(teacher)
+        partners = sets.layer_pairs(len(s.logits), len(teacher_layers.logits))
+        t = sets.Predictions(teacher_layers.logits[partners], teacher_layers.boxes[partners])
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         boxes, label, there = objects(batch, t)
         places = sets.assigned(object_costs(t, boxes, label, size), there)
         layer, image, g = there.nonzero(as_tuple=True)
         n, count = places[layer, image, g], max(int(there[0].sum()), 1)
-        wanted = torch.zeros_like(s.logits).index_put(
+        target = torch.zeros_like(s.logits).index_put(
             (layer, image, n, label[image, g]), torch.ones((), dtype=s.logits.dtype, device=n.device)
         )
         box = sets.box_losses(s.boxes[layer, image, n], boxes[image, g], size, self.gains)
-        return (self.gains.cls * focal(s.logits, wanted).sum() + box.sum()) / (count * len(s.logits))
+        return (self.gains.cls * focal(s.logits, target).sum() + box.sum()) / (count * len(s.logits))
 
 
 def resemblance(t: Tensor, queries: Tensor, quality: Tensor) -> Tensor:
     """W of a map (B, C, H, W) from queries (D, B, n, C) and how much each counts (D, B, n) -> (B, 1, H, W)."""
     target = (F.normalize(queries, dim=-1) * quality[..., None]).sum(2)
-    mask = torch.einsum("dbc,bchw->dbhw", target, F.normalize(t, dim=1)).clamp(min=LEAST)
+    mask = torch.einsum("dbc,bchw->dbhw", target, F.normalize(t, dim=1)).clamp(min=MIN_SIMILARITY)
     return (mask / mask.amax((2, 3), keepdim=True)).square().mean(0)[:, None]
 
 
 def embeddings(teacher: View, places: Tensor) -> Tensor:
     """The teacher's queries at some places of every layer, without gradient, (D, B, n) -> (D, B, n, W)."""
-    queries = torch.stack([ops.wide(q.detach()) for q in ops.shown(teacher.layer_queries, "layer_queries")])
+    queries = torch.stack([ops.wide(q.detach()) for q in ops.required(teacher.layer_queries, "layer_queries")])
     return queries.gather(2, places[..., None].expand(*places.shape, queries.shape[-1]))
 
 
@@ -261,12 +261,12 @@ def objects(batch: dict[str, Tensor], t: sets.Predictions) -> tuple[Tensor, Tens
     order = index.argsort(stable=True)
     rank = torch.empty_like(index)
     rank[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
-    most = min(max(int(count.max()), 1), queries)
-    kept = rank < most
+    slots = min(max(int(count.max()), 1), queries)
+    kept = rank < slots
     place = (index[kept], rank[kept])
-    padded = boxes.new_zeros(images, most, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
-    label = index.new_zeros(images, most).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
-    there = torch.arange(most, device=index.device) < count[:, None]
+    padded = boxes.new_zeros(images, slots, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
+    label = index.new_zeros(images, slots).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
+    there = torch.arange(slots, device=index.device) < count[:, None]
     return padded, label, there.expand(layers, -1, -1)
 
 
@@ -286,13 +286,13 @@ def focal(z: Tensor, y: Tensor) -> Tensor:
 
 def predictions(view: View) -> sets.Predictions:
     """Those of every layer of a teacher, without gradient."""
-    z, b = ops.shown(view.layer_logits, "layer_logits"), ops.shown(view.layer_boxes, "layer_boxes")
+    z, b = ops.required(view.layer_logits, "layer_logits"), ops.required(view.layer_boxes, "layer_boxes")
     return sets.stacked(tuple(x.detach() for x in z), tuple(x.detach() for x in b))
 
 
 def layer_predictions(student: View, teacher: View) -> tuple[sets.Predictions, sets.Predictions]:
     """Those of every student layer, and of the teacher's layers that they learn from."""
-    z_s, b_s = (ops.shown(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
+    z_s, b_s = (ops.required(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
     t = predictions(teacher)
     partners = sets.layer_pairs(len(z_s), len(t.logits))
     return sets.stacked(z_s, b_s), sets.Predictions(t.logits[partners], t.boxes[partners])

@@ -86,7 +86,7 @@ class FGD(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         boxes, index = ops.ground_truth(batch)
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
-        narrow: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
+        narrow: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
         losses = []
         for i, ((s, t), stride) in enumerate(zip(pairs, student.strides, strict=True)):
             objects, rest = (m.to(s.dtype) for m in regions(boxes, index, s, stride))

@@ -112,12 +112,12 @@ def masks(
     best = [iou.amax((1, 2)) for iou in ious]
     if options.scope == "all":
         best = [torch.stack(best).amax(0)] * len(best)
-    found = []
-    for iou, most in zip(ious, best, strict=True):
-        near = (iou > options.psi * most[:, None, None]).to(iou.dtype)
+    level_masks = []
+    for iou, largest in zip(ious, best, strict=True):
+        near = (iou > options.psi * largest[:, None, None]).to(iou.dtype)
         mask = near.new_zeros(images, *near.shape[1:])
-        found.append(mask.scatter_reduce(0, index[:, None, None].expand_as(near), near, "amax")[:, None])
-    return found
+        level_masks.append(mask.scatter_reduce(0, index[:, None, None].expand_as(near), near, "amax")[:, None])
+    return level_masks
 
 
 def anchor_iou(boxes: Tensor, size: tuple[int, int], stride: int, options: FGFIOptions) -> Tensor:

@@ -74,8 +74,8 @@ class FRS(Method):
         self.adapters = ops.adapters(ops.widths("frs", student, teacher, tap, self.taps))
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        richness = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(richness, ops.shown(getattr(student, self.tap), self.tap))
+        richness = ops.confidence(ops.required(teacher.logits, "logits"))
+        weights = ops.level_maps(richness, ops.required(getattr(student, self.tap), self.tap))
         losses = []
         for (s, t), w in zip(ops.adapted(student, teacher, self.tap, self.adapters), weights, strict=True):
             scale = 1 if self.relative else t.shape[1]  # the authors' error is a sum over channels
@@ -101,7 +101,7 @@ class FRSCls(Method):
         ops.check_classes("frs_cls", student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         richness = ops.confidence(z_t)[..., None]
         return (richness * ops.divergence(z_s, z_t)).sum() / ops.soft_count(z_t)

@@ -98,8 +98,8 @@ class GID(Method):
         chosen: GIDOptions = self.options
         size, images = (batch["img"].shape[-2], batch["img"].shape[-1]), batch["img"].shape[0]
         boxes, index = instances(student, teacher, size, chosen)
-        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
-        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        s_maps: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.required(getattr(teacher, self.tap), self.tap)
         features, relations = [], []
         for adapter, s, t in zip(self.adapters, s_maps, t_maps, strict=True):
             u = ops.pooled(ops.wide(t.detach()), boxes, index, size, chosen.cells)
@@ -107,7 +107,7 @@ class GID(Method):
             scale = 1 if chosen.relative else u.shape[1]  # the authors' error is a sum over channels
             features.append(scale * ops.pooled_error(adapter(v), u, chosen.relative))
             relations.append(relation(v, u, index, images, chosen.instances))
-        mask = ops.point_foreground(boxes, index, batch, student.strides, ops.shown(student.logits, "logits")) > 0
+        mask = ops.point_foreground(boxes, index, batch, student.strides, ops.required(student.logits, "logits")) > 0
         parts = chosen.feature * ops.level_mean(features) + chosen.relation * ops.level_mean(relations)
         return parts + chosen.response * response(student, teacher, mask, chosen.cls)
 
@@ -115,7 +115,10 @@ class GID(Method):
 def instances(student: View, teacher: View, size: tuple[int, int], options: GIDOptions) -> tuple[Tensor, Tensor]:
     """The general instances of all images, (M, 4) best first within an image, and their image (M,)."""
     (p_s, b_s), (p_t, b_t) = (
-        (ops.wide(ops.shown(v.logits, "logits").detach()).sigmoid(), ops.wide(ops.shown(v.boxes, "boxes").detach()))
+        (
+            ops.wide(ops.required(v.logits, "logits").detach()).sigmoid(),
+            ops.wide(ops.required(v.boxes, "boxes").detach()),
+        )
         for v in (student, teacher)
     )
     score = (p_t - p_s).abs().amax(-1)
@@ -123,12 +126,12 @@ def instances(student: View, teacher: View, size: tuple[int, int], options: GIDO
     return ops.top_boxes(boxes, score, size, options.instances, options.nms)
 
 
-def relation(v: Tensor, u: Tensor, index: Tensor, images: int, most: int) -> Tensor:
+def relation(v: Tensor, u: Tensor, index: Tensor, images: int, max_instances: int) -> Tensor:
     """Difference between the normalised distances of the instances of each image; (M, ., R, R) twice, (M,) -> ()."""
     count = torch.bincount(index, minlength=images)
     place = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index]  # within its image
-    there = torch.arange(most, device=index.device) < count[:, None]
-    pairs = there[:, :, None] & there[:, None, :] & ~torch.eye(most, dtype=torch.bool, device=index.device)
+    there = torch.arange(max_instances, device=index.device) < count[:, None]
+    pairs = there[:, :, None] & there[:, None, :] & ~torch.eye(max_instances, dtype=torch.bool, device=index.device)
     mask = pairs.to(v.dtype)
     d_v, d_u = (distances(x.flatten(1), index, place, mask) for x in (v, u))
     return (F.smooth_l1_loss(d_v, d_u, reduction="none") * mask).sum() / mask.sum().clamp(min=1)
@@ -138,14 +141,14 @@ def distances(x: Tensor, index: Tensor, place: Tensor, mask: Tensor) -> Tensor:
     """Distances between the features of an image over their mean, (M, D) and mask (B, K, K) -> (B, K, K)."""
     rows = x.new_zeros(*mask.shape[:2], x.shape[1]).index_put((index, place), x)
     # differences and not the product's expansion: that loses half of the digits
-    found = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * mask
-    mean = found.sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp(min=1)
-    return found / mean.clamp(min=ops.TINY_ENERGY)
+    lengths = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * mask
+    mean = lengths.sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp(min=1)
+    return lengths / mean.clamp(min=ops.TINY_ENERGY)
 
 
 def response(student: View, teacher: View, mask: Tensor, cls: float) -> Tensor:
     """Divergence of class scores and of boxes at the anchor points where the mask (B, N) is true -> ()."""
-    z_s, b_s = (ops.wide(ops.shown(getattr(student, name), name))[mask] for name in ("logits", "boxes"))
-    z_t, b_t = (ops.wide(ops.shown(getattr(teacher, name), name).detach())[mask] for name in ("logits", "boxes"))
+    z_s, b_s = (ops.wide(ops.required(getattr(student, name), name))[mask] for name in ("logits", "boxes"))
+    z_t, b_t = (ops.wide(ops.required(getattr(teacher, name), name).detach())[mask] for name in ("logits", "boxes"))
     each = cls * ops.divergence(z_s, z_t).sum(-1) + 1 - ops.paired_giou(b_s, b_t)
     return each.sum() / max(len(each), 1)

@@ -87,7 +87,7 @@ class KDDETR(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_t, b_t, content, references = (
-            ops.shown(getattr(teacher, name), name).detach() for name in ("logits", "boxes", "content", "references")
+            ops.required(getattr(teacher, name), name).detach() for name in ("logits", "boxes", "content", "references")
         )
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         loss = self.part(student, content, references, z_t, b_t, size)
@@ -95,8 +95,8 @@ class KDDETR(Method):
             return loss
         content, references = self.drawn(content, references, size)
         with torch.no_grad():
-            found = sets.decoded(teacher, content, references)
-        general = self.part(student, content, references, found["layer_logits"][-1], found["layer_boxes"][-1], size)
+            answers = sets.decoded(teacher, content, references)
+        general = self.part(student, content, references, answers["layer_logits"][-1], answers["layer_boxes"][-1], size)
         return loss + self.options.general * general
 
     def part(
@@ -110,8 +110,8 @@ class KDDETR(Method):
     ) -> Tensor:
         """The loss on some queries of the teacher's, from its answer to them."""
         chosen: KDDETROptions = self.options
-        found = sets.decoded(student, self.adapter(ops.wide(content)), references)
-        s = sets.stacked(found["layer_logits"], found["layer_boxes"])
+        answers = sets.decoded(student, self.adapter(ops.wide(content)), references)
+        s = sets.stacked(answers["layer_logits"], answers["layer_boxes"])
         z_t, b_t = ops.wide(z_t), ops.wide(b_t)
         score = ops.confidence(z_t)
         z_t = (z_t / chosen.tau).expand_as(s.logits)  # one answer for all layers

@@ -90,15 +90,15 @@ class LD(Method):
         check_bins(student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.bins, "bins"))
-        z_t = ops.wide(ops.shown(teacher.bins, "bins")).detach()
+        z_s = ops.wide(ops.required(student.bins, "bins"))
+        z_t = ops.wide(ops.required(teacher.bins, "bins")).detach()
         weight = self.weights(ops.confidence(self.scores(student, teacher)), student.strides, batch)
         chosen = weight > 0
         return (weight[chosen] * divergence(z_s[chosen], z_t[chosen], self.options.tau)).sum()
 
     def scores(self, student: View, teacher: View) -> Tensor:
         """Logits whose highest score weighs the positives, (B, N, K)."""
-        return ops.shown((student if self.options.weight == "student" else teacher).logits, "logits")
+        return ops.required((student if self.options.weight == "student" else teacher).logits, "logits")
 
     def weights(self, score: Tensor, strides: tuple[int, ...], batch: dict[str, Tensor]) -> Tensor:
         """What the divergence of every anchor point counts, both regions together; score (B, N) -> (B, N)."""

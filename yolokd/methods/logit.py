@@ -59,6 +59,6 @@ class Logit(Method):
         self.tau = options.tau
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         return ops.divergence(z_s / self.tau, z_t / self.tau).sum() * self.tau**2 / ops.soft_count(z_t)

@@ -64,14 +64,14 @@ class Masks(Method):
         super().__init__(student, teacher, tap, options)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        score = ops.confidence(ops.shown(teacher.logits, "logits"))
-        boxes = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
+        score = ops.confidence(ops.required(teacher.logits, "logits"))
+        boxes = ops.wide(ops.required(teacher.boxes, "boxes")).detach()
         o = self.options
         places, there = ops.top_places(boxes, score, o.objects, o.nms, o.score)  # (B, M) twice
-        prototypes = ops.wide(ops.shown(student.prototypes, "prototypes"))
-        models = ops.resize(ops.wide(ops.shown(teacher.prototypes, "prototypes")).detach(), prototypes)
-        m_s = mask_logits(ops.shown(student.coefficients, "coefficients"), prototypes, places)
-        m_t = mask_logits(ops.shown(teacher.coefficients, "coefficients"), models, places).detach()
+        prototypes = ops.wide(ops.required(student.prototypes, "prototypes"))
+        t_prototypes = ops.resize(ops.wide(ops.required(teacher.prototypes, "prototypes")).detach(), prototypes)
+        m_s = mask_logits(ops.required(student.coefficients, "coefficients"), prototypes, places)
+        m_t = mask_logits(ops.required(teacher.coefficients, "coefficients"), t_prototypes, places).detach()
         weight = score.gather(1, places) * there
         height, width = batch["img"].shape[-2:]
         inside = cells(taken(boxes, places), prototypes, height, width)

@@ -110,23 +110,23 @@ class Match(Method):
 
     def targets(self, teacher: View) -> sets.Targets:
         """The objects, as of one layer."""
-        z_t, b_t = (ops.shown(getattr(teacher, name), name).detach() for name in ("logits", "boxes"))
-        found = sets.stacked((z_t,), (b_t,))
+        z_t, b_t = (ops.required(getattr(teacher, name), name).detach() for name in ("logits", "boxes"))
+        detections = sets.stacked((z_t,), (b_t,))
         if self.dense_teacher or self.dense:
             chosen = self.options.objects, self.options.nms, self.options.least
-            places, there = ops.top_places(found.boxes[0], found.score[0], *chosen)
+            places, there = ops.top_places(detections.boxes[0], detections.score[0], *chosen)
         else:
-            score, places = found.score[0].topk(min(self.options.objects, found.score.shape[-1]))
+            score, places = detections.score[0].topk(min(self.options.objects, detections.score.shape[-1]))
             there = score > self.options.least
-        best = found.at(places[None])
+        best = detections.at(places[None])
         return sets.Targets(*best.both, best.score, there[None]).first(max(int(there.sum(-1).max()), 1))
 
     def on_set(self, student: View, t: sets.Targets, size: tuple[int, int]) -> Tensor:
         """The loss of a student whose predictions are a set."""
         if self.student_needs:
-            z_s, b_s = (ops.shown(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
+            z_s, b_s = (ops.required(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
         else:
-            z_s, b_s = ((ops.shown(getattr(student, name), name),) for name in ("logits", "boxes"))
+            z_s, b_s = ((ops.required(getattr(student, name), name),) for name in ("logits", "boxes"))
         s = sets.stacked(z_s, b_s)
         t = t.first(s.logits.shape[2]).repeated(len(z_s))
         places = sets.assignment(s, t, size, self.gains)
@@ -139,7 +139,7 @@ class Match(Method):
 
     def on_points(self, student: View, t: sets.Targets, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a student whose predictions are anchor points."""
-        z_s, b_s = (ops.wide(ops.shown(getattr(student, name), name)) for name in ("logits", "boxes"))
+        z_s, b_s = (ops.wide(ops.required(getattr(student, name), name)) for name in ("logits", "boxes"))
         quality, owner = self.aligned(z_s.detach(), b_s.detach(), t, batch, student.strides)
         image, n = (quality > 0).nonzero(as_tuple=True)
         m = owner[image, n]

@@ -68,15 +68,15 @@ class OKS(Method):
         self.spread, self.visibility = options.spread, options.visibility
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_t = ops.shown(teacher.logits, "logits")
-        boxes = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
-        s = ops.wide(ops.shown(student.keypoints, "keypoints"))
-        t = ops.wide(ops.shown(teacher.keypoints, "keypoints")).detach()
-        seen_s, seen_t = s[..., 2:], t[..., 2:]  # (B, N, J, 1), or empty
-        weight = seen_t.sigmoid().squeeze(-1) if seen_t.shape[-1] else torch.ones_like(t[..., 0])
+        z_t = ops.required(teacher.logits, "logits")
+        boxes = ops.wide(ops.required(teacher.boxes, "boxes")).detach()
+        s = ops.wide(ops.required(student.keypoints, "keypoints"))
+        t = ops.wide(ops.required(teacher.keypoints, "keypoints")).detach()
+        visible_s, visible_t = s[..., 2:], t[..., 2:]  # (B, N, J, 1), or empty
+        weight = visible_t.sigmoid().squeeze(-1) if visible_t.shape[-1] else torch.ones_like(t[..., 0])
         size = 2 * ops.area(boxes).clamp(min=1) * (2 * self.spread) ** 2
         wrong = -torch.expm1(-(s[..., :2] - t[..., :2]).square().sum(-1) / size[..., None])
         loss = (weight * wrong).sum(-1) / ops.positive_or_one(weight.sum(-1))
-        if seen_s.shape[-1] and seen_t.shape[-1]:
-            loss = loss + self.visibility * ops.divergence(seen_s, seen_t).mean((-1, -2))
+        if visible_s.shape[-1] and visible_t.shape[-1]:
+            loss = loss + self.visibility * ops.divergence(visible_s, visible_t).mean((-1, -2))
         return (ops.confidence(z_t) * loss).sum() / ops.soft_count(z_t)

@@ -61,7 +61,7 @@ def widths(method: str, student: Spec, teacher: Spec, tap: str, taps: tuple[str,
     return list(zip(s, t, strict=True))
 
 
-def shown(value: T | None, name: str) -> T:
+def required(value: T | None, name: str) -> T:
     """A field of a view that must be there."""
     if value is None:
         raise ValueError(f"The view shows no {name}, although the method declares that it needs them.")
@@ -81,8 +81,8 @@ def adapters(pairs: Iterable[tuple[int, int]], bias: bool = True) -> nn.ModuleLi
 
 def paired(student: View, teacher: View, tap: str, adapters: nn.ModuleList) -> list[tuple[Any, Tensor, Tensor]]:
     """(adapter, s, t) for every map of the tap: (B, C_s, H_s, W_s) and (B, C_t, H_s, W_s); t carries no gradient."""
-    s_maps: tuple[Tensor, ...] = shown(getattr(student, tap), tap)
-    t_maps: tuple[Tensor, ...] = shown(getattr(teacher, tap), tap)
+    s_maps: tuple[Tensor, ...] = required(getattr(student, tap), tap)
+    t_maps: tuple[Tensor, ...] = required(getattr(teacher, tap), tap)
     return [
         (adapter, wide(s), resize(wide(t.detach()), s)) for adapter, s, t in zip(adapters, s_maps, t_maps, strict=True)
     ]
@@ -194,13 +194,13 @@ def spans(boxes: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, Te
     )
 
 
-def foreground(boxes: Tensor, index: Tensor, like: Tensor, stride: int, worth: Tensor | None = None) -> Tensor:
+def foreground(boxes: Tensor, index: Tensor, like: Tensor, stride: int, value: Tensor | None = None) -> Tensor:
     """1 in cells that an object of the image touches, else 0; like (B, ., H, W) -> (B, H, W).
 
     With a worth (M,) >= 0 of every object, its highest among those that touch the cell.
     """
     rows, columns = (span.to(boxes.dtype) for span in spans(boxes, (like.shape[-2], like.shape[-1]), stride))
-    values = (rows if worth is None else rows * worth[:, None])[:, :, None] * columns[:, None, :]
+    values = (rows if value is None else rows * value[:, None])[:, :, None] * columns[:, None, :]
     mask = values.new_zeros(len(like), *values.shape[1:])
     return mask.scatter_reduce(0, index[:, None, None].expand_as(values), values, "amax")
 
@@ -249,7 +249,7 @@ def points(batch: dict[str, Tensor], strides: Sequence[int], like: Tensor) -> tu
 
 
 def top_boxes(
-    boxes: Tensor, score: Tensor, size: tuple[int, int], count: int, iou: float, least: float = 0.0
+    boxes: Tensor, score: Tensor, size: tuple[int, int], count: int, iou: float, min_score: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Each image's best boxes after NMS, (B, N, 4), (B, N) -> (M, 4) clipped to the image, and their image (M,).
 
@@ -257,12 +257,12 @@ def top_boxes(
     """
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     boxes = torch.minimum(boxes.detach().clamp(min=0), limit)
-    places, there = top_places(boxes, score, count, iou, least)
+    places, there = top_places(boxes, score, count, iou, min_score)
     index, rank = there.nonzero(as_tuple=True)
     return boxes[index, places[index, rank]], index
 
 
-def top_places(boxes: Tensor, score: Tensor, count: int, iou: float, least: float) -> tuple[Tensor, Tensor]:
+def top_places(boxes: Tensor, score: Tensor, count: int, iou: float, min_score: float) -> tuple[Tensor, Tensor]:
     """Places of each image's best boxes after NMS, (B, N, 4), (B, N) -> (B, M), and whether there is one, (B, M).
 
     At most count of an image, with a score above the least, best first; none with a side below one pixel.
@@ -270,7 +270,7 @@ def top_places(boxes: Tensor, score: Tensor, count: int, iou: float, least: floa
     boxes = boxes.detach()
     large = ((boxes[..., 2:] - boxes[..., :2]) >= 1).all(-1)
     score, order = torch.where(large, score.detach(), -1.0).topk(min(CANDIDATES, score.shape[1]))
-    image, rank = (score > least).nonzero(as_tuple=True)
+    image, rank = (score > min_score).nonzero(as_tuple=True)
     candidates = boxes[image, order[image, rank]]
     if len(candidates):
         candidates = candidates - candidates.amin()  # batched_nms sets images apart as if no coordinate was negative
@@ -295,8 +295,8 @@ def pooled(x: Tensor, boxes: Tensor, index: Tensor, size: tuple[int, int], cells
     places = (index[:, None, None] * height + rows)[:, :, None, :, None] * width + columns[:, None, :, None, :]
     weights = w_rows[:, :, None, :, None] * w_columns[:, None, :, None, :]
     flat = x.permute(0, 2, 3, 1).flatten(0, 2)
-    found = F.embedding_bag(places.reshape(-1, 16), flat, per_sample_weights=weights.reshape(-1, 16), mode="sum")
-    return found.reshape(len(boxes), cells, cells, x.shape[1]).permute(0, 3, 1, 2)
+    features = F.embedding_bag(places.reshape(-1, 16), flat, per_sample_weights=weights.reshape(-1, 16), mode="sum")
+    return features.reshape(len(boxes), cells, cells, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def samples(low: Tensor, high: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor]:

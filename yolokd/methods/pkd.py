@@ -70,12 +70,12 @@ def decorrelation(w: Tensor, s: Tensor, t: Tensor) -> Tensor:
     """The loss at one level; w (C_t, C_s), s (B, C_s, H, W), t (B, C_t, H, W) without gradient -> ()."""
     x, y = centred(s), centred(t)
     covariance = (w * (y.T @ x)).sum(1) / len(x)
-    wanted = y.square().mean(0)
+    t_variance = y.square().mean(0)
     # where w cancels what the channels have in common, rounding may leave less than the covariance allows
-    least = covariance.square() / (wanted + EPS)
-    variance = torch.maximum(((w @ (x.T @ x)) * w).sum(1) / len(x), least)
-    own = variance / (variance + EPS) + wanted / (wanted + EPS)
-    return (own / 2 - covariance * ((variance + EPS) * (wanted + EPS)).rsqrt()).mean()
+    min_variance = covariance.square() / (t_variance + EPS)
+    variance = torch.maximum(((w @ (x.T @ x)) * w).sum(1) / len(x), min_variance)
+    unit_variances = variance / (variance + EPS) + t_variance / (t_variance + EPS)
+    return (unit_variances / 2 - covariance * ((variance + EPS) * (t_variance + EPS)).rsqrt()).mean()
 
 
 def centred(x: Tensor) -> Tensor:

@@ -60,17 +60,17 @@ class ProbIoU(Method):
         super().__init__(student, teacher, tap, options)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_t = ops.shown(teacher.logits, "logits")
-        b_s = ops.wide(ops.shown(student.rotated, "rotated"))
-        b_t = ops.wide(ops.shown(teacher.rotated, "rotated")).detach()
+        z_t = ops.required(teacher.logits, "logits")
+        b_s = ops.wide(ops.required(student.rotated, "rotated"))
+        b_t = ops.wide(ops.required(teacher.rotated, "rotated")).detach()
         return (ops.confidence(z_t) * distance(b_s, b_t)).sum() / ops.soft_count(z_t)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - ProbIoU of rotated boxes at equal places, (..., 5) twice -> (...), in [0, 1)."""
     square = -torch.expm1(-bhattacharyya(a, b))
-    found: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
-    return found
+    hellinger: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    return hellinger
 
 
 def bhattacharyya(a: Tensor, b: Tensor) -> Tensor:

@@ -97,8 +97,8 @@ class RankMimicking(Method):
         ops.check_classes("rm", student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         place, ranked = self.candidates(z_t, teacher, batch)
         several = ranked.sum(-1) > 1
         place, ranked = (x[several] for x in (place, ranked))
@@ -113,7 +113,7 @@ class RankMimicking(Method):
         centres, _ = ops.points(batch, teacher.strides, z_t)
         inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1)
         g, n = inside.nonzero(as_tuple=True)
-        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()[index[g], n]
+        b_t = ops.wide(ops.required(teacher.boxes, "boxes")).detach()[index[g], n]
         score, iou = z_t[index[g], n, cls[g]].sigmoid(), ops.paired_iou(b_t, boxes[g])
         alignment = z_t.new_full(inside.shape, -1.0)
         alignment[g, n] = score**self.options.alpha * (iou.to(score.dtype)) ** self.options.beta
@@ -142,7 +142,7 @@ class PFI(Method):
         self.adapters = ops.adapters(ops.widths("pfi", student, teacher, tap, self.taps))
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        maps = ops.shown(getattr(student, self.tap), self.tap)
+        maps = ops.required(getattr(student, self.tap), self.tap)
         scores = [score_maps(view, maps) for view in (student, teacher)]
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
         losses = []
@@ -160,6 +160,6 @@ def log_softmax(z: Tensor, counts: Tensor) -> Tensor:
 
 def score_maps(view: View, like: Sequence[Tensor]) -> list[Tensor]:
     """Class scores as L maps (B, K, H, W), without gradient; like the student's maps, whose cells are the points."""
-    scores = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid()
+    scores = ops.wide(ops.required(view.logits, "logits").detach()).sigmoid()
     maps = ops.level_maps(scores.mT.flatten(0, 1), like)
     return [m.reshape(len(scores), -1, *m.shape[-2:]) for m in maps]

@@ -75,8 +75,8 @@ class RoI(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         boxes, index = regions(teacher, batch, size, self.options)
-        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
-        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        s_maps: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.required(getattr(teacher, self.tap), self.tap)
         losses = []
         for adapter, s, t in zip(self.adapters, s_maps, t_maps, strict=True):
             u = ops.pooled(ops.wide(t.detach()), boxes, index, size, self.options.cells)
@@ -91,16 +91,16 @@ def regions(
 ) -> tuple[Tensor, Tensor]:
     """Boxes to pool from (N, 4), ground truth first, and their image (N,)."""
     true, true_index = thinned(*ops.ground_truth(batch), options.objects)
-    score = ops.confidence(ops.shown(teacher.logits, "logits"))
-    boxes = ops.wide(ops.shown(teacher.boxes, "boxes"))
-    seen, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
-    return torch.cat((true.to(seen), seen)), torch.cat((true_index.to(index), index))
+    score = ops.confidence(ops.required(teacher.logits, "logits"))
+    boxes = ops.wide(ops.required(teacher.boxes, "boxes"))
+    confident, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
+    return torch.cat((true.to(confident), confident)), torch.cat((true_index.to(index), index))
 
 
-def thinned(boxes: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def thinned(boxes: Tensor, index: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """At most so many boxes of an image, every k-th in their order; boxes (M, 4) and their images (M,)."""
     same = index[:, None] == index
-    count = same.sum(1).clamp(min=most)
+    count = same.sum(1).clamp(min=limit)
     rank = same.tril(-1).sum(1)
-    kept = (rank + 1) * most // count > rank * most // count
+    kept = (rank + 1) * limit // count > rank * limit // count
     return boxes[kept], index[kept]

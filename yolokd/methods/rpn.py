@@ -63,8 +63,8 @@ class RPN(Method):
         super().__init__(student, teacher, tap, options)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        o_s = ops.wide(ops.shown(student.logits, "logits")).amax(-1)
-        o_t = ops.wide(ops.shown(teacher.logits, "logits")).detach().amax(-1)
+        o_s = ops.wide(ops.required(student.logits, "logits")).amax(-1)
+        o_t = ops.wide(ops.required(teacher.logits, "logits")).detach().amax(-1)
         tau = self.options.tau
         each = ops.divergence(o_s / tau, o_t / tau) * tau**2
         boxes, index = ops.ground_truth(batch)

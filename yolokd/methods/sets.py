@@ -157,7 +157,7 @@ def query_adapter(student: Spec, teacher: Spec) -> nn.Linear:
 
 def decoded(view: View, content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
     """What a view's decoder makes of queries."""
-    return ops.shown(view.decode, "decode")(content, references)
+    return ops.required(view.decode, "decode")(content, references)
 
 
 def fractions(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -178,8 +178,8 @@ def cheapest(cost: Array) -> Array:
     if rows == 0:
         return column_of
     u, v = cost.min(1), np.zeros(columns)  # prices: cost - u - v >= 0, and 0 where assigned
-    wanted, first = np.unique(cost.argmin(1), return_index=True)
-    row_of[wanted], column_of[first] = first, wanted
+    cheapest_columns, first = np.unique(cost.argmin(1), return_index=True)
+    row_of[cheapest_columns], column_of[first] = first, cheapest_columns
     for row in np.flatnonzero(column_of < 0):
         _augment(cost, u, v, row_of, column_of, int(row))
     return column_of
@@ -187,7 +187,7 @@ def cheapest(cost: Array) -> Array:
 
 def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, start: int) -> None:
     """Assign one more row along the shortest path to a free column, and adapt the prices."""
-    shortest, came = np.full(len(v), np.inf), np.full(len(v), -1)
+    shortest, came_from = np.full(len(v), np.inf), np.full(len(v), -1)
     price = v.copy()  # and -inf where a path has been followed already
     followed: list[int] = []
     lengths: list[float] = []
@@ -196,7 +196,7 @@ def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, s
         reached = cost[row] - price
         reached += length - u[row]
         better = reached < shortest
-        shortest[better], came[better] = reached[better], row
+        shortest[better], came_from[better] = reached[better], row
         column = int(shortest.argmin())
         length = shortest[column]
         if row_of[column] < 0:
@@ -210,7 +210,7 @@ def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, s
     u[row_of[followed]] += saved
     v[followed] -= saved
     while True:  # back along the path, each column goes to the row that it was reached from
-        row = came[column]
+        row = came_from[column]
         row_of[column] = row
         column, column_of[row] = column_of[row], column
         if row == start:

@@ -67,8 +67,8 @@ class SL2(Method):
         self.adapters = nn.ModuleList(projector(s, t, max(1, round(options.width * t))) for s, t in pairs)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        score = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(score, ops.shown(getattr(student, self.tap), self.tap))
+        score = ops.confidence(ops.required(teacher.logits, "logits"))
+        weights = ops.level_maps(score, ops.required(getattr(student, self.tap), self.tap))
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
         losses = [ops.weighted_error(s, t, w, self.relative) for (s, t), w in zip(pairs, weights, strict=True)]
         return ops.level_mean(losses)

@@ -94,8 +94,8 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
         if not arguments.get(key):
             raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
     numbers = read_seeds(seeds)
-    found = [fetched(t) for t in locate_all(arguments["teacher"])]
-    arguments = {**arguments, "teacher": found[0] if len(found) == 1 else found}
+    teachers = [fetched(t) for t in locate_all(arguments["teacher"])]
+    arguments = {**arguments, "teacher": teachers[0] if len(teachers) == 1 else teachers}
     chosen = build_arms(read_arms(methods, arms), arguments)
     folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
@@ -249,11 +249,11 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
     for.
     """
-    found = str(common["teacher"])
-    if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+    teacher = str(common["teacher"])
+    if not teacher.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
         return None
     trust = bool(common.get("trust"))
-    tasks = [open_student(common[key], key, trust).task for key in ("teacher", "model") if found.endswith(".pt")]
+    tasks = [open_student(common[key], key, trust).task for key in ("teacher", "model") if teacher.endswith(".pt")]
     if len(set(tasks)) > 1:
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
@@ -271,14 +271,14 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
 
 def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
     """SHA-256 of the files that the arguments name: a changed teacher or recipe makes another run."""
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     for key in FILES:
         given = arguments.get(key)
         files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
         sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
         if sums:
-            found[key] = sums[0] if len(sums) == 1 else sums
-    return found
+            hashes[key] = sums[0] if len(sums) == 1 else sums
+    return hashes
 
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:

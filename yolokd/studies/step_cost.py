@@ -98,9 +98,9 @@ def cost(
         check_values({"device": device})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = _open("model", model, trust).train().to(place, memory_format=memory_layout(place))  # as in training
-    other = _open_teacher(teacher, trust)
-    student, classes = read(network), match_classes(network.names, other.names, None)
-    whole = Plan(read(other), {}, {}, [], classes, 1.0)
+    teacher_model = _open_teacher(teacher, trust)
+    student, classes = read(network), match_classes(network.names, teacher_model.names, None)
+    whole = Plan(read(teacher_model), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
         raise UsageError(
             f"imgsz={imgsz} is not a multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
@@ -110,17 +110,17 @@ def cost(
     refused, columns = [], {}
     for key, options in keys.items():
         try:
-            one = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
+            single = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
         except UsageError as error:
             refused.append(str(error))
             continue
-        whole.terms.update(one.terms)
-        columns.update(dict.fromkeys([key], *one.terms))
+        whole.terms.update(single.terms)
+        columns.update(dict.fromkeys([key], *single.terms))
     pairing = Pairing(student, whole, place)
-    blind = Pairing(student, Plan(read(_open_teacher(teacher, trust)), {}, {}, [], None, 1.0), place)
+    headless = Pairing(student, Plan(read(_open_teacher(teacher, trust)), {}, {}, [], None, 1.0), place)
     if threads:
         torch.set_num_threads(threads)
-    times, memory = _measure(student, pairing, blind, columns, imgsz, batch, rounds)
+    times, memory = _measure(student, pairing, headless, columns, imgsz, batch, rounds)
     alone = statistics.median(times["student"])
     rows = {row: Cost(ms := statistics.median(t), ms / alone, memory.get(row)) for row, t in times.items()}
     _print(rows, refused, place, f"{student.spec.name} under {whole.teacher.spec.name}, {batch} x {imgsz} px")
@@ -144,7 +144,7 @@ def _open_teacher(teacher: Any, trust: bool) -> Any:
 
 
 def _measure(
-    reader: Reader, pairing: Pairing, blind: Pairing, columns: dict[str, str], imgsz: int, batch: int, rounds: int
+    reader: Reader, pairing: Pairing, headless: Pairing, columns: dict[str, str], imgsz: int, batch: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Milliseconds of the counted rounds by row; megabytes by method, whose names in the pairing are given."""
     student: Any = reader.model
@@ -152,36 +152,38 @@ def _measure(
     optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in pairing.methods.values()}}
     times: dict[str, list[float]] = {row: [] for row in ("student", "teacher", "teacher without head", *columns)}
     memory: dict[str, float] = {}
-    left: dict[str, Any] = {}  # what was recorded of the round's passes of both detectors
+    recorded: dict[str, Any] = {}  # what was recorded of the round's passes of both detectors
     for i in range(WARMUP + rounds):
         data = _random_batch(imgsz, batch, i, device, len(student.names))
 
-        def step(data: dict[str, Tensor] = data) -> None:
-            with reader.record(pairing.fields) as left["student"], _amp(device):
+        def step_student(data: dict[str, Tensor] = data) -> None:
+            with reader.record(pairing.fields) as recorded["student"], _amp(device):
                 loss, _ = student(data)
             loss.sum().backward()
             nn.utils.clip_grad_norm_(student.parameters(), 10.0)
             optimizers[student].step()
             student.zero_grad()
 
-        def look(data: dict[str, Tensor] = data) -> None:
+        def run_teacher(data: dict[str, Tensor] = data) -> None:
             teacher: Any = pairing.teacher
-            with torch.no_grad(), teacher.reader.record(pairing.fields) as left["teacher"], _amp(device):
+            with torch.no_grad(), teacher.reader.record(pairing.fields) as recorded["teacher"], _amp(device):
                 teacher.model(data["img"].contiguous(memory_format=teacher.layout))
 
-        def look_at_maps(data: dict[str, Tensor] = data) -> None:
+        def run_headless(data: dict[str, Tensor] = data) -> None:
             with _amp(device):
-                blind.teacher(data["img"])
+                headless.teacher(data["img"])
 
-        ms = {row: _timed(run, device) for row, run in zip(times, (step, look, look_at_maps), strict=False)}
+        ms = {
+            row: _timed(run, device) for row, run in zip(times, (step_student, run_teacher, run_headless), strict=False)
+        }
         for key, column in columns.items():
             method = pairing.methods[column]
-            shown, held = as_leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
+            leaves, held = as_leaves(recorded["student"]), tensors((recorded, list(pairing.teacher.model.parameters())))
 
-            def add(data: dict[str, Tensor] = data, column: str = column, shown: Any = shown) -> Tensor:
-                return _term(reader, pairing, column, shown, left["teacher"], data)
+            def add(data: dict[str, Tensor] = data, column: str = column, leaves: Any = leaves) -> Tensor:
+                return _term(reader, pairing, column, leaves, recorded["teacher"], data)
 
-            def learn(add: Any = add, optimizer: Any = optimizers[method]) -> None:
+            def step_method(add: Any = add, optimizer: Any = optimizers[method]) -> None:
                 if (value := add()).requires_grad:
                     value.backward()
                 optimizer.step()
@@ -189,9 +191,9 @@ def _measure(
             if i == 0:
                 own = sum(p.numel() * p.element_size() for p in method.parameters())
                 memory[key] = (
-                    saved_bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
+                    saved_bytes(add, step_method, [*held, *tensors(leaves), *method.parameters()], device) + 4 * own
                 ) / 1e6
-            ms[key] = _timed(learn, device)
+            ms[key] = _timed(step_method, device)
             method.zero_grad()
         if i >= WARMUP:
             for row, value in ms.items():
@@ -212,12 +214,12 @@ def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: 
     return terms[column]
 
 
-def saved_bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
+def saved_bytes(add: Callable[[], Tensor], step: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
     """On a GPU the peak of a method's work above what is allocated; on a CPU what is saved for backward, once each."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        learn()
+        step()
         return torch.cuda.max_memory_allocated(device) - before
     known = {x.untyped_storage().data_ptr() for x in held}
     saved: dict[int, Tensor] = {}  # tensors, so that no storage is given away and met a second time

@@ -110,11 +110,11 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
             on_device = cached.preprocess_batch(dict(batch))
             cached.distiller.teacher_views(on_device["img"], on_device["view"])
         for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
-            seconds = _step(arms[arm], dict(batch))
+            seconds = _step_seconds(arms[arm], dict(batch))
             if i >= WARMUP:
                 times[arm].append(1000 * seconds)
         if i >= WARMUP:
-            times[FORWARD].append(1000 * _look(arms["yolokd"], dict(batch)))
+            times[FORWARD].append(1000 * _teacher_seconds(arms["yolokd"], dict(batch)))
     return {arm: statistics.median(samples) for arm, samples in times.items()}
 
 
@@ -123,7 +123,7 @@ def _batches(trainer: Any) -> Any:
         yield from trainer.train_loader
 
 
-def _step(trainer: Any, batch: dict[str, Any]) -> float:
+def _step_seconds(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
     wait(trainer.device)
     start = time.perf_counter()
@@ -135,7 +135,7 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def _look(trainer: Any, batch: dict[str, Any]) -> float:
+def _teacher_seconds(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one forward pass of the teachers, fused and without what no term reads."""
     images = trainer.preprocess_batch(batch)["img"]
     wait(trainer.device)
