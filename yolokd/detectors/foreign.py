@@ -1,4 +1,4 @@
-"""What reading any teacher that is no model of Ultralytics has in common. It cannot be a student."""
+"""Common to the readers of teachers that are not Ultralytics models. Such a model cannot be a student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREY = 114 / 255  # what letterboxed images are padded with
 class ForeignReader(Reader):
     """Reads a module whose output for images (B, C, H, W) is a dict of a view's fields.
 
-    A subclass sets ``spec`` and ``strides``. The module fits the images to itself.
+    A subclass sets ``spec`` and ``strides``. The module itself adapts the images to its input.
     """
 
     branches = ("foreign",)
@@ -25,7 +25,7 @@ class ForeignReader(Reader):
         self.model, self.head = model, model
 
     def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        """No gradient and eval mode; there is nothing to leave out."""
+        """No gradient and eval mode; no part of the model is left out."""
         self.model.requires_grad_(False).eval()
 
     def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
@@ -43,8 +43,8 @@ class ForeignReader(Reader):
 def rgb(images: Tensor) -> Tensor:
     """Images (B, C, H, W) of any number of channels as (B, 3, H, W).
 
-    As the filters of Ultralytics' own teachers are fitted: gray counts as equal red, green and blue, and of more than
-    three channels the first three are seen. Two get an empty third.
+    This corresponds to how the filters of Ultralytics teachers are adapted: gray counts as equal red, green and blue, and
+    of more than three channels the first three are used. Two channels get an empty third.
     """
     channels = images.shape[1]
     if channels == 1:

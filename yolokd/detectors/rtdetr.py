@@ -1,4 +1,4 @@
-"""RT-DETR: what a forward pass of an RTDETRDecoder shows. Denoising queries, which carry ground truth, are left out."""
+"""Reader of RT-DETR (RTDETRDecoder). Denoising queries, which contain ground truth, are left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 from yolokd.detectors.reader import Reader, Recorded, keep_output, name
 from yolokd.views import Decode, Spec, View
 
-LAYERS = frozenset({"layer_queries", "layer_logits", "layer_boxes", "attention"})  # one tensor a decoder layer
+LAYERS = frozenset({"layer_queries", "layer_logits", "layer_boxes", "attention"})  # one tensor per decoder layer
 ENTRY = frozenset({"content", "references", "decode"})  # known when the decoder starts
 
 
@@ -23,7 +23,7 @@ class RTDETRReader(Reader):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        # model.stride is [32] for every RT-DETR: the levels are seen from the sizes of their maps
+        # model.stride is [32] for every RT-DETR, so strides are computed from the sizes of the maps
         size = 128
         with self.record(frozenset({"neck"})) as recorded:
             self.dry_run(size)
@@ -65,7 +65,7 @@ class RTDETRReader(Reader):
         """The one view of a recorded pass."""
         values = self._map_fields(recorded, fields, strides)
         if fields - values.keys():
-            # pixels of the image, from the level that divides it
+            # size of the image in pixels, from its first level
             height, width = (self.strides[0] * n for n in recorded["neck"][0].shape[-2:])
             size = recorded["neck"][0].new_tensor([width, height, width, height], dtype=torch.float32)
             values.update(self._predictions(recorded, fields, size))
@@ -87,7 +87,7 @@ class RTDETRReader(Reader):
         return predictions
 
     def _decode(self, memory: Tensor, shapes: list[list[int]], size: Tensor) -> Decode:
-        """This decoder on the images of a recorded pass, as a function of queries."""
+        """This decoder, applied to the images of a recorded pass, as a function of queries."""
         head = self.head
 
         def decode(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
@@ -96,7 +96,7 @@ class RTDETRReader(Reader):
             recorded: Recorded = {}
             hooks = _layer_hooks(head.decoder, recorded)
             try:
-                # in the queries' type: outside autocast a map in half precision does not fit the decoder's weights
+                # in the queries' dtype: outside autocast a map in half precision does not match the decoder's weights
                 boxes, logits = head.decoder(content, entry.to(content.dtype), memory.to(content.dtype), shapes, *heads)
             finally:
                 for hook in hooks:
@@ -118,12 +118,12 @@ def _layer_hooks(decoder: Any, recorded: Recorded) -> list[Any]:
 
 
 def _in_order(recorded: Recorded, what: str) -> tuple[Any, ...]:
-    """What the layers left, first to last; a teacher that predicts from one layer stops there."""
+    """What the layers stored, first to last; a teacher that predicts from an earlier layer stops there."""
     return tuple(recorded[key] for key in sorted(k for k in recorded if isinstance(k, tuple) and k[0] == what))
 
 
 def _layers(boxes: Tensor, logits: Tensor, size: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """Predictions a layer from (D, B, N, 4) cxcywh as fractions of the image and (D, B, N, K)."""
+    """Predictions per layer, from (D, B, N, 4) cxcywh as fractions of the image and (D, B, N, K)."""
     wide = boxes if boxes.dtype == torch.float64 else boxes.float()
     return {"layer_logits": tuple(logits), "layer_boxes": tuple(_corners(wide, size))}
 

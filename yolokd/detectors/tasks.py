@@ -1,4 +1,4 @@
-"""The heads for segment, pose and obb: a Detect head's predictions, with masks, keypoints or an angle beside them."""
+"""Readers of the heads for segment, pose and obb: a Detect head's predictions plus masks, keypoints or an angle."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PoseReader(YoloReader):
         self.spec = replace(self.spec, keypoints=self.head.kpt_shape[0])
 
     def _give_raw(self) -> None:
-        """As every head; fuse() takes from a YOLO26's what it calls in training, so that it has to decode in vain."""
+        """As for every head, except a fused YOLO26: fuse() removes what it calls in training mode, so it must decode too."""
         branches = [b for b in ("", "one2one_") if getattr(self.head, f"{b}cv2", None) is not None]
         whole = all(getattr(self.head, f"{b}cv4_sigma", None) is not None for b in branches)
         self.head.training = whole or not isinstance(self.head, Pose26)
@@ -63,7 +63,7 @@ class PoseReader(YoloReader):
 
 
 class OBBReader(YoloReader):
-    """Reads a model whose last layer is an OBB head. Its sides are along its angle: not those of an upright box."""
+    """Reads a model whose last layer is an OBB head. Its sides are along its angle, not those of an upright box."""
 
     fields = frozenset({*MAPS, "logits", "rotated"})
     raw = (*YoloReader.raw, "angle")
@@ -81,8 +81,7 @@ class OBBReader(YoloReader):
 def decode_rotated(sides: Tensor, angle: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
     """Rotated boxes (B, N, 5): centre, width and height in pixels, angle of the width in radians.
 
-    From the sides as `decode` takes them, left and right along the angle, top and bottom across, and the angle
-    (B, N, 1) in radians.
+    sides are as in `decode`: left and right along the angle, top and bottom across it; angle is (B, N, 1) in radians.
     """
     sides = expected(sides)
     angle, anchors, stride = (x.to(sides.dtype) for x in (angle, anchors, stride))

@@ -1,7 +1,7 @@
-"""The Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): what a forward pass shows, branch by branch.
+"""Reader of the Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): one view per branch of the head.
 
-A dual head (YOLO26, v10) shows two views, "one2many" and "one2one". In training the one2one branch is fed *detached*
-neck maps, so its terms train that branch only; the maps are therefore always those of the head's own inputs.
+A dual head (YOLO26, v10) has two views, "one2many" and "one2one". In training the one2one branch is fed *detached*
+neck maps, so its terms train that branch only; the maps of a view are therefore always the head's own inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class YoloReader(Reader):
     """
 
     fields = frozenset((*DENSE, "finish"))
-    raw: tuple[str, ...] = ("scores", "boxes")  # entries (B, channels, N) of the head's raw output that are read
+    raw: tuple[str, ...] = ("scores", "boxes")  # the entries (B, channels, N) of the head's raw output that are used
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -46,14 +46,14 @@ class YoloReader(Reader):
         self.spec = Spec(self.strides, widths, head.nc, bins, name(model), provides=provided)
 
     def loss_factor(self, images: int) -> int:
-        """The number of images: a Detect head's loss is their sum."""
+        """The number of images: a Detect head's loss is a sum over them."""
         return images
 
     def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
         head = self.head
         if len(self.branches) > 1:
             if len(branches) > 1:
-                head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused all the same
+                head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused
             else:
                 head.end2end = branches == ("one2one",)  # which branch fuse() keeps
         self.model.fuse(verbose=False)
@@ -65,16 +65,18 @@ class YoloReader(Reader):
         return hooks
 
     def _tower_ends(self) -> Iterator[tuple[tuple[str, str, int], nn.Module]]:
-        """The last convolution of each tower: what enters it is the tower's last hidden map."""
+        """The last convolution of each tower; its input is the tower's last hidden map."""
         for branch in self.branches:
             for attribute in BRANCHES[branch]:
                 for level, tower in enumerate(getattr(self.head, attribute) or ()):  # fuse() may have dropped one
                     yield (branch, attribute, level), tower[-1]
 
     def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
-        """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
+        """One view per branch of a recorded pass, with these fields and only the levels at these strides."""
         out = recorded.get("out")
-        out = out[1] if isinstance(out, tuple) else out  # decoded and raw, of a head that gives no raw output alone
+        out = (
+            out[1] if isinstance(out, tuple) else out
+        )  # (decoded, raw), of a head that cannot output raw predictions only
         raw = out if isinstance(out, dict) and "one2many" in out else {"one2many": out}
         dropped = {b for b, given in raw.items() if isinstance(given, dict) and "scores" not in given}  # by fuse()
         return {b: self._view(recorded, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}

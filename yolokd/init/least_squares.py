@@ -1,4 +1,4 @@
-"""The closed forms behind `inherit`: which channels to keep, and the weights that reproduce given outputs."""
+"""The mathematics behind `init=teacher`: which channels to keep, and the weights that reproduce given outputs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RIDGE = 1e-3  # of the mean variance of what a convolution sees
+RIDGE = 1e-3  # as a share of the mean variance of a convolution's inputs
 
 
 def select_channels(spread: Tensor, metric: Tensor, count: int) -> Tensor:
-    """Channels from which the others can best be told, in ascending order; -1 for as many as there are too few.
+    """Channels from which the others can best be predicted, in ascending order, padded with -1 if there are too few.
 
     Greedy column subset selection: the next channel is the one by which trace(metric x R) falls most, R being the
     covariance of what the channels chosen so far do not predict linearly.
 
     Args:
         spread: (C, C), covariance of the channels.
-        metric: (C, C), what errors in them cost.
-        count: how many to pick.
+        metric: (C, C), the cost of errors in them.
+        count: the number to choose.
     """
     rest, free = spread.cpu().double(), torch.ones(len(spread), dtype=torch.bool)
     metric, floor = metric.cpu().double(), 1e-9 * float(spread.diagonal().mean())
@@ -38,7 +38,7 @@ def select_channels(spread: Tensor, metric: Tensor, count: int) -> Tensor:
 
 
 def patches(x: Tensor, conv: nn.Conv2d, points: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """What a convolution of (B, C, H, W) sees at points (image, row, column) of its output: (points, C, window)."""
+    """Input windows (points, C, window) of a convolution of (B, C, H, W) at points (image, row, column) of its output."""
     (down, across), (dy, dx), (py, px) = conv.stride, conv.dilation, tuple(map(int, conv.padding))
     b, row, column = points
     padded = F.pad(x, (px, px, py, py))
@@ -50,7 +50,7 @@ def fit_linear(inputs: Tensor, targets: Tensor, weight: Tensor | None = None) ->
     """Ridge regression from (..., points, in) to (..., points, out): weights (..., out, in) and biases (..., out).
 
     Args:
-        weight: (points,), how much each point counts.
+        weight: (points,), of each point.
     """
     share = torch.ones_like(inputs[..., 0]) if weight is None else weight
     share = (share / share.sum(-1, keepdim=True))[..., None]
@@ -69,7 +69,7 @@ def fit_logistic(inputs: Tensor, targets: Tensor, weight: Tensor, steps: int = 1
     biases (out,).
 
     Args:
-        weight: (points,), how much each point counts.
+        weight: (points,), of each point.
     """
     share = (weight / weight.sum()).cpu().double()
     mean, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
