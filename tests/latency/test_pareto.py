@@ -92,7 +92,7 @@ def test_outputs_and_nothing_written_over(tmp_path, capsys):
         (["y=map75"], "y=map75"),
         (["metric=total.p42"], "total.p42"),
         (["metric=total.p50,total.p99"], "one figure"),
-        (["out=picture.jpg"], "no PNG"),
+        (["out=picture.jpg"], "not a PNG"),
         (["out=gone/p.png"], "no folder"),
         (["x=energy"], "no power.j_per_frame: no rail"),
         (["other.json"], "of schema None"),

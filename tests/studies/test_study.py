@@ -129,7 +129,7 @@ def test_arms_are_interleaved_by_seed(given, tmp_path):
         ("seeds=0", "seeds=0"),
         ("seed=3", "give seeds="),
         ("method=pkd", "list the arms in methods="),
-        ("resume=True", "goes on where it stopped"),
+        ("resume=True", "continues where it stopped"),
         ("project=runs", "out="),
         ("save=False", "needs its checkpoint"),
         ("jobs=0", "jobs=0"),

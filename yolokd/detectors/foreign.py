@@ -43,8 +43,8 @@ class ForeignReader(Reader):
 def rgb(images: Tensor) -> Tensor:
     """Images (B, C, H, W) of any number of channels as (B, 3, H, W).
 
-    This corresponds to how the filters of Ultralytics teachers are adapted: gray counts as equal red, green and blue, and
-    of more than three channels the first three are used. Two channels get an empty third.
+    This matches how the filters of Ultralytics teachers are adapted: gray counts as equal red, green and blue, and of
+    more than three channels the first three are used. Two channels get an empty third.
     """
     channels = images.shape[1]
     if channels == 1:

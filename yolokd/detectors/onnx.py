@@ -1,7 +1,8 @@
 """A detector in an ONNX file, run by onnxruntime: only its detections can teach, not its inner maps.
 
-The file takes one input (B, 3, H, W), RGB in 0 to 1, where each of B, H and W may be fixed or free; images of another size are
-padded with grey at the right and bottom and resized. Its output is one of these contracts; pixels are the input's:
+The file takes one input (B, 3, H, W), RGB in 0 to 1, where each of B, H and W may be fixed or free; images of another
+size are padded with grey at the right and bottom and resized. Its output is one of these contracts; pixels are the
+input's:
 
     raw           (B, 4 + K, N): box centre x, y, width, height in pixels, then K scores in 0 to 1
     e2e, nms      (B, N, 6): x1, y1, x2, y2 in pixels, score, class index; rows of score 0 are padding

@@ -40,7 +40,7 @@ class Reader:
         self.stages: tuple[int, ...] = ()
 
     def loss_factor(self, images: int) -> int:
-        """The factor by which Ultralytics multiplies this model's loss for the given number of images; terms need it too."""
+        """The factor by which Ultralytics multiplies this model's loss for that number of images; terms need it too."""
         raise NotImplementedError
 
     def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
@@ -48,7 +48,7 @@ class Reader:
         raise NotImplementedError
 
     def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        """Make the model a teacher, irreversibly: no gradient, fused, and without work that these fields do not need."""
+        """Make the model a teacher, irreversibly: no gradient, fused, without work that these fields do not need."""
         self.model.requires_grad_(False).eval()
         self._freeze_head(fields, branches)
         self._give_raw()
@@ -77,7 +77,7 @@ class Reader:
 
     @contextmanager
     def record(self, fields: frozenset[str]) -> Iterator[Recorded]:
-        """Within the block, forward passes store what the fields need in the yielded dict; hooks are removed after it."""
+        """Within the block, forward passes store what the fields need in the yielded dict; then hooks are removed."""
         recorded: Recorded = {}
         hooks = self._hooks(recorded, fields)
         try:
@@ -103,15 +103,13 @@ class Reader:
         return tuple(m.shape[1] for m in maps)
 
     def dry_run(self, size: int, note: Callable[[Any, Any, Any], None] | None = None) -> None:
-        """Run one black image of size x size through the model, without changing batch norm statistics or decoding boxes.
+        """Run one black image of size x size through the model, without decoding or changing batch norm statistics.
 
         Args:
             note: a forward hook for every backbone layer, if given.
         """
         first = next(self.model.parameters())
-        flags = [
-            (module, module.training) for module in self.model.modules()
-        ]  # they may differ: frozen layers are in eval mode
+        flags = [(module, module.training) for module in self.model.modules()]  # frozen layers are in eval
         backbone = self.model.model[: len(self.model.yaml["backbone"])]
         hooks = [layer.register_forward_hook(note) for layer in backbone] if note else []
         self.model.eval()

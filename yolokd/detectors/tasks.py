@@ -45,7 +45,7 @@ class PoseReader(YoloReader):
         self.spec = replace(self.spec, keypoints=self.head.kpt_shape[0])
 
     def _give_raw(self) -> None:
-        """As for every head, except a fused YOLO26: fuse() removes what it calls in training mode, so it must decode too."""
+        """As for every head, but a fused YOLO26 lacks modules that its training mode calls: it must decode, in vain."""
         branches = [b for b in ("", "one2one_") if getattr(self.head, f"{b}cv2", None) is not None]
         whole = all(getattr(self.head, f"{b}cv4_sigma", None) is not None for b in branches)
         self.head.training = whole or not isinstance(self.head, Pose26)

@@ -35,7 +35,7 @@ def locate(teacher: Any) -> str:
         name, weights = vit.split(str(teacher))
         if weights and not weights.is_file():
             raise UsageError(
-                f"teacher={teacher}: the file {weights} does not exist: give one that does, or leave @FILE out for timm to download it."
+                f"teacher={teacher}: the file {weights} does not exist; without @FILE timm downloads the weights."
             )
         return f"{vit.PREFIX}{name}" + (f"@{weights.resolve()}" if weights else "")
     path = Path(teacher).expanduser()
@@ -85,7 +85,7 @@ def load_teacher(
         path: as `locate` gives it.
         contract: that of an ONNX file's output; None for the one in its metadata.
         names: class index -> name, for an ONNX file; None for those in its metadata.
-        trust: whether a checkpoint may run any code, for which the user answers; if not, it may build known classes only.
+        trust: whether a checkpoint may run any code, for which the user answers; else it may build known classes only.
     """
     if path.startswith(vit.PREFIX):
         return vit.load(path)

@@ -74,9 +74,7 @@ class YoloReader(Reader):
     def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """One view per branch of a recorded pass, with these fields and only the levels at these strides."""
         out = recorded.get("out")
-        out = (
-            out[1] if isinstance(out, tuple) else out
-        )  # (decoded, raw), of a head that cannot output raw predictions only
+        out = out[1] if isinstance(out, tuple) else out  # (decoded, raw) of some heads
         raw = out if isinstance(out, dict) and "one2many" in out else {"one2many": out}
         dropped = {b for b, given in raw.items() if isinstance(given, dict) and "scores" not in given}  # by fuse()
         return {b: self._view(recorded, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}

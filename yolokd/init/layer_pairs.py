@@ -122,7 +122,7 @@ def alike(student: nn.Conv2d, teacher: nn.Conv2d) -> bool:
 
 
 def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
-    """Pairs of two Detect heads, level by level at equal strides; one2many stands in for a branch that the teacher lacks."""
+    """Pairs of two Detect heads, level by level at equal strides; one2many replaces a branch that the teacher lacks."""
     if not isinstance(student, Detect) or not isinstance(teacher, Detect):
         return
     levels = [int(s) for s in teacher.stride]

@@ -38,7 +38,7 @@ def select_channels(spread: Tensor, metric: Tensor, count: int) -> Tensor:
 
 
 def patches(x: Tensor, conv: nn.Conv2d, points: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Input windows (points, C, window) of a convolution of (B, C, H, W) at points (image, row, column) of its output."""
+    """A convolution's input windows, (B, C, H, W) -> (points, C, window), at (image, row, column) of its output."""
     (down, across), (dy, dx), (py, px) = conv.stride, conv.dilation, tuple(map(int, conv.padding))
     b, row, column = points
     padded = F.pad(x, (px, px, py, py))

@@ -1,4 +1,4 @@
-"""Plots of studies and of reports compared, written as PNG files; report.py has those of one measurement."""
+"""Plots of studies, of latency over time and of Pareto fronts, written as PNG files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw a study's paired differences: mean and 95 % interval, a dot a seed, one panel a metric and reference.
+    """Draw a study's paired differences: mean, 95 % interval and one dot per seed; one panel per metric and reference.
 
     Args:
-        comparisons: As study_report.compare gives them, mAP as fractions.
+        comparisons: From studies.report.compare, mAP as fractions.
         path: The PNG to write.
     """
     names = {"alone": "the student alone", "builtin": "Ultralytics' own distillation"}
@@ -36,7 +36,7 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             axes.set_xlabel(f"{label}, points above {names[reference]}", fontsize=9)
         row[0].set_yticks(range(len(row_arms)), ["built-in" if a == "builtin" else a for a in row_arms], fontsize=9)
         row[0].set_ylim(len(row_arms) - 0.4, -0.6)
-    figure.suptitle("Paired difference by seed: mean and 95 % interval, a dot a seed", fontsize=11)
+    figure.suptitle("Paired difference by seed: mean, 95 % interval and one dot per seed", fontsize=11)
     return save_figure(figure, path)
 
 
@@ -59,11 +59,11 @@ CLOCKS = {"gpu_mhz": ("GPU", COLOURS[2]), "cpu_mhz": ("CPU", COLOURS[4])}
 
 
 def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Draw each frame's total latency over time, and below it temperature, power and clocks as far as sampled.
+    """Draw each frame's total latency over time, and below it temperature, power and clocks if they were sampled.
 
     Args:
         record: A record of schema yolokd.latency/1.
-        series: Its samples: `total` in ns; if known `start` (ns) and `telemetry/NAME` (n, 2), ns on the same clock and
+        series: Its samples: `total` in ns; if known `start` (ns) and `telemetry/NAME` (n, 2): ns on the same clock, and
             value. Without `start` the frames are numbered.
         path: The PNG to write.
     """
@@ -97,7 +97,7 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
 
 
 def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarray], zero: float) -> None:
-    """A dot a frame, a running median over each run, the percentiles as lines with their values at the right."""
+    """Draw one dot per frame, a running median per run, and the percentiles as lines with their values at the right."""
     ms, start = np.asarray(series["total"]) / 1e6, series.get("start")
     x = np.arange(len(ms)) if start is None else (np.asarray(start) - zero) / 1e9
     runs = np.asarray(series.get("run", np.zeros(len(ms), int)))
@@ -121,7 +121,7 @@ def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarra
 
 
 def spread_apart(values: Sequence[float], gap: float) -> list[float]:
-    """The rising values pushed up so that neighbours are at least so far apart."""
+    """The ascending values, raised where necessary so that neighbours are at least gap apart."""
     out: list[float] = []
     for value in values:
         out.append(max(value, out[-1] + gap) if out else value)
@@ -129,7 +129,7 @@ def spread_apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label: str, y_label: str) -> Path:
-    """Draw accuracy against cost, one front a device: better is up and to the left.
+    """Draw accuracy against cost, one front per device: better is up and to the left.
 
     Args:
         points: Mappings with name, device, x, y (a fraction), low and high (ends of x's interval or None), front.
@@ -153,7 +153,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
             fill = colour if points[i]["front"] else "white"
             axes.errorbar(x[i], y[i], xerr=bar, fmt="o", color=colour, markerfacecolor=fill, markersize=7, capsize=3)
         axes.plot([], [], "o", color=colour, label=device)
-    axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="another one is at least as good in both")
+    axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="another model is at least as good in both")
     margin = max(0.15 * (max(y) - min(y)), 1.5)
     right = max(float(p.get("high") or p["x"]) for p in points)
     if right > 8 * min(x):  # several devices, or models of very different size
@@ -175,7 +175,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
 def _name_points(
     figure: Any, axes: Any, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float]
 ) -> None:
-    """Write each point's name where it hides nothing, as the demo's picture does."""
+    """Write each point's name where it covers nothing, as in the demo's picture."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -195,7 +195,7 @@ def _name_points(
 def _steps(
     axes: Any, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float], device: str
 ) -> list[Bbox]:
-    """Thin boxes, in pixels, along the upright parts of a device's front, so that no name is written across them."""
+    """Thin boxes, in pixels, along the vertical parts of a device's front, so that no name is written across them."""
     from matplotlib.transforms import Bbox
 
     front = sorted((x[i], y[i]) for i, p in enumerate(points) if p["front"] and p["device"] == device)

@@ -1,4 +1,4 @@
-"""What a study found: paired statistics, and their tables as Markdown, CSV, JSON and a plot."""
+"""A study's results: paired statistics, and their tables as Markdown, CSV, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def summarise(
 
     Args:
         arms: name -> taxonomy level, the student alone first.
-        seeds: asked for.
+        seeds: all seeds of the study.
         results: of the runs that are done; mAP as fractions, seconds.
         teacher: its mAP, or None while it is unknown.
-        failed: run -> why.
+        failed: run -> reason.
     """
     runs = [
         {"arm": arm, "level": level, "seed": seed, **{c: results[arm, seed].get(c) for c in COLUMNS}}
@@ -88,7 +88,7 @@ def _arm(
 def gap_closed(
     arm: str, metric: str, seeds: Sequence[int], results: Results, teacher: Mapping[str, Any] | None
 ) -> float | None:
-    """(arm - alone) / (teacher - alone), means over the seeds that both have; None without a gap."""
+    """(arm - alone) / (teacher - alone), means over the seeds that both have; None if there is no gap."""
     pairs = _pairs(arm, ALONE, metric, seeds, results)
     if not teacher or not pairs or arm == ALONE:
         return None
@@ -124,7 +124,7 @@ def _pairs(arm: str, reference: str, metric: str, seeds: Sequence[int], results:
 
 
 def write(report: dict[str, Any], folder: Path, plot: bool = False) -> None:
-    """compare.json, compare.md and runs.csv, each replaced as a whole, and compare.png if asked for."""
+    """Write compare.json, compare.md and runs.csv, each replaced atomically, and compare.png if plot is set."""
     write_json(folder / "compare.json", report)
     for name, text in (("compare.md", markdown(report)), ("runs.csv", as_csv(report))):
         part = folder / f"{name}.part"
@@ -137,7 +137,7 @@ def write(report: dict[str, Any], folder: Path, plot: bool = False) -> None:
 
 
 def as_csv(report: Mapping[str, Any]) -> str:
-    """One line a run."""
+    """One line per run."""
     out = io.StringIO()
     writer = csv.DictWriter(out, ["arm", "level", "seed", *COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -146,7 +146,7 @@ def as_csv(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The whole report for people; mAP in percent."""
+    """The report as readable Markdown; mAP in percent."""
     about, seeds = report["arguments"], report["seeds"]
     epoch = "best" if about.get("val", True) else "last"
     parts = [
@@ -193,7 +193,7 @@ def accuracy_table(report: Mapping[str, Any]) -> str:
 
 
 def difference_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Mean paired difference, interval and verdict, one line an arm and metric."""
+    """Mean paired difference, interval and verdict, one line per arm and metric."""
     rows = ["| arm | metric | pairs | points | 95 % interval | verdict |", "|---|---|--:|--:|--:|---|"]
     for c in comparisons:
         low, high = c["ci95"]
@@ -204,7 +204,7 @@ def difference_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """What may be said, in sentences; a reader of nothing else is not misled."""
+    """The conclusions in sentences, worded so that they do not mislead on their own."""
     sentences = []
     for reference, name in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
         rows = [c for c in comparisons if c["reference"] == reference and c["metric"] == "map50"]
@@ -217,12 +217,12 @@ def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
                 sentences.append(f"{words.format(name)} in mAP50: {', '.join(arms)}.")
     if any(c["verdict"] == ONE_RUN for c in comparisons):
         sentences.append("One seed allows no conclusion: runs of one arm differ by as much.")
-    sentences.append("Each interval holds for its own row; with many arms some will leave zero by chance.")
+    sentences.append("Each interval holds for its own row; with many arms some will exclude zero by chance.")
     return " ".join(sentences)
 
 
 def level_table(report: Mapping[str, Any]) -> str:
-    """The review's form: mAP@0.5 by the level at which knowledge is taken."""
+    """The review's table: mAP@0.5 by the level at which knowledge is distilled."""
     gains = {c["arm"]: c for c in report["comparisons"] if c["reference"] == ALONE and c["metric"] == "map50"}
     rows = ["| level | method | mAP@0.5 | gain |", "|---|---|--:|--:|"]
     if teacher := report["teacher"]:
