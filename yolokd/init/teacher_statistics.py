@@ -107,7 +107,7 @@ class TeacherStatistics:
                     self.teacher.model(images[start : start + size])
                 tops = self._confidence(recorded)
                 for p in self.matched:
-                    batches[p.name].append(self._look(p, maps[p.name], tops, start, len(images)))
+                    batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
         for name, parts in batches.items():
             b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
             self.points[name], self.targets[name] = (b, row, column), target
@@ -121,7 +121,7 @@ class TeacherStatistics:
         tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
         return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
-    def _look(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
+    def _sample(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
         """Points of a batch's map, half drawn uniformly, half by the teacher's confidence: image, row, column, the map
         there, confidence, share."""
         h, w = z.shape[-2:]

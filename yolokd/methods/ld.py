@@ -137,21 +137,21 @@ def regions(boxes: Tensor, centres: Tensor, sizes: Tensor, options: LDOptions) -
     half = options.side / 2 * sizes[:, None]
     anchors, objects = torch.cat((centres - half, centres + half), -1)[None], boxes[:, None]
     iou = ops.paired_iou(objects, anchors)
-    apart = ((objects[..., :2] + objects[..., 2:]) / 2 - centres).square().sum(-1)
-    nearest = candidates(apart, sizes, options.topk)
+    distance = ((objects[..., :2] + objects[..., 2:]) / 2 - centres).square().sum(-1)
+    nearest = candidates(distance, sizes, options.topk)
     theta = mean_and_deviation(iou.gather(1, nearest))
     inside = ((centres[nearest] > objects[..., :2]) & (centres[nearest] < objects[..., 2:])).all(-1)
     good = inside & (iou.gather(1, nearest) >= theta)
     positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, nearest, good)
     around = torch.maximum(objects[..., 2:], anchors[..., 2:]) - torch.minimum(objects[..., :2], anchors[..., :2])
-    diou = iou - apart / around.square().sum(-1).clamp(min=ops.TINY_AREA)
+    diou = iou - distance / around.square().sum(-1).clamp(min=ops.TINY_AREA)
     return positive, iou * ((diou >= options.gamma * theta) & (diou < theta))
 
 
-def candidates(apart: Tensor, sizes: Tensor, topk: int) -> Tensor:
+def candidates(distance: Tensor, sizes: Tensor, topk: int) -> Tensor:
     """The topk nearest anchors of every level, (M, N), pixels per cell (N,) -> indices (M, L topk or fewer)."""
     starts = [0, *(sizes.diff().nonzero().flatten() + 1).tolist()]
-    levels = torch.tensor_split(apart, starts[1:], 1)
+    levels = torch.tensor_split(distance, starts[1:], 1)
     nearest = [level.topk(min(topk, level.shape[1]), 1, largest=False).indices for level in levels]
     return torch.cat([index + start for index, start in zip(nearest, starts, strict=True)], 1)
 

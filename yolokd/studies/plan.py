@@ -285,9 +285,9 @@ def _refuse_other_settings(job: Job, out: str | Path) -> None:
     before = _read_json(job.folder / SPEC)
     if before is None:
         return
-    asked = json.loads(json.dumps(job.spec, default=str))
+    settings = json.loads(json.dumps(job.spec, default=str))
     for part in ("arguments", "inputs"):
-        was, now = before.get(part, {}), asked[part]
+        was, now = before.get(part, {}), settings[part]
         for key in (*now, *was):
             if was.get(key) != now.get(key):
                 what = (

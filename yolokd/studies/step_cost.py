@@ -105,8 +105,8 @@ def cost(
         raise UsageError(
             f"imgsz={imgsz} is not a multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
         )
-    asked = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
-    keys, _ = asked.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
+    distillation = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
+    keys, _ = distillation.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
     refused, columns = [], {}
     for key, options in keys.items():
         try:
