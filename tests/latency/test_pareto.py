@@ -93,7 +93,7 @@ def test_outputs_and_nothing_written_over(tmp_path, capsys):
         (["metric=total.p42"], "total.p42"),
         (["metric=total.p50,total.p99"], "one figure"),
         (["out=picture.jpg"], "not a PNG"),
-        (["out=gone/p.png"], "no folder"),
+        (["out=gone/p.png"], "folder does not exist"),
         (["x=energy"], "no power.j_per_frame: no rail"),
         (["other.json"], "of schema None"),
         (["gone.json"], "gone.json does not exist"),
