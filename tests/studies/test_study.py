@@ -161,7 +161,7 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path, capsys
         ("a: {", "not a readable YAML"),
         ("../a: {method: pkd}", "cannot name a folder"),
         ("a: {method: pkd}\nA: {method: cwd}", "cannot name a folder"),
-        ("a: {method: builtin, pkd.gain: 2}", "which builtin has not"),
+        ("a: {method: builtin, pkd.gain: 2}", "which builtin does not have"),
         ("a: {method: pkd, seed: 3}", "arm a: seed=3"),
         ("a: {method: pkd, epoch: 3}", "arm a: unknown option 'epoch', did you mean 'epochs'"),
         ("pkd: {pkd.gain: 2}", "is in methods= and in arms="),
