@@ -1,7 +1,7 @@
-"""The Ultralytics internals that yolokd stands on, checked once before they are used.
+"""The Ultralytics internals that yolokd relies on, checked once before they are used.
 
-A minor release may move one. Then the user shall read which, and which version to install, not a traceback from
-the middle of a training.
+A minor release may move one. Then the user must learn which one, and which version to install, instead of getting a
+traceback in the middle of a training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def moved() -> list[str]:
-    """Names from INTERNALS that the installed Ultralytics does not have, or not with those parameters."""
+    """Names from INTERNALS that the installed Ultralytics does not have, or has without those parameters."""
     missing = []
     for module, name, parameters in INTERNALS:
         try:
@@ -87,14 +87,14 @@ def moved() -> list[str]:
 
 
 def known(function: Any, **arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that the installed version's function has."""
+    """The arguments that the installed version's function accepts."""
     return {k: v for k, v in arguments.items() if k in inspect.signature(function).parameters}
 
 
 def head_arguments(contract: str) -> dict[str, bool | None]:
     """Arguments of Ultralytics' export and predict that choose a dual head's output: "raw", "e2e" or "nms".
 
-    Up to 8.4.141 an argument ``end2end`` chose the branch; since then ``nms`` alone does, with three values.
+    Up to 8.4.141 an argument ``end2end`` chose the branch; since then ``nms`` does, with three values.
     """
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -104,9 +104,9 @@ def head_arguments(contract: str) -> dict[str, bool | None]:
 
 
 def check() -> None:
-    """Raise CompatError, in one sentence with the installed version, when an internal has moved.
+    """Raise CompatError, one sentence with the installed version, if an internal has moved.
 
-    To be called before any module that imports one of them: their own import errors name no version to install.
+    Call it before importing a module that imports one of them: their own import errors name no version to install.
     """
     import ultralytics
 

@@ -237,18 +237,18 @@ def test_junit_of_reports_that_cannot_be_compared_passes_nothing(code, tmp_path)
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("", "damaged or no JSON"),
-        ('[{"schema": "yolokd.latency/1"', "damaged or no JSON"),
-        ("[" * 100_000, "damaged or no JSON"),
-        ("[]", "no record"),
+        ("", "damaged or not a JSON"),
+        ('[{"schema": "yolokd.latency/1"', "damaged or not a JSON"),
+        ("[" * 100_000, "damaged or not a JSON"),
+        ("[]", "does not hold a record"),
         ("[1]", "of schema None"),
         ('{"schema": "yolokd.latency/2"}', "of schema 'yolokd.latency/2'"),
         ('{"schema": "yolokd.latency/1"}', "damaged: model is null"),
-        (json.dumps(record(-1)), "no time in ms"),
+        (json.dumps(record(-1)), "not a time in ms"),
         (json.dumps(record(10, results__stages__total="fast")), "results.stages.total is"),
         (json.dumps(record(10, results__stages__total__p50="fast")), "results.total.p50 is 'fast'"),
         (json.dumps(record(10, results__runs=[{}])), "results.runs"),
-        (json.dumps(record(float("nan"))), "no time in ms"),
+        (json.dumps(record(float("nan"))), "not a time in ms"),
     ],
 )
 @pytest.mark.parametrize("side", ["base", "new"])

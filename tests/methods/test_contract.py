@@ -321,8 +321,8 @@ def test_refuses_pairs_without_matching_maps(name):
     three = replace(pair.teacher_spec, channels={tap: (2, 2, 2) for tap in cls.taps})
     blind = replace(pair.teacher_spec, channels={})
     for teacher, tap, message in [
-        (three, cls.taps[0], "student small shows 2 and teacher large shows 3|shows 4 and"),
-        (blind, cls.taps[0], "teacher large does not show"),
+        (three, cls.taps[0], "student small has 2 and teacher large has 3|has 4 and"),
+        (blind, cls.taps[0], "teacher large does not have"),
         (pair.teacher_spec, "stem", rf"{name}\.tap='stem' is not allowed"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -187,7 +187,7 @@ def test_refuses_unequal_classes():
 def test_refuses_images_of_another_size():
     pair = make_pair()
     batch = {**pair.batch, "img": torch.zeros(2, 3, 64, 96)}
-    with pytest.raises(ValueError, match=r"64 x 96 has 120 anchor points, but the view 30"):
+    with pytest.raises(ValueError, match=r"64 x 96 has 120 anchor points, but the view has 30"):
         build("gid", pair)(pair.student, pair.teacher, batch)
 
 

@@ -167,7 +167,7 @@ def test_refuses_other_heads_by_naming_the_substitute(role, bins, message):
 def test_refuses_images_that_do_not_fit_the_view():
     pair = make_pair()
     batch = {**pair.batch, "img": torch.zeros(2, 3, 64, 64)}
-    with pytest.raises(ValueError, match="An image of 64 x 64 has 80 anchor points, but the view 30"):
+    with pytest.raises(ValueError, match="An image of 64 x 64 has 80 anchor points, but the view has 30"):
         build("ld", pair)(pair.student, pair.teacher, batch)
 
 

@@ -129,7 +129,7 @@ def test_arms_are_interleaved_by_seed(given, tmp_path):
         ("seeds=0", "seeds=0"),
         ("seed=3", "give seeds="),
         ("method=pkd", "list the arms in methods="),
-        ("resume=True", "goes on where it stopped"),
+        ("resume=True", "continues where it stopped"),
         ("project=runs", "out="),
         ("save=False", "needs its checkpoint"),
         ("jobs=0", "jobs=0"),
@@ -164,7 +164,7 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path, capsys
         ("a: {method: builtin, pkd.gain: 2}", "which builtin does not have"),
         ("a: {method: pkd, seed: 3}", "arm a: seed=3"),
         ("a: {method: pkd, epoch: 3}", "arm a: unknown option 'epoch', did you mean 'epochs'"),
-        ("pkd: {pkd.gain: 2}", "stands in methods= and in arms="),
+        ("pkd: {pkd.gain: 2}", "is in methods= and in arms="),
     ],
 )
 def test_a_bad_file_of_arms(given, tmp_path, capsys, text, said):

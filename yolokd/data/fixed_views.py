@@ -1,4 +1,4 @@
-"""Training images whose augmentations come back: a fixed number of views of each, whose responses can be stored."""
+"""Training images with a fixed number of augmented views each, so that the teacher's responses can be stored."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE = 16  # images by which a cache's size is chosen
+SAMPLE = 16  # images from which a cache's size is estimated
 PLAIN = (bool, int, float, str, type(None))
 
 
 class FixedViewsDataset:
     """A training data set of Ultralytics in which every image has a fixed number of augmented views.
 
-    Item i is view i // n of image i % n, where n is the number of images. It is a function of the seed, the image, the
-    view and whether mosaic is closed by now, in whatever process and after whatever else was drawn; the random streams
-    are left as they were. Its number is under the key "view": i, or i + count * n once mosaic is closed.
+    Item i is view i // n of image i % n, where n is the number of images. It depends only on the seed, the image, the
+    view and whether mosaic is closed, not on the process or on earlier random draws; the global random state is
+    restored afterwards. Its number is under the key "view": i, or i + count * n once mosaic is closed.
 
     Args:
         dataset: the data set, with its augmentations.
-        count: views of an image.
+        count: views per image.
         seed: of the augmentations.
     """
 
@@ -35,7 +35,7 @@ class FixedViewsDataset:
         self._prepare()
 
     def __getattr__(self, name: str) -> Any:
-        """What is not ours is the data set's: labels, rect, collate_fn ..."""
+        """Other attributes are the data set's: labels, rect, collate_fn ..."""
         if name == "dataset":  # while it is being unpickled in a worker
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -58,7 +58,7 @@ class FixedViewsDataset:
             np.random.set_state(streams[1])
 
     def close_mosaic(self, hyp: Any) -> None:
-        """As upstream; from now on the views are others."""
+        """As in Ultralytics; from then on there are other views."""
         self.dataset.close_mosaic(hyp)
         self.closed = True
         self._prepare()
@@ -66,15 +66,15 @@ class FixedViewsDataset:
     def _prepare(self) -> None:
         parts = list(iter_transforms(self.dataset.transforms))
         for part in parts:
-            if hasattr(part, "buffer_enabled"):  # mosaic's partners would be images that happen to be in memory
+            if hasattr(part, "buffer_enabled"):  # else mosaic takes images that happen to be in memory
                 part.buffer_enabled = False
-        # Albumentations draws from a stream of its own
+        # Albumentations has its own random generator
         own = (getattr(part, "transform", None) for part in parts)
         self.seeded: list[Any] = [transform for transform in own if hasattr(transform, "set_random_seed")]
 
 
 class RoundRobinSampler:
-    """A sampler's indices, each time round with the next view."""
+    """A sampler's indices, in each epoch with the next view."""
 
     def __init__(self, sampler: Any, images: int, views: int) -> None:
         self.sampler, self.images, self.views = sampler, images, views
@@ -98,14 +98,14 @@ def iter_transforms(transform: Any) -> Iterator[Any]:
 
 
 def fingerprint(dataset: Any, *more: Any) -> str:
-    """A hash of all that decides what the views of a data set look like: images, labels and augmentations.
+    """A hash of everything that determines the views of a data set: images, labels and augmentations.
 
-    The augmentations are taken from the transforms as they were built, not from a list of arguments, so that one that
-    a later Ultralytics adds counts as well.
+    Augmentations are read from the transforms as they were built, not from a list of arguments, so that those that a
+    later Ultralytics adds are included.
 
     Args:
-        dataset: just built: a transform may note what it drew last.
-        more: further plain values that count.
+        dataset: newly built, because a transform may store its last draw.
+        more: further plain values to include.
     """
     digest = hashlib.sha256()
     for name in dataset.im_files:
@@ -115,14 +115,14 @@ def fingerprint(dataset: Any, *more: Any) -> str:
         for array in (label["cls"], label["bboxes"], *(label.get("segments") or ())):
             digest.update(np.ascontiguousarray(array).tobytes() + b"\n")
     settings = [(type(part).__name__, _settings(part)) for part in iter_transforms(dataset.transforms)]
-    # by its type, an RT-DETR's data set stretches images where a YOLO's pads them
+    # the type matters: an RT-DETR's data set stretches images where a YOLO's pads them
     shape = [type(getattr(dataset, "dataset", dataset)).__qualname__, dataset.imgsz, dataset.channels]
     digest.update(json.dumps([settings, shape, *more], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
 def _settings(transform: Any) -> dict[str, Any]:
-    """What a transform was built with."""
+    """The settings with which a transform was built."""
     return {
         key: repr(value)
         for key, value in vars(transform).items()

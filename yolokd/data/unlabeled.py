@@ -1,7 +1,7 @@
-"""Images without ground truth, some for each training step: letterboxed, flipped and recoloured as labelled ones are.
+"""Images without ground truth for each training step, letterboxed, flipped and recoloured like labelled ones.
 
-Which images a step gets and how they are changed depends on the seed, the epoch and the step alone: not on the number
-of workers, on what else draws random numbers, or on whether the run was interrupted.
+Which images a step gets and how they are changed depends only on the seed, the epoch and the step: not on the number
+of workers, on other code that draws random numbers, or on whether the run was interrupted.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ultralytics.utils.patches import imread
 from yolokd.data.splits import list_images
 from yolokd.errors import UsageError
 
-Place = tuple[int, int]  # index of an image, number of the draw, which seeds its changes
+Place = tuple[int, int]  # index of an image, and number of the draw, which seeds its augmentation
 
 
 def list_folder(folder: Any) -> list[Path]:
-    """The image files in a folder and those below it, by name.
+    """The image files in a folder and its subfolders, sorted by name.
 
     Raises:
-        UsageError: there is no folder, no image file in it, or none that can be read.
+        UsageError: the folder does not exist, or holds no image file that can be read.
     """
     path = Path(str(folder)).expanduser()
     if not path.is_dir():
@@ -41,21 +41,19 @@ def list_folder(folder: Any) -> list[Path]:
     if not files:
         raise UsageError(f"unlabeled={folder} holds no image file: give a folder with images, such as .jpg or .png.")
     if not any(imread(f) is not None for f in files):
-        raise UsageError(
-            f"unlabeled={folder} holds no readable image: {files[0].name} is the first of the broken ones."
-        )
+        raise UsageError(f"unlabeled={folder} holds no readable image: {files[0].name} is the first broken one.")
     return files
 
 
 class Images(Dataset[Tensor | None]):
-    """Images of a folder, by index and draw, as (C, size, size) of uint8; None for one that cannot be read as such.
+    """Images of a folder, by index and draw, as (C, size, size) of uint8; None for an image that cannot be read so.
 
     Args:
         files: the image files.
         size: side of an image, pixels.
-        channels: 1 for gray, 3 for RGB, or as many as the files have.
-        stretch: fill the square, as Ultralytics does for RT-DETR, in place of a letterbox.
-        changes: shares of Ultralytics' arguments: hsv_h, hsv_s, hsv_v, fliplr, flipud.
+        channels: 1 for gray, 3 for RGB, or the number that the files have.
+        stretch: fill the square, as Ultralytics does for RT-DETR, instead of a letterbox.
+        changes: the values of Ultralytics' arguments hsv_h, hsv_s, hsv_v, fliplr, flipud.
         seed: of the draws.
     """
 
@@ -86,7 +84,7 @@ class Images(Dataset[Tensor | None]):
 
 @contextmanager
 def drawing(seed: list[int]) -> Iterator[None]:
-    """Python's and NumPy's random numbers from a seed within the block, and as if nothing happened after it."""
+    """Seed Python's and NumPy's random numbers within the block, and restore their state after it."""
     states = random.getstate(), np.random.get_state()
     random.seed(str(seed))
     np.random.seed(seed)
@@ -98,15 +96,15 @@ def drawing(seed: list[int]) -> Iterator[None]:
 
 
 class Steps(Sampler[list[Place]]):
-    """The images of each step of an epoch. They follow one order through the whole folder before any comes again.
+    """The images of each step of an epoch, in a random order in which every image comes once before any is repeated.
 
     Args:
-        images: in the folder.
+        images: their number in the folder.
         sizes: labelled images of each step of an epoch.
         ratio: images per labelled one; fractions are carried over to later steps.
         seed: of the order.
-        rank: of this process among all.
-        ranks: processes that train together.
+        rank: the index of this process.
+        ranks: the number of processes that train together.
     """
 
     def __init__(self, images: int, sizes: list[int], ratio: float, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -125,7 +123,7 @@ class Steps(Sampler[list[Place]]):
             draw += count * self.ranks
 
     def index(self, draw: int) -> int:
-        """Image of a draw, counted from the training's first."""
+        """The image of a draw; draws are counted from the start of the training."""
         round_, place = divmod(draw, self.images)
         if round_ != getattr(self, "_round", None):
             self._round = round_
@@ -134,7 +132,7 @@ class Steps(Sampler[list[Place]]):
 
 
 def collate(images: list[Tensor | None]) -> Tensor | None:
-    """A step's readable images as (U, C, H, W), None without any."""
+    """A step's readable images as (U, C, H, W); None if there are none."""
     readable = [image for image in images if image is not None]
     return torch.stack(readable) if readable else None
 
@@ -144,9 +142,9 @@ class Unlabeled:
 
     Args:
         images: the folder.
-        steps: which of them each step gets.
+        steps: the images that each step gets.
         workers: processes that read them.
-        pin: into memory from which a GPU copies at once.
+        pin: load into pinned memory, from which copies to a GPU do not block.
     """
 
     def __init__(self, images: Images, steps: Steps, workers: int, pin: bool = False) -> None:
@@ -158,7 +156,7 @@ class Unlabeled:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin,
-            generator=torch.Generator(),  # a loader draws a seed for its workers: not from everybody's stream
+            generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global generator
         )
         self.left: Iterator[Tensor | None] = iter(())
         self.drawn = 0  # images of this epoch's steps so far, readable or not
@@ -169,14 +167,14 @@ class Unlabeled:
         self.left, self.counts = iter(self.loader), iter(self.steps.counts)
 
     def close(self) -> None:
-        """End the loader's processes."""
+        """Stop the loader's processes."""
         self.left = iter(())
         del self.loader
 
     def step(self, like: Tensor) -> Tensor | None:
-        """The next step's images in [0, 1], square, with the longer side of labelled ones (B, C, H, W); None for none.
+        """The next step's images in [0, 1], square, with the longer side of labelled ones (B, C, H, W); None if none.
 
-        Their own size matters to nobody but themselves: they go through the student apart from the labelled ones.
+        They need not have the size of the labelled ones: they go through the student separately.
         """
         images = next(self.left)
         self.drawn += next(self.counts)
@@ -190,5 +188,5 @@ class Unlabeled:
 
 
 def without_objects(images: Tensor, like: dict[str, Any]) -> dict[str, Any]:
-    """A training batch of images on which nothing is known, its objects none of a labelled one's."""
+    """A training batch of unlabelled images: the labels of a labelled batch, reduced to none."""
     return {"img": images, **{key: like[key][:0] for key in ("cls", "bboxes", "batch_idx")}}

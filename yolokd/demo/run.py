@@ -1,4 +1,4 @@
-"""`yolokd demo`: the whole job on a small data set, without a network: compose, train twice, export, time, compare."""
+"""`yolokd demo`: the whole workflow on a small data set, offline: compose, train twice, export, time, compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolokd.onnx.export import export
 
 ASSETS = Path(__file__).parent / "assets"
 SCENES = {"train": 500, "val": 200}
-# One budget for both runs; of each, the epoch that validates best is kept, as Ultralytics does.
+# One budget for both runs; of each, the best epoch on validation is kept, as Ultralytics does.
 BUDGET: dict[str, Any] = {
     "imgsz": 160, "epochs": 12, "batch": 16, "nbs": 16, "optimizer": "AdamW", "lr0": 0.002, "warmup_epochs": 1,
     "close_mosaic": 2, "cache": "ram", "amp": False, "device": "cpu", "workers": 0,
@@ -35,8 +35,8 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
         seed: of the scenes and of both trainings.
 
     Returns:
-        One row a model, teacher first: name, map50, map50_95, params, mb, p50_ms, p90_ms. They come out as they come
-        out; a demo without a gain says so.
+        One row per model, teacher first: name, map50, map50_95, params, mb, p50_ms, p90_ms. The results are not
+        adjusted; a demo without a gain says so.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed} is not a whole number of 0 or more.")
@@ -45,7 +45,7 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
         raise UsageError(f"out={out} exists and is not an empty folder: name a new one.")
     data = write_data(out / "data", seed=seed)
     weights = {"teacher": out / "teacher.pt", "student": out / "student.pt"}
-    for name, file in weights.items():  # copies, so that the package's own files stay untouched by exports and caches
+    for name, file in weights.items():  # copies, so that exports and caches do not change the package's own files
         shutil.copy(ASSETS / f"{name}.pt", file)
 
     budget = {**BUDGET, "data": str(data), "seed": seed, "project": str(out)}
@@ -98,7 +98,7 @@ def _row(role: str, model: Any, checkpoint: Path, file: Path, record: dict[str, 
         "name": role,
         "map50": float(model.metrics.box.map50),
         "map50_95": float(model.metrics.box.map),
-        "params": sum(p.numel() for p in open_student(checkpoint).model.parameters()),  # afresh: validation fuses
+        "params": sum(p.numel() for p in open_student(checkpoint).model.parameters()),  # anew: validation fuses
         "mb": file.stat().st_size / 1e6,
         "p50_ms": total["p50"],
         "p90_ms": total["p90"],
@@ -117,7 +117,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """What distilling did on this seed, in one sentence."""
+    """The effect of distilling on this seed, in one sentence."""
     teacher, alone, distilled = rows
     gain = 100 * (distilled["map50"] - alone["map50"])
     gap = 100 * (teacher["map50"] - alone["map50"])

@@ -1,7 +1,7 @@
 """Compose the demo's data: cluttered scenes of fashion products, in YOLO format, from the bundled 28 x 28 crops.
 
 A scene is coloured noise with 2 to 10 products on it, varied in scale, rotation, tint, contrast and opacity, among
-unlabelled fragments of other products. The bundled teacher was trained on such scenes: change how they look, and its
+unlabelled fragments of other products. The bundled teacher was trained on such scenes: if their look changes, its
 score drops.
 """
 
@@ -22,15 +22,15 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, x2 and y2 e
 SPRITES = Path(__file__).parent / "assets" / "fashion-sprites.png"
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 SIDE = 28  # pixels of a crop
-TRAIN_CROPS = 200  # a class's first crops compose the training scenes, its others the validation scenes
-REFERENCE = 160  # image size at which the scale ranges below hold; they grow with the image
+TRAIN_CROPS = 200  # a class's first crops are for training scenes, its others for validation scenes
+REFERENCE = 160  # image size for which the scale ranges below are given; they grow with the image
 MIN_SIDE = 5  # pixels; a product that the image's border cuts narrower than this is not labelled
 
 
 def compose(out: Path, train: int = 400, val: int = 200, imgsz: int = 160, seed: int = 0) -> Path:
     """Write ``train`` and ``val`` scenes of ``imgsz`` pixels under ``out`` and return the data YAML's path.
 
-    The same arguments give the same bytes, and fewer scenes are the first of more.
+    The same arguments give the same bytes, and a smaller set is the beginning of a larger one.
     """
     check_arguments(out, train, val, imgsz, seed)
     pools = split(read_sprites())
@@ -48,7 +48,7 @@ def compose(out: Path, train: int = 400, val: int = 200, imgsz: int = 160, seed:
 
 
 def check_arguments(out: Path, train: int, val: int, imgsz: int, seed: int) -> None:
-    """Refuse what would overwrite a user's files or give a data set that cannot be trained on."""
+    """Refuse arguments that would overwrite a user's files or give a data set that cannot be trained on."""
     if min(train, val) < 1:
         raise ValueError(f"train={train} val={val}: a data set needs scenes in both splits; set each to 1 or more.")
     if imgsz < 32:
@@ -73,14 +73,14 @@ def write_yaml(out: Path) -> Path:
 
 
 def read_sprites() -> Crops:
-    """Read the bundled sheet of one row a class as (10 classes, 250, 28, 28)."""
+    """Read the bundled sheet of one row per class as (10 classes, 250, 28, 28)."""
     sheet = cv2.imdecode(np.frombuffer(SPRITES.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
     rows = np.asarray(sheet, np.uint8).reshape(len(CLASSES), SIDE, -1, SIDE)
     return np.ascontiguousarray(rows.swapaxes(1, 2))
 
 
 def split(sprites: Crops) -> dict[str, Crops]:
-    """Divide (K, n, 28, 28) by product, so that validation shows none that training showed."""
+    """Divide (K, n, 28, 28) by product, so that no product is in both training and validation."""
     return {"train": sprites[:, :TRAIN_CROPS], "val": sprites[:, TRAIN_CROPS:]}
 
 
@@ -91,7 +91,7 @@ def label(cls: int, box: Box, size: int) -> str:
 
 
 def scene(rng: Generator, pool: Crops, size: int) -> tuple[NDArray[np.uint8], list[tuple[int, Box]]]:
-    """Compose one (size, size, 3) image from crops (K, n, 28, 28); return it with a class and a box a product."""
+    """Compose one (size, size, 3) image from crops (K, n, 28, 28); return it with a class and a box per product."""
     image = background(rng, size)
     add_fragments(rng, image, pool)
     objects = add_products(rng, image, pool)
@@ -102,7 +102,7 @@ def scene(rng: Generator, pool: Crops, size: int) -> tuple[NDArray[np.uint8], li
 
 
 def background(rng: Generator, size: int) -> Image:
-    """Colour noise of five octaves under a gradient of light, (size, size, 3)."""
+    """Colour noise of five octaves with a lighting gradient, (size, size, 3)."""
     image = np.zeros((size, size, 3), np.float32)
     for octave in (4, 8, 16, 32, 80):
         noise = rng.normal(0, 1, (octave, octave, 3)).astype(np.float32)
@@ -115,7 +115,7 @@ def background(rng: Generator, size: int) -> Image:
 
 
 def add_fragments(rng: Generator, image: Image, pool: Crops) -> None:
-    """Paste 2 to 6 unlabelled pieces of products, so that a texture alone does not make an object."""
+    """Paste 2 to 6 unlabelled pieces of products, so that texture alone does not identify an object."""
     size = len(image)
     for _ in range(rng.integers(2, 7)):
         _, crop = draw(rng, pool)
@@ -127,7 +127,7 @@ def add_fragments(rng: Generator, image: Image, pool: Crops) -> None:
 
 
 def add_products(rng: Generator, image: Image, pool: Crops) -> list[tuple[int, Box]]:
-    """Paste 2 to 10 products, fewer where no room is left, and return the class and box of each."""
+    """Paste 2 to 10 products, fewer if there is no room left, and return the class and box of each."""
     objects: list[tuple[int, Box]] = []
     taken: list[Box] = []
     for _ in range(rng.integers(2, 11)):
@@ -144,7 +144,7 @@ def add_products(rng: Generator, image: Image, pool: Crops) -> list[tuple[int, B
 
 
 def find_place(rng: Generator, taken: list[Box], size: int) -> tuple[float, NDArray[np.float64], Box] | None:
-    """Draw a scale, a centre (2,) and the square they fill that hardly covers one of ``taken``; None after 12 tries."""
+    """Draw a scale, a centre (2,) and their square, which hardly overlaps any of ``taken``; None after 12 tries."""
     for _ in range(12):
         scale = float(np.exp(rng.uniform(np.log(0.55), np.log(2.6)))) * size / REFERENCE
         centre = rng.uniform(0.06 * size, 0.94 * size, 2)
@@ -170,9 +170,9 @@ def paste(
     angle: float,
     opacity: float,
 ) -> Box | None:
-    """Blend one crop (28, 28) into the image in place; return the box of what is seen of it, None if next to nothing.
+    """Blend one crop (28, 28) into the image in place; return the box of its visible part, None if that is tiny.
 
-    ``scale`` is image pixels a crop pixel, ``angle`` in degrees.
+    ``scale`` is image pixels per crop pixel, ``angle`` in degrees.
     """
     middle = (SIDE - 1) / 2
     matrix = np.asarray(cv2.getRotationMatrix2D((middle, middle), angle, scale), np.float64)
@@ -180,32 +180,32 @@ def paste(
     grey = warp(crop.astype(np.float32), matrix, len(image))
     # 12: the darkest grey that belongs to a product; 1.4 sharpens the edge that interpolation made soft
     mask = np.clip(warp((crop > 12).astype(np.float32), matrix, len(image)) * 1.4, 0, 1) * opacity
-    seen = mask > 0.4
-    if seen.sum() < 20:
+    visible = mask > 0.4
+    if visible.sum() < 20:
         return None
     tint, shade = rng.uniform(0.45, 1.0, 3).astype(np.float32), rng.uniform(-25, 40)
     if rng.random() < 0.35:  # a dark product with light seams
         grey = 255 - grey
-    x1, y1, x2, y2 = extent(mask > 0)  # blending there only takes half the time of blending everywhere
+    x1, y1, x2, y2 = extent(mask > 0)  # blending only there takes half the time of blending everywhere
     part, weight = image[y1:y2, x1:x2], mask[y1:y2, x1:x2, None]
     colour = grey[y1:y2, x1:x2, None] * tint * rng.uniform(0.55, 1.0) + shade
     part[:] = part * (1 - weight) + colour * weight
-    return extent(seen)
+    return extent(visible)
 
 
 def extent(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The box around what is true in (S, S), which is not empty."""
+    """The box around the true cells of (S, S), of which there must be at least one."""
     y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
 
 
 def warp(crop: Image, matrix: NDArray[np.float64], size: int) -> Image:
-    """Put a crop (28, 28) through an affine (2, 3) onto a black canvas (size, size)."""
+    """Draw a crop (28, 28) with an affine map (2, 3) on a black canvas (size, size)."""
     return np.asarray(cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LINEAR), np.float32)
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection of two boxes over the smaller one's area."""
+    """Intersection of two boxes divided by the smaller one's area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

@@ -1,4 +1,4 @@
-"""The only code that reads Ultralytics' heads, and teachers that have none of them."""
+"""The only code that reads Ultralytics' heads, and the code that reads teachers of other origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError
 
 TASKS = ("detect", "segment", "pose", "obb")  # Ultralytics' names of the tasks whose heads can be read
-PROMPTED = (WorldDetect, YOLOEDetect)  # their classes are texts, which come with the images
+PROMPTED = (WorldDetect, YOLOEDetect)  # their classes are texts that are given with the images
 READERS: dict[type, type[Reader]] = {
     RTDETRDecoder: RTDETRReader, Segment: SegmentReader, Pose: PoseReader, OBB: OBBReader, Detect: YoloReader,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What reading any teacher that is no model of Ultralytics has in common. It cannot be a student."""
+"""Common to the readers of teachers that are not Ultralytics models. Such a model cannot be a student."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolokd.detectors.reader import Reader, Seen, keep_output
+from yolokd.detectors.reader import Reader, Recorded, keep_output
 from yolokd.views import View
 
 GREY = 114 / 255  # what letterboxed images are padded with
@@ -16,7 +16,7 @@ GREY = 114 / 255  # what letterboxed images are padded with
 class ForeignReader(Reader):
     """Reads a module whose output for images (B, C, H, W) is a dict of a view's fields.
 
-    A subclass sets ``spec`` and ``strides``. The module fits the images to itself.
+    A subclass sets ``spec`` and ``strides``. The module itself adapts the images to its input.
     """
 
     branches = ("foreign",)
@@ -25,26 +25,26 @@ class ForeignReader(Reader):
         self.model, self.head = model, model
 
     def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        """No gradient and eval mode; there is nothing to leave out."""
+        """No gradient and eval mode; no part of the model is left out."""
         self.model.requires_grad_(False).eval()
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
-        return [self.model.register_forward_hook(keep_output(seen, "out"))]
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
+        return [self.model.register_forward_hook(keep_output(recorded, "out"))]
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """The one view of a recorded pass."""
-        out = seen["out"]
-        found: dict[str, Any] = {
+        out = recorded["out"]
+        values: dict[str, Any] = {
             f: self._at(v, strides) if isinstance(v, tuple) else v for f, v in out.items() if f in fields
         }
-        return {"foreign": View(strides, **found)}
+        return {"foreign": View(strides, **values)}
 
 
 def rgb(images: Tensor) -> Tensor:
     """Images (B, C, H, W) of any number of channels as (B, 3, H, W).
 
-    As the filters of Ultralytics' own teachers are fitted: gray counts as equal red, green and blue, and of more than
-    three channels the first three are seen. Two get an empty third.
+    This matches how the filters of Ultralytics teachers are adapted: gray counts as equal red, green and blue, and of
+    more than three channels the first three are used. Two channels get an empty third.
     """
     channels = images.shape[1]
     if channels == 1:

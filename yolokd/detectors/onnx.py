@@ -1,14 +1,15 @@
-"""A detector in an ONNX file, run by onnxruntime: its detections teach, nothing inside it can.
+"""A detector in an ONNX file, run by onnxruntime: only its detections can teach, not its inner maps.
 
-The file takes one input (B, 3, H, W), RGB in 0 to 1, with any of B, H and W fixed or free; images of another size are
-padded with grey at the right and bottom and resized. Its output is one of these contracts; pixels are the input's:
+The file takes one input (B, 3, H, W), RGB in 0 to 1, where each of B, H and W may be fixed or free; images of another
+size are padded with grey at the right and bottom and resized. Its output is one of these contracts; pixels are the
+input's:
 
     raw           (B, 4 + K, N): box centre x, y, width, height in pixels, then K scores in 0 to 1
     e2e, nms      (B, N, 6): x1, y1, x2, y2 in pixels, score, class index; rows of score 0 are padding
     boxes_scores  two outputs: "boxes" (B, N, 4) as x1, y1, x2, y2 in pixels, and "scores" (B, N, K) in 0 to 1
 
-Files of `yolokd export` and of Ultralytics' exporter name theirs, and their classes, in their metadata. A detection of
-e2e and nms has one score; its other classes count as improbable.
+Files of `yolokd export` and of Ultralytics' exporter name their contract and classes in their metadata. A detection of
+e2e and nms has one score; its other classes get a score near 0.
 """
 
 from __future__ import annotations
@@ -30,18 +31,15 @@ from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import E2E, NMS, RAW, read_contract
 
 CONTRACTS = ("raw", "e2e", "nms", "boxes_scores")
-DECLARED = {RAW: "raw", E2E: "e2e", NMS: "nms"}  # what a file's metadata calls them
-MAX_DETECTIONS, IOU, MIN_SCORE = (
-    300,
-    0.7,
-    0.001,
-)  # detections that NMS leaves of raw and boxes_scores, their overlap, their score
-IMPROBABLE = 1e-6  # a score of 0 as a logit
-STRIDE = 32  # sides of images are a multiple of it where the file leaves them free
+DECLARED = {RAW: "raw", E2E: "e2e", NMS: "nms"}  # their names in a file's metadata
+# NMS on raw and boxes_scores keeps at most this many detections, up to this IoU, above this score
+MAX_DETECTIONS, IOU, MIN_SCORE = 300, 0.7, 0.001
+IMPROBABLE = 1e-6  # scores are raised to this, so that 0 has a finite logit
+STRIDE = 32  # image sides are a multiple of this where the file leaves them free
 
 
 class OnnxDetector(nn.Module):
-    """Detections of an ONNX file as logits (B, N, K) and boxes (B, N, 4), xyxy in pixels of the images given.
+    """Detections of an ONNX file as logits (B, N, K) and boxes (B, N, 4), xyxy in pixels of the given images.
 
     Args:
         path: the file.
@@ -49,7 +47,7 @@ class OnnxDetector(nn.Module):
         names: class index -> name; None for the file's own.
 
     Raises:
-        UsageError: it cannot be loaded, or does not keep its contract, or nobody says what that is.
+        UsageError: the file cannot be loaded or does not follow its contract, or the contract is unknown.
     """
 
     task = "detect"
@@ -59,7 +57,7 @@ class OnnxDetector(nn.Module):
         self.path = path
         self.sessions: dict[torch.device, Any] = {}
         session = self._session(torch.device("cpu"))
-        self.contract, self.names = _promise(session, path, contract, names)
+        self.contract, self.names = _contract_and_names(session, path, contract, names)
         entry, self.outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
         shape = list(entry.shape)
         if len(session.get_inputs()) != 1 or len(shape) != 4 or isinstance(shape[1], int) and shape[1] != 3:
@@ -68,15 +66,15 @@ class OnnxDetector(nn.Module):
         self.images, _, self.height, self.width = (n if isinstance(n, int) and n > 0 else None for n in shape)
         if self.contract == "boxes_scores" and not {"boxes", "scores"} <= set(self.outputs):
             raise UsageError(
-                f"teacher={path} has outputs {', '.join(self.outputs)}: teacher.contract=boxes_scores means two that "
+                f"teacher={path} has outputs {', '.join(self.outputs)}: teacher.contract=boxes_scores needs two that "
                 "are called boxes and scores."
             )
         if self.contract != "boxes_scores" and len(self.outputs) != 1:
             raise UsageError(
-                f"teacher={path} has outputs {', '.join(self.outputs)}, and the contract {self.contract} is about one: "
+                f"teacher={path} has outputs {', '.join(self.outputs)}, but the contract {self.contract} is about one: "
                 "give teacher.contract=boxes_scores for outputs boxes and scores."
             )
-        self(torch.zeros(1, 3, self.height or 2 * STRIDE, self.width or 2 * STRIDE))  # its shapes are seen from one run
+        self(torch.zeros(1, 3, self.height or 2 * STRIDE, self.width or 2 * STRIDE))  # one run checks the shapes
 
     def _session(self, device: torch.device) -> Any:
         """The session for images on a device; ONNX Runtime's own build decides whether a GPU can be used."""
@@ -96,15 +94,15 @@ class OnnxDetector(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) in [0, 1] -> {"logits": (B, N, K), "boxes": (B, N, 4)}."""
-        fitted, scale = self._fitted(rgb(images.float()))
-        whole = self.images or len(images)  # a file may be for batches of one size: the last is filled up
+        fitted, scale = self._fit(rgb(images.float()))
+        whole = self.images or len(images)  # the file's batch size may be fixed: the last batch is padded
         runs = [self._run(F.pad(part, (0, 0, 0, 0, 0, 0, 0, whole - len(part)))) for part in torch.split(fitted, whole)]
-        outputs = [self._joined(found)[: len(images)] for found in zip(*runs, strict=True)]
+        outputs = [self._join(parts)[: len(images)] for parts in zip(*runs, strict=True)]
         boxes, scores = self._read([out.to(images.device).float() for out in outputs])
         return {"logits": scores.clamp(IMPROBABLE, 1 - IMPROBABLE).logit(), "boxes": boxes / scale}
 
-    def _fitted(self, images: Tensor) -> tuple[Tensor, float]:
-        """The images at the file's size, and its pixels for one of theirs."""
+    def _fit(self, images: Tensor) -> tuple[Tensor, float]:
+        """The images at the file's size, and the scale: its pixels per pixel of theirs."""
         height, width = images.shape[-2:]
         size = (self.height or height, self.width or width)
         if size == (height, width):
@@ -114,18 +112,18 @@ class OnnxDetector(nn.Module):
         images = F.interpolate(images, size=inside, mode="bilinear", align_corners=False, antialias=scale < 1)
         return F.pad(images, (0, size[1] - inside[1], 0, size[0] - inside[0]), value=GREY), scale
 
-    def _joined(self, found: tuple[Tensor, ...]) -> Tensor:
+    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Outputs of several runs as one, with empty rows where a run has fewer detections."""
         if self.contract == "raw":
-            return torch.cat(found)
-        most = max(out.shape[1] for out in found)
-        return torch.cat([F.pad(out, (0, 0, 0, most - out.shape[1])) for out in found])
+            return torch.cat(parts)
+        rows = max(out.shape[1] for out in parts)
+        return torch.cat([F.pad(out, (0, 0, 0, rows - out.shape[1])) for out in parts])
 
     def _run(self, images: Tensor) -> list[Tensor]:
         blob = images.half() if self.float16 else images
         session = self._session(images.device)
-        found = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
-        return [torch.from_numpy(out) for out in found]
+        outputs = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
+        return [torch.from_numpy(out) for out in outputs]
 
     def _read(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, N, 4) and scores (B, N, K) from the file's outputs."""
@@ -141,8 +139,8 @@ class OnnxDetector(nn.Module):
             self._check(rows, rows.ndim == 3 and rows.shape[1] == 4 + count, f"(B, {4 + count}, N) for {count} classes")
             boxes, scores = box_convert(rows[:, :4].mT, "cxcywh", "xyxy"), rows[:, 4:].mT
         else:
-            found = dict(zip(self.outputs, outputs, strict=True))
-            boxes, scores = found["boxes"], found["scores"]
+            by_name = dict(zip(self.outputs, outputs, strict=True))
+            boxes, scores = by_name["boxes"], by_name["scores"]
             self._check(boxes, boxes.ndim == 3 and boxes.shape[2] == 4, "boxes (B, N, 4)")
             fits = scores.ndim == 3 and scores.shape[1:] == (boxes.shape[1], count)
             self._check(scores, fits, f"scores (B, N, {count}) for {count} classes")
@@ -150,11 +148,11 @@ class OnnxDetector(nn.Module):
         boxes, scores = (torch.take_along_dim(x, places[..., None], 1) for x in (boxes, scores))
         return boxes, scores * there[..., None]
 
-    def _check(self, out: Tensor, fits: bool, wanted: str) -> None:
+    def _check(self, out: Tensor, fits: bool, expected: str) -> None:
         if not fits:
             raise UsageError(
-                f"teacher={self.path} puts out {tuple(out.shape)}, and its contract {self.contract} is {wanted}: "
-                "give teacher.contract= and teacher.names= as they are."
+                f"teacher={self.path} outputs {tuple(out.shape)}, but its contract {self.contract} is {expected}: "
+                "give the teacher.contract= and teacher.names= that fit it."
             )
 
 
@@ -171,7 +169,9 @@ class OnnxReader(ForeignReader):
         self.spec = Spec(self.strides, {}, len(model.names), name=name, dense=False, provides=self.fields)
 
 
-def _promise(session: Any, path: str, contract: str | None, names: dict[int, str] | None) -> tuple[str, dict[int, str]]:
+def _contract_and_names(
+    session: Any, path: str, contract: str | None, names: dict[int, str] | None
+) -> tuple[str, dict[int, str]]:
     """Contract and class names: those given, else those in the file's metadata."""
     entries = dict(session.get_modelmeta().custom_metadata_map)
     if contract is None or names is None:
@@ -179,7 +179,7 @@ def _promise(session: Any, path: str, contract: str | None, names: dict[int, str
             own = read_contract(entries, Path(path))
         except EdgeError as error:
             missing = "teacher.contract=" + "|".join(CONTRACTS) if contract is None else "teacher.names=names.yaml"
-            raise UsageError(f"teacher={path} does not say what it puts out ({error}): give {missing}.") from error
+            raise UsageError(f"teacher={path} does not say what it outputs ({error}): give {missing}.") from error
         contract, names = contract or DECLARED[own.output], names or own.names
     if sorted(names) != list(range(len(names))):
         raise UsageError(f"teacher={path} has class indices {sorted(names)}: they must count from 0 without a gap.")

@@ -1,4 +1,4 @@
-"""RT-DETR: what a forward pass of an RTDETRDecoder shows. Denoising queries, which carry ground truth, are left out."""
+"""Reader of RT-DETR (RTDETRDecoder). Denoising queries, which contain ground truth, are left out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from yolokd.detectors.reader import Reader, Seen, keep_output, name
+from yolokd.detectors.reader import Reader, Recorded, keep_output, name
 from yolokd.views import Decode, Spec, View
 
-LAYERS = frozenset({"layer_queries", "layer_logits", "layer_boxes", "attention"})  # one tensor a decoder layer
+LAYERS = frozenset({"layer_queries", "layer_logits", "layer_boxes", "attention"})  # one tensor per decoder layer
 ENTRY = frozenset({"content", "references", "decode"})  # known when the decoder starts
 
 
@@ -23,16 +23,16 @@ class RTDETRReader(Reader):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        # model.stride is [32] for every RT-DETR: the levels are seen from the sizes of their maps
+        # model.stride is [32] for every RT-DETR, so strides are computed from the sizes of the maps
         size = 128
-        with self.record(frozenset({"neck"})) as seen:
+        with self.record(frozenset({"neck"})) as recorded:
             self.dry_run(size)
-        self.strides = tuple(size // m.shape[-1] for m in seen["neck"])
+        self.strides = tuple(size // m.shape[-1] for m in recorded["neck"])
         self.stages = self._backbone_stages(size)
-        with self.record(frozenset({"neck", "backbone"})) as seen:
+        with self.record(frozenset({"neck", "backbone"})) as recorded:
             self.dry_run(size)
-        widths = {"neck": self._channels(tuple(seen["neck"]))}
-        widths["backbone"] = self._channels(tuple(seen[i] for i in self.stages))
+        widths = {"neck": self._channels(tuple(recorded["neck"]))}
+        widths["backbone"] = self._channels(tuple(recorded[i] for i in self.stages))
         head = self.head
         self.spec = Spec(
             self.strides,
@@ -53,77 +53,77 @@ class RTDETRReader(Reader):
         super()._freeze_head(fields, branches)
         self.head.decoder.training = bool(fields & (LAYERS | {"decode"}))  # the flag alone: every layer's predictions
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
-        hooks = super()._hooks(seen, fields)
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
+        hooks = super()._hooks(recorded, fields)
         if fields & ENTRY:
             hooks.append(
-                self.head.decoder.register_forward_pre_hook(lambda module, args: seen.__setitem__("entry", args))
+                self.head.decoder.register_forward_pre_hook(lambda module, args: recorded.__setitem__("entry", args))
             )
-        return hooks + (_layer_hooks(self.head.decoder, seen) if fields & {"layer_queries", "attention"} else [])
+        return hooks + (_layer_hooks(self.head.decoder, recorded) if fields & {"layer_queries", "attention"} else [])
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
         """The one view of a recorded pass."""
-        found = self._map_fields(seen, fields, strides)
-        if fields - found.keys():
-            # pixels of the image, from the level that divides it
-            height, width = (self.strides[0] * n for n in seen["neck"][0].shape[-2:])
-            size = seen["neck"][0].new_tensor([width, height, width, height], dtype=torch.float32)
-            found.update(self._predictions(seen, fields, size))
-        return {"decoder": View(strides, **{f: found[f] for f in fields if f in found})}
+        values = self._map_fields(recorded, fields, strides)
+        if fields - values.keys():
+            # size of the image in pixels, from its first level
+            height, width = (self.strides[0] * n for n in recorded["neck"][0].shape[-2:])
+            size = recorded["neck"][0].new_tensor([width, height, width, height], dtype=torch.float32)
+            values.update(self._predictions(recorded, fields, size))
+        return {"decoder": View(strides, **{f: values[f] for f in fields if f in values})}
 
-    def _predictions(self, seen: Seen, fields: frozenset[str], size: Tensor) -> dict[str, Any]:
-        boxes, logits, _, _, denoising = seen["out"]
+    def _predictions(self, recorded: Recorded, fields: frozenset[str], size: Tensor) -> dict[str, Any]:
+        boxes, logits, _, _, denoising = recorded["out"]
         own = slice(denoising["dn_num_split"][0] if denoising else 0, None)  # denoising queries come first
-        found: dict[str, Any] = _layers(boxes[:, :, own], logits[:, :, own], size)
-        found["logits"], found["boxes"] = found["layer_logits"][-1], found["layer_boxes"][-1]
+        predictions: dict[str, Any] = _layers(boxes[:, :, own], logits[:, :, own], size)
+        predictions["logits"], predictions["boxes"] = predictions["layer_logits"][-1], predictions["layer_boxes"][-1]
         if fields & ENTRY:
-            content, references, memory, shapes = seen["entry"][:4]
-            found["content"] = content[:, own]
-            found["references"] = _corners(references[:, own].detach().float().sigmoid(), size)
-            found["decode"] = self._decode(memory, shapes, size)
+            content, references, memory, shapes = recorded["entry"][:4]
+            predictions["content"] = content[:, own]
+            predictions["references"] = _corners(references[:, own].detach().float().sigmoid(), size)
+            predictions["decode"] = self._decode(memory, shapes, size)
         if fields & {"layer_queries", "attention"}:
-            found["layer_queries"] = tuple(q[:, own] for q in _in_order(seen, "queries"))
-            found["attention"] = tuple(a[1][:, own, own] for a in _in_order(seen, "attention"))
-        return found
+            predictions["layer_queries"] = tuple(q[:, own] for q in _in_order(recorded, "queries"))
+            predictions["attention"] = tuple(a[1][:, own, own] for a in _in_order(recorded, "attention"))
+        return predictions
 
     def _decode(self, memory: Tensor, shapes: list[list[int]], size: Tensor) -> Decode:
-        """This decoder on the images of a recorded pass, as a function of queries."""
+        """This decoder, applied to the images of a recorded pass, as a function of queries."""
         head = self.head
 
         def decode(content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
             entry = box_convert(references / size, "xyxy", "cxcywh").logit(1e-5)
             heads = head.dec_bbox_head, head.dec_score_head, head.query_pos_head
-            seen: Seen = {}
-            hooks = _layer_hooks(head.decoder, seen)
+            recorded: Recorded = {}
+            hooks = _layer_hooks(head.decoder, recorded)
             try:
-                # in the queries' type: outside autocast a map in half precision does not fit the decoder's weights
+                # in the queries' dtype: outside autocast a map in half precision does not match the decoder's weights
                 boxes, logits = head.decoder(content, entry.to(content.dtype), memory.to(content.dtype), shapes, *heads)
             finally:
                 for hook in hooks:
                     hook.remove()
-            found = _layers(boxes, logits, size)
-            found["layer_queries"] = _in_order(seen, "queries")
-            found["attention"] = tuple(a[1] for a in _in_order(seen, "attention"))
-            return found
+            predictions = _layers(boxes, logits, size)
+            predictions["layer_queries"] = _in_order(recorded, "queries")
+            predictions["attention"] = tuple(a[1] for a in _in_order(recorded, "attention"))
+            return predictions
 
         return decode
 
 
-def _layer_hooks(decoder: Any, seen: Seen) -> list[Any]:
+def _layer_hooks(decoder: Any, recorded: Recorded) -> list[Any]:
     hooks = []
     for i, layer in enumerate(decoder.layers):
-        hooks.append(layer.register_forward_hook(keep_output(seen, ("queries", i))))
-        hooks.append(layer.self_attn.register_forward_hook(keep_output(seen, ("attention", i))))
+        hooks.append(layer.register_forward_hook(keep_output(recorded, ("queries", i))))
+        hooks.append(layer.self_attn.register_forward_hook(keep_output(recorded, ("attention", i))))
     return hooks
 
 
-def _in_order(seen: Seen, what: str) -> tuple[Any, ...]:
-    """What the layers left, first to last; a teacher that predicts from one layer stops there."""
-    return tuple(seen[key] for key in sorted(k for k in seen if isinstance(k, tuple) and k[0] == what))
+def _in_order(recorded: Recorded, what: str) -> tuple[Any, ...]:
+    """What the layers stored, first to last; a teacher that predicts from an earlier layer stops there."""
+    return tuple(recorded[key] for key in sorted(k for k in recorded if isinstance(k, tuple) and k[0] == what))
 
 
 def _layers(boxes: Tensor, logits: Tensor, size: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """Predictions a layer from (D, B, N, 4) cxcywh as fractions of the image and (D, B, N, K)."""
+    """Predictions per layer, from (D, B, N, 4) cxcywh as fractions of the image and (D, B, N, K)."""
     wide = boxes if boxes.dtype == torch.float64 else boxes.float()
     return {"layer_logits": tuple(logits), "layer_boxes": tuple(_corners(wide, size))}
 

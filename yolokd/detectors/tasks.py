@@ -1,4 +1,4 @@
-"""The heads for segment, pose and obb: a Detect head's predictions, with masks, keypoints or an angle beside them."""
+"""Readers of the heads for segment, pose and obb: a Detect head's predictions plus masks, keypoints or an angle."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class SegmentReader(YoloReader):
     def _points(
         self, raw: dict[str, Any], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        found = super()._points(raw, neck, fields, strides)
+        predictions = super()._points(raw, neck, fields, strides)
         if "prototypes" in fields:  # YOLO26 adds class maps in training
-            found["prototypes"] = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
-        return found
+            predictions["prototypes"] = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
+        return predictions
 
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields)
-        return found | ({"coefficients": rows["mask_coefficient"]} if "coefficients" in fields else {})
+        predictions = super()._predictions(rows, anchors, stride, fields)
+        return predictions | ({"coefficients": rows["mask_coefficient"]} if "coefficients" in fields else {})
 
 
 class PoseReader(YoloReader):
@@ -45,7 +45,7 @@ class PoseReader(YoloReader):
         self.spec = replace(self.spec, keypoints=self.head.kpt_shape[0])
 
     def _give_raw(self) -> None:
-        """As every head; fuse() takes from a YOLO26's what it calls in training, so that it has to decode in vain."""
+        """As for every head, but a fused YOLO26 lacks modules that its training mode calls: it must decode, in vain."""
         branches = [b for b in ("", "one2one_") if getattr(self.head, f"{b}cv2", None) is not None]
         whole = all(getattr(self.head, f"{b}cv4_sigma", None) is not None for b in branches)
         self.head.training = whole or not isinstance(self.head, Pose26)
@@ -53,17 +53,17 @@ class PoseReader(YoloReader):
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields)
+        predictions = super()._predictions(rows, anchors, stride, fields)
         if "keypoints" in fields:
             points = precise(rows["kpts"]).unflatten(-1, tuple(self.head.kpt_shape))
             anchors, stride = anchors.to(points.dtype)[:, None], stride.to(points.dtype)[:, None]
             shift = points[..., :2] if isinstance(self.head, Pose26) else 2 * points[..., :2] - 0.5
-            found["keypoints"] = torch.cat(((anchors + shift) * stride, points[..., 2:]), -1)
-        return found
+            predictions["keypoints"] = torch.cat(((anchors + shift) * stride, points[..., 2:]), -1)
+        return predictions
 
 
 class OBBReader(YoloReader):
-    """Reads a model whose last layer is an OBB head. Its sides are along its angle: not those of an upright box."""
+    """Reads a model whose last layer is an OBB head. Its sides are along its angle, not those of an upright box."""
 
     fields = frozenset({*MAPS, "logits", "rotated"})
     raw = (*YoloReader.raw, "angle")
@@ -71,18 +71,17 @@ class OBBReader(YoloReader):
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
-        found = super()._predictions(rows, anchors, stride, fields & self.fields)
+        predictions = super()._predictions(rows, anchors, stride, fields & self.fields)
         if "rotated" in fields:
             sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
-            found["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
-        return found
+            predictions["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
+        return predictions
 
 
 def decode_rotated(sides: Tensor, angle: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
     """Rotated boxes (B, N, 5): centre, width and height in pixels, angle of the width in radians.
 
-    From the sides as `decode` takes them, left and right along the angle, top and bottom across, and the angle
-    (B, N, 1) in radians.
+    sides are as in `decode`: left and right along the angle, top and bottom across it; angle is (B, N, 1) in radians.
     """
     sides = expected(sides)
     angle, anchors, stride = (x.to(sides.dtype) for x in (angle, anchors, stride))

@@ -1,4 +1,4 @@
-"""Locating and loading teachers: checkpoints, ONNX files, transformers of timm."""
+"""Locate and load teachers: checkpoints, ONNX files, transformers of timm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from yolokd.errors import UsageError
 
 
 def locate_all(teacher: Any) -> list[str]:
-    """Where the teachers are that teacher= names, one or several with commas between or as a list."""
+    """Locations of the teachers in teacher=: one, or several separated by commas or as a list."""
     given = teacher if isinstance(teacher, (list, tuple)) else str(teacher).split(",")
-    found = [locate(t.strip() if isinstance(t, str) else t) for t in given]
-    if doubled := next((t for i, t in enumerate(found) if t in found[:i]), None):
+    located = [locate(t.strip() if isinstance(t, str) else t) for t in given]
+    if doubled := next((t for i, t in enumerate(located) if t in located[:i]), None):
         raise UsageError(f"teacher={doubled} is given twice: keep one.")
-    return found
+    return located
 
 
 def locate(teacher: Any) -> str:
@@ -35,7 +35,7 @@ def locate(teacher: Any) -> str:
         name, weights = vit.split(str(teacher))
         if weights and not weights.is_file():
             raise UsageError(
-                f"teacher={teacher}: there is no file {weights}; without @FILE timm downloads the weights."
+                f"teacher={teacher}: the file {weights} does not exist; without @FILE timm downloads the weights."
             )
         return f"{vit.PREFIX}{name}" + (f"@{weights.resolve()}" if weights else "")
     path = Path(teacher).expanduser()
@@ -51,19 +51,19 @@ def locate(teacher: Any) -> str:
 
 
 def fetched(path: str) -> str:
-    """What `locate` gives, an official checkpoint by its file, which is downloaded if it is not there yet."""
+    """The path of a located teacher; an official checkpoint is downloaded if it is missing."""
     if path not in GITHUB_ASSETS_NAMES:
         return path
     try:
         return str(Path(attempt_download_asset(path)).resolve(strict=True))
-    except Exception as error:  # no network, a full disk ... each its own type
+    except Exception as error:  # no network, a full disk ... each has its own type
         raise UsageError(
             f"teacher={path} cannot be downloaded ({type(error).__name__}): give the path of a checkpoint."
         ) from error
 
 
 def title(path: str) -> str:
-    """A teacher's file without its folder, for a record that leaves this machine."""
+    """The name of a teacher's file without its folder, for records that leave this machine."""
     if not path.startswith(vit.PREFIX):
         return Path(path).name
     name, weights = vit.split(path)
@@ -71,7 +71,7 @@ def title(path: str) -> str:
 
 
 def digest(path: str) -> str | None:
-    """SHA-256 of a teacher's file; None when it is an official name without one."""
+    """SHA-256 of a teacher's file; None for an official name without a file."""
     file = vit.split(path)[1] if path.startswith(vit.PREFIX) else Path(path)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
@@ -79,13 +79,13 @@ def digest(path: str) -> str | None:
 def load_teacher(
     path: str, contract: str | None = None, names: dict[int, str] | None = None, trust: bool = False
 ) -> Any:
-    """The model in a checkpoint or an ONNX file, or from timm, in eval mode on the CPU.
+    """The model from a checkpoint, an ONNX file or timm, in eval mode on the CPU.
 
     Args:
         path: as `locate` gives it.
-        contract: of an ONNX file's output, None for the one in its metadata.
-        names: class index -> name of an ONNX file, None for those in its metadata.
-        trust: the user answers for what a checkpoint runs; else it may build known classes only.
+        contract: that of an ONNX file's output; None for the one in its metadata.
+        names: class index -> name, for an ONNX file; None for those in its metadata.
+        trust: whether a checkpoint may run any code, for which the user answers; else it may build known classes only.
     """
     if path.startswith(vit.PREFIX):
         return vit.load(path)
@@ -95,11 +95,11 @@ def load_teacher(
 
 
 def fit_channels(model: Any, channels: int) -> bool:
-    """Let a teacher see images of so many channels, as Ultralytics fits a student's: one gray channel takes the sum of
-    the filters, further channels are ignored. Whether there was anything to do.
+    """Adapt a teacher to images of the given number of channels, as Ultralytics adapts a student: one gray channel gets
+    the sum of the filters, further channels are ignored. Returns whether anything was changed.
     """
     if isinstance(model, (OnnxDetector, vit.ViT)):
-        return False  # these fit the images
+        return False  # these adapt the images themselves
     if int(model.yaml.get("channels", 3)) == channels:
         return False
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))

@@ -1,9 +1,9 @@
 """A vision transformer from timm, such as a self-supervised DINOv2 or v3: its patch tokens teach a backbone.
 
-The tokens of the last layer, after its norm and without class and register tokens, are one map a patch. The model sees
-the images so resized that a patch covers one cell of the level with the nearest stride of 4, 8, 16, 32 ... (of a
-patch of 14 and of 16 pixels: stride 16), so that its map lies over the student's cell by cell, and normalised as its
-own data configuration says; position embeddings are interpolated to the grid by timm.
+The tokens of the last layer, after its norm and without class and register tokens, are a map with one cell per patch.
+The images are resized so that a patch covers one cell of the level with the nearest stride of 4, 8, 16, 32 ... (stride
+16 for patches of 14 and of 16 pixels), so the map's cells coincide with the student's. They are normalised as the
+model's data configuration says; timm interpolates position embeddings to the grid.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class ViT(nn.Module):
     """The backbone map of a transformer for images in [0, 1].
 
     Args:
-        model: as timm builds them: ``forward_features`` (B, 3, H, W) -> (B, prefix + patches, C) for any grid,
+        model: as timm builds it: ``forward_features`` (B, 3, H, W) -> (B, prefix + patches, C) for any grid,
             ``patch_embed.patch_size``, ``num_prefix_tokens`` and ``num_features``.
-        mean, std: of the images that it was trained on, by channel.
-        title: what to call it in messages.
+        mean, std: per channel, of the images that it was trained on.
+        title: its name in messages.
 
     Raises:
-        UsageError: it is no such transformer.
+        UsageError: the model is not such a transformer.
     """
 
-    task = "detect"  # as good for it as any
+    task = "detect"  # its map suits any task
 
     def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...], title: str) -> None:
         super().__init__()
         needed = ("patch_embed", "num_prefix_tokens", "num_features", "forward_features")
-        if lost := [attribute for attribute in needed if not hasattr(model, attribute)]:
-            raise UsageError(f"teacher={title} has no {lost[0]}: give a plain vision transformer of timm.")
+        if missing := [attribute for attribute in needed if not hasattr(model, attribute)]:
+            raise UsageError(f"teacher={title} has no {missing[0]}: give a plain vision transformer of timm.")
         self.model, self.title, self.names = model, title, dict[int, str]()
         size = model.patch_embed.patch_size
         self.patch = int(size if isinstance(size, int) else size[0])
@@ -79,16 +79,16 @@ class ViTReader(ForeignReader):
 
 
 def split(teacher: str) -> tuple[str, Path | None]:
-    """Name of the model and file of its weights, if one is given, in timm:NAME or timm:NAME@FILE."""
+    """The model's name and the file of its weights, if given, in timm:NAME or timm:NAME@FILE."""
     name, _, file = teacher.removeprefix(PREFIX).partition("@")
     return name, Path(file).expanduser() if file else None
 
 
 def load(teacher: str) -> ViT:
-    """The transformer that timm:NAME or timm:NAME@FILE means; without a file, timm downloads its weights.
+    """The transformer of timm:NAME or timm:NAME@FILE; without a file, timm downloads its weights.
 
     Raises:
-        UsageError: timm is not installed, knows no such model, or cannot load the weights.
+        UsageError: timm is not installed, does not know the model, or cannot load the weights.
     """
     name, file = split(teacher)
     try:
@@ -98,9 +98,9 @@ def load(teacher: str) -> ViT:
         raise UsageError(f"teacher={teacher} needs timm: pip install 'yolokd[timm]'.") from error
     given = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        # timm's own loader: restricted unpickling, and weights of another image size fitted
+        # timm's own loader unpickles safely and adapts weights of another image size
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **given)
-    except Exception as error:  # unknown names, models without this option, no network, foreign files
+    except Exception as error:  # unknown name, model without this option, no network, unsuitable file
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"teacher={teacher} cannot be built ({type(error).__name__}: {reason}): give the name of a vision "

@@ -1,7 +1,7 @@
-"""The Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): what a forward pass shows, branch by branch.
+"""Reader of the Detect family (YOLOv8, 11, 12, 26 and the other anchor-free YOLOs): one view per branch of the head.
 
-A dual head (YOLO26, v10) shows two views, "one2many" and "one2one". In training the one2one branch is fed *detached*
-neck maps, so its terms train that branch only; the maps are therefore always those of the head's own inputs.
+A dual head (YOLO26, v10) has two views, "one2many" and "one2one". In training the one2one branch is fed *detached*
+neck maps, so its terms train that branch only; the maps of a view are therefore always the head's own inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.tal import make_anchors
 
-from yolokd.detectors.reader import Reader, Seen, keep_input, name
+from yolokd.detectors.reader import Reader, Recorded, keep_input, name
 from yolokd.views import DENSE, MAPS, Finish, Spec, View
 
 PREDICTIONS = frozenset({"logits", "boxes", "bins"})
@@ -29,7 +29,7 @@ class YoloReader(Reader):
     """
 
     fields = frozenset((*DENSE, "finish"))
-    raw: tuple[str, ...] = ("scores", "boxes")  # entries (B, channels, N) of the head's raw output that are read
+    raw: tuple[str, ...] = ("scores", "boxes")  # the entries (B, channels, N) of the head's raw output that are used
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -38,61 +38,63 @@ class YoloReader(Reader):
         self.strides = tuple(int(s) for s in head.stride)
         size = max(2 * max(self.strides), 64)  # leaves every level at least 2 x 2 cells
         self.stages = self._backbone_stages(size)
-        with self.record(frozenset(MAPS)) as seen:
+        with self.record(frozenset(MAPS)) as recorded:
             self.dry_run(size)
-        widths = {field: self._channels(self._maps(seen, field, self.branches[0])) for field in MAPS}
+        widths = {field: self._channels(self._maps(recorded, field, self.branches[0])) for field in MAPS}
         bins = head.reg_max if head.reg_max > 1 else 0
         provided = self.fields if self.stages else self.fields - {"backbone"}
         self.spec = Spec(self.strides, widths, head.nc, bins, name(model), provides=provided)
 
     def loss_factor(self, images: int) -> int:
-        """The number of images: a Detect head's loss is their sum."""
+        """The number of images: a Detect head's loss is a sum over them."""
         return images
 
     def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
         head = self.head
         if len(self.branches) > 1:
             if len(branches) > 1:
-                head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused all the same
+                head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused
             else:
                 head.end2end = branches == ("one2one",)  # which branch fuse() keeps
         self.model.fuse(verbose=False)
 
-    def _hooks(self, seen: Seen, fields: frozenset[str]) -> list[Any]:
-        hooks = super()._hooks(seen, fields)
+    def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
+        hooks = super()._hooks(recorded, fields)
         if "towers" in fields:
-            hooks += [last.register_forward_pre_hook(keep_input(seen, key)) for key, last in self._tower_ends()]
+            hooks += [last.register_forward_pre_hook(keep_input(recorded, key)) for key, last in self._tower_ends()]
         return hooks
 
     def _tower_ends(self) -> Iterator[tuple[tuple[str, str, int], nn.Module]]:
-        """The last convolution of each tower: what enters it is the tower's last hidden map."""
+        """The last convolution of each tower; its input is the tower's last hidden map."""
         for branch in self.branches:
             for attribute in BRANCHES[branch]:
                 for level, tower in enumerate(getattr(self.head, attribute) or ()):  # fuse() may have dropped one
                     yield (branch, attribute, level), tower[-1]
 
-    def views(self, seen: Seen, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
-        """A view a branch of a recorded pass, with these fields and only the levels at these strides."""
-        out = seen.get("out")
-        out = out[1] if isinstance(out, tuple) else out  # decoded and raw, of a head that gives no raw output alone
+    def views(self, recorded: Recorded, fields: frozenset[str], strides: tuple[int, ...]) -> dict[str, View]:
+        """One view per branch of a recorded pass, with these fields and only the levels at these strides."""
+        out = recorded.get("out")
+        out = out[1] if isinstance(out, tuple) else out  # (decoded, raw) of some heads
         raw = out if isinstance(out, dict) and "one2many" in out else {"one2many": out}
         dropped = {b for b, given in raw.items() if isinstance(given, dict) and "scores" not in given}  # by fuse()
-        return {b: self._view(seen, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}
+        return {b: self._view(recorded, b, raw[b], fields, strides) for b in self.branches if b in raw.keys() - dropped}
 
-    def _view(self, seen: Seen, branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]) -> View:
-        found = self._map_fields(seen, fields, strides)
+    def _view(
+        self, recorded: Recorded, branch: str, raw: Any, fields: frozenset[str], strides: tuple[int, ...]
+    ) -> View:
+        values = self._map_fields(recorded, fields, strides)
         if "towers" in fields:
-            found["towers"] = self._at(self._maps(seen, "towers", branch), strides)
+            values["towers"] = self._at(self._maps(recorded, "towers", branch), strides)
         if fields & self.fields - {*MAPS, "finish"}:
-            found.update(self._points(raw, seen["neck"], fields, strides))
+            values.update(self._points(raw, recorded["neck"], fields, strides))
         if "finish" in fields:
-            found["finish"] = self._finish(branch, strides)
-        return View(strides, **found)
+            values["finish"] = self._finish(branch, strides)
+        return View(strides, **values)
 
-    def _maps(self, seen: Seen, field: str, branch: str) -> tuple[Tensor, ...]:
+    def _maps(self, recorded: Recorded, field: str, branch: str) -> tuple[Tensor, ...]:
         if field == "towers":
-            return tuple(seen[branch, a, level] for a in BRANCHES[branch] for level in range(len(self.strides)))
-        return tuple(self._map_fields(seen, frozenset({field}), self.strides)[field])
+            return tuple(recorded[branch, a, level] for a in BRANCHES[branch] for level in range(len(self.strides)))
+        return tuple(self._map_fields(recorded, frozenset({field}), self.strides)[field])
 
     def _points(
         self, raw: dict[str, Tensor], neck: list[Tensor], fields: frozenset[str], strides: tuple[int, ...]
@@ -109,12 +111,12 @@ class YoloReader(Reader):
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
         """The fields among PREDICTIONS from raw scores (B, N, K) and boxes (B, N, 4 R, or 4 without bins)."""
-        found = {"logits": rows["scores"]}
+        predictions = {"logits": rows["scores"]}
         if fields & {"boxes", "bins"} and self.spec.bins:
-            found["bins"] = rows["boxes"].unflatten(-1, (4, self.spec.bins))
+            predictions["bins"] = rows["boxes"].unflatten(-1, (4, self.spec.bins))
         if "boxes" in fields:
-            found["boxes"] = decode(found.get("bins", rows["boxes"]), anchors, stride)
-        return {f: found[f] for f in fields & found.keys()}
+            predictions["boxes"] = decode(predictions.get("bins", rows["boxes"]), anchors, stride)
+        return {f: predictions[f] for f in fields & predictions.keys()}
 
     def _finish(self, branch: str, strides: tuple[int, ...]) -> Finish:
         """A branch's last convolutions at these strides, as a function of its tower maps."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from yolokd.data.unlabeled import without_objects
-from yolokd.detectors.reader import Reader, Seen
+from yolokd.detectors.reader import Reader, Recorded
 from yolokd.distill import teacher_selection
 from yolokd.distill.gradient_balance import COLUMN, Balance, tensors
 from yolokd.distill.pairing import Pairing
@@ -110,7 +110,7 @@ class Distiller(nn.Module):
         """Names of the loss items that are not the student's own, in their order."""
         return [*([] if self.balance is None else [COLUMN]), *self.gains]
 
-    def _inputs(self, recorded: Seen) -> dict[str, list[Tensor]]:
+    def _inputs(self, recorded: Recorded) -> dict[str, list[Tensor]]:
         """What each term is computed from: its maps, or the head's raw outputs."""
         inputs: dict[str, list[Tensor]] = {}
         for pairing in self.pairings:
@@ -138,7 +138,9 @@ class Distiller(nn.Module):
             return [cache(images, numbers) for cache in self.caches]
         return [pairing.teacher(images) for pairing in self.pairings]
 
-    def values(self, recorded: Seen, teachers: list[ViewsAt], batch: dict[str, Any], labelled: bool = True) -> Values:
+    def values(
+        self, recorded: Recorded, teachers: list[ViewsAt], batch: dict[str, Any], labelled: bool = True
+    ) -> Values:
         """Unweighted values by term name, each with the number of images that it stands for."""
         # YOLO26's criterion moves weight from one2many to one2one during the training; head terms follow it.
         criterion: Any = getattr(self.module, "criterion", None)

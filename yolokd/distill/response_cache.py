@@ -312,7 +312,7 @@ def points_above(views: dict[str, View]) -> int:
 
     So coarse that a small change of the scores does not ask for another file.
     """
-    scores = [ops.confidence(ops.shown(view.logits, "logits")) for view in views.values()]
+    scores = [ops.confidence(ops.required(view.logits, "logits")) for view in views.values()]
     most = max(int((score > SCORE).sum(1).max()) for score in scores)
     return min(1 << math.ceil(math.log2(max(most, 16))), scores[0].shape[1])
 

@@ -46,7 +46,10 @@ def losses(view: View, dense: bool, classes: ClassMap | None, batch: dict[str, A
     if classes is not None:
         view = classes.of_teacher(view)
         cls = classes.places(cls)
-    p, boxes = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid(), ops.wide(ops.shown(view.boxes, "boxes"))
+    p, boxes = (
+        ops.wide(ops.required(view.logits, "logits").detach()).sigmoid(),
+        ops.wide(ops.required(view.boxes, "boxes")),
+    )
     if not p.shape[-1]:  # no class in common: it can detect nothing
         return torch.bincount(image, minlength=len(p)).to(p.dtype)
     places, there = _detections(boxes, p.amax(-1), dense)

@@ -1,1 +1,1 @@
-"""Starting the student from its teacher: layers paired, channels chosen, weights solved by least squares."""
+"""Start the student from its teacher: pair layers, choose channels, solve for weights by least squares."""

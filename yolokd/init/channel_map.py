@@ -1,7 +1,7 @@
-"""Bookkeeping of channels: which channels of the teacher's map the channels of a student's map stand for.
+"""Which channel of the teacher's map each channel of a student's map represents.
 
-It rides on the student's maps as an attribute, set where a convolution was matched and carried on by `ChannelTracker`
-through concatenation, splitting, addition, pooling and whatever else keeps the channels.
+This is stored as an attribute of the student's maps. It is set where a convolution was matched, and `ChannelTracker`
+passes it on through concatenation, splitting, addition, pooling and whatever else keeps the channels.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# For each of the parts that a map is concatenated from: the teacher's channel that each of the student's stands for,
-# -1 for none, and how many channels the teacher's part has.
+# For each part that a map is concatenated from: the teacher's channel that each of the student's channels represents
+# (-1 for none), and the number of channels of the teacher's part.
 Channels = tuple[tuple[Tensor, int], ...]
 SPLITS = (torch.chunk, Tensor.chunk, torch.split, Tensor.split)
 
 
 def mark(x: Tensor, known: Channels | None) -> None:
-    """Say what the channels of a map stand for."""
+    """Store what the channels of a map represent."""
     x.teacher_channels = known  # type: ignore[attr-defined]
 
 
 def channels(x: Tensor) -> Channels | None:
-    """What the channels of a map stand for; None where that is not known."""
+    """What the channels of a map represent; None if unknown."""
     return getattr(x, "teacher_channels", None)
 
 
 def index(known: Channels | None) -> Tensor | None:
-    """The same as one index into the channels of the teacher's whole map."""
+    """The same as a single index into the channels of the teacher's whole map."""
     if known is None:
         return None
     parts, start = [], 0
@@ -41,7 +41,7 @@ def index(known: Channels | None) -> Tensor | None:
 
 
 class ChannelTracker(TorchFunctionMode):
-    """While it is active, maps computed from marked maps are marked."""
+    """While active, it marks maps that are computed from marked maps."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -60,7 +60,7 @@ class ChannelTracker(TorchFunctionMode):
 
 
 def _share_out(known: Channels | None, parts: tuple[Tensor, ...]) -> None:
-    """Mark the parts of a split map, as long as it was split where it was put together."""
+    """Mark the parts of a split map, as long as it is split where it was concatenated."""
     rest = list(known or ())
     for part in parts:
         pieces: list[tuple[Tensor, int]] = []

@@ -1,4 +1,4 @@
-"""The student while its convolutions are solved for, one after the other."""
+"""Solves for the student's convolutions, one after the other, while images run through it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from yolokd.init.teacher_statistics import TeacherStatistics, hooked, raw_output
 
 
 class LayerFitter:
-    """The student, while it is set.
+    """Sets the weights of a student's convolutions.
 
     Args:
         model: the student.
         matched: the convolutions to set.
-        statistics: what the teacher showed for them.
-        classes: which the two share; None where they have the same.
+        statistics: the teacher's outputs at them.
+        classes: the classes that both models have; None if their classes are the same.
     """
 
     def __init__(
         self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None
     ) -> None:
         self.model, self.matched, self.statistics, self.classes = model, matched, statistics, classes
-        self.free: dict[str, Channels | None] = {}  # what nothing before a convolution has a say in
-        self.given: dict[nn.Module, Channels | None] = {}  # what a convolution's output must stand for
-        self.chosen: dict[nn.Module, Channels] = {}  # what it does stand for
+        self.free: dict[str, Channels | None] = {}  # channels of convolutions whose choice no earlier layer determines
+        self.given: dict[nn.Module, Channels | None] = {}  # channels that a convolution's output must represent
+        self.chosen: dict[nn.Module, Channels] = {}  # channels that it does represent
         self.pending: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}  # batch norm -> rows, scale, bias
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> int:
-        """Run the images through the student, setting one convolution after the other; returns how many."""
+        """Run the images through the student, setting one convolution after the other; returns their number."""
         hooks = [
             module.register_forward_pre_hook(lambda m, args, conv=conv: self.given.update({conv: channels(args[0])}))
             for module, conv in residuals(self.model)
@@ -59,52 +59,52 @@ class LayerFitter:
 
     def _set(self, p: LayerPair, x: Tensor) -> None:
         """Solve for the weights of the convolution at which x arrives."""
-        chosen, wanted = self._choose(p, x), self.statistics.wanted[p.name]
+        chosen, target = self._choose(p, x), self.statistics.targets[p.name]
         if p.kind == "class" and self.classes is not None:
-            wanted, chosen = self._shared(wanted, p.student.out_channels)
+            target, chosen = self._shared(target, p.student.out_channels)
         elif p.kind == "box" and p.student.out_channels != p.teacher.out_channels:
-            sides = wanted if wanted.shape[1] == 4 else expected_sides(wanted)
+            sides = target if target.shape[1] == 4 else expected_sides(target)
             count = p.student.out_channels
-            wanted, chosen = sides if count == 4 else distributions(sides, count // 4), identity(count)
+            target, chosen = sides if count == 4 else distributions(sides, count // 4), identity(count)
         place, conv = index(chosen), bare(p.student)
-        if place is None or len(place) != conv.out_channels or sum(w for _, w in chosen or ()) != wanted.shape[1]:
+        if place is None or len(place) != conv.out_channels or sum(w for _, w in chosen or ()) != target.shape[1]:
             return
         rows = (place >= 0).nonzero().flatten().to(x.device)
         if not len(rows):
             return
         self.chosen[p.student] = chosen or ()
-        wanted = wanted[:, place.to(x.device)[rows]]
-        weight, bias = self._solve(p, patches(x, conv, self.statistics.points[p.name]), wanted, rows)
+        target = target[:, place.to(x.device)[rows]]
+        weight, bias = self._solve(p, patches(x, conv, self.statistics.points[p.name]), target, rows)
         weight = weight.reshape(len(rows), *conv.weight.shape[1:])
         if p.last:
             conv.weight[rows], conv.bias[rows] = weight, bias  # type: ignore[index]
             return
-        # batch norm takes any scale: the teacher's, so that an optimizer's steps are as large beside the weights
-        size = bare(p.teacher).weight.square().mean((1, 2, 3)).sqrt()[place.to(x.device)[rows]]
-        mine = weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
-        scale = torch.where(size > 0, size / mine, 1.0)  # a pruned filter has no scale
+        # batch norm allows any scale: take the teacher's, so that an optimizer's relative steps stay as large
+        teacher_size = bare(p.teacher).weight.square().mean((1, 2, 3)).sqrt()[place.to(x.device)[rows]]
+        student_size = weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
+        scale = torch.where(teacher_size > 0, teacher_size / student_size, 1.0)  # a pruned filter has no scale
         conv.weight[rows] = weight * scale[:, None, None, None]
         self.pending[p.student.bn] = rows, scale, bias
 
     def _shared(self, logits: Tensor, count: int) -> tuple[Tensor, Channels]:
-        """The shared classes' logits from all the teacher's, and which of the student's classes they are."""
+        """The shared classes' logits out of all of the teacher's, and which of the student's classes they belong to."""
         assert self.classes is not None
         place = torch.full((count,), -1)
         place[self.classes.student.cpu()] = torch.arange(self.classes.shared)
         return logits[:, self.classes.teacher.to(logits.device)].amax(-1), ((place, self.classes.shared),)
 
-    def _solve(self, p: LayerPair, seen: Tensor, wanted: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (rows, in x window) and biases (rows,) for what is seen (points, in, window)."""
+    def _solve(self, p: LayerPair, inputs: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (rows, in x window) and biases (rows,) for inputs (points, in, window)."""
         if p.depthwise:
-            weight, bias = fit_linear(seen[:, rows].transpose(0, 1), wanted.T[..., None])
+            weight, bias = fit_linear(inputs[:, rows].transpose(0, 1), target.T[..., None])
             return weight[:, 0], bias[:, 0]
         if p.kind == "class":
-            return fit_logistic(seen.flatten(1), wanted.sigmoid(), self.statistics.share[p.name])
-        where = self.statistics.confidence[p.name] + 1e-2 if p.kind == "box" else None  # boxes count where things are
-        return fit_linear(seen.flatten(1), wanted, where)
+            return fit_logistic(inputs.flatten(1), target.sigmoid(), self.statistics.share[p.name])
+        where = self.statistics.confidence[p.name] + 1e-2 if p.kind == "box" else None  # boxes matter where objects are
+        return fit_linear(inputs.flatten(1), target, where)
 
     def _normalise(self, bn: Any, x: Tensor) -> None:
-        """Batch norm statistics of what arrives, and the affine part that undoes them where the convolution was set."""
+        """Set batch norm statistics from x, and where the convolution was set, an affine part that undoes them."""
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         bn.running_mean.copy_(mean)
         bn.running_var.copy_(var)
@@ -115,48 +115,49 @@ class LayerFitter:
             bn.bias[rows] = bias + mean[rows] / scale
 
     def _choose(self, p: LayerPair, x: Tensor) -> Channels | None:
-        """What the output of the convolution at which x arrives shall stand for."""
-        theirs = bare(p.teacher).out_channels
+        """The channels that the output of the convolution at which x arrives must represent."""
+        teacher_width = bare(p.teacher).out_channels
         if p.last:
-            return identity(theirs)
+            return identity(teacher_width)
         if p.depthwise or p.student in self.given:
             place = index(self.given[p.student] if p.student in self.given else channels(x))
-            return None if place is None else ((place, theirs),)
+            return None if place is None else ((place, teacher_width),)
         return self.free[p.name]
 
     def _free_choice(self, p: LayerPair) -> Channels | None:
-        """As above where nothing before the convolution has a say in it."""
-        mine, theirs = bare(p.student).out_channels, bare(p.teacher).out_channels
+        """As `_choose`, where no earlier layer determines the choice."""
+        student_width, teacher_width = bare(p.student).out_channels, bare(p.teacher).out_channels
         spread, metric = self.statistics.spread[p.name], self.statistics.metric[p.name]
         if p.attention is not None:
             return self._heads(*p.attention, spread, metric)
         parts = 2 if p.kind == "split" else 1
-        width = theirs // parts
+        width = teacher_width // parts
         halves = [slice(i * width, (i + 1) * width) for i in range(parts)]
-        return tuple((select_channels(spread[h, h], metric[h, h], mine // parts), width) for h in halves)
+        return tuple((select_channels(spread[h, h], metric[h, h], student_width // parts), width) for h in halves)
 
     def _heads(self, student: Any, teacher: Any, spread: Tensor, metric: Tensor) -> Channels | None:
-        """Of attention's queries, keys and values: whole heads; in each the strongest query-key channels."""
+        """Channels of attention's queries, keys and values: whole heads; in each the strongest query-key channels."""
         heads, width = teacher.num_heads, teacher.head_dim
-        mine, theirs = (getattr(a, "key_dim", a.head_dim) for a in (student, teacher))
-        if student.num_heads > heads or mine > theirs or student.head_dim > width:
+        student_key_dim, teacher_key_dim = (getattr(a, "key_dim", a.head_dim) for a in (student, teacher))
+        if student.num_heads > heads or student_key_dim > teacher_key_dim or student.head_dim > width:
             return None
-        whole = 2 * theirs + width
+        whole = 2 * teacher_key_dim + width
         power = (spread.diagonal() * metric.diagonal()).reshape(heads, whole)
         rows, values = [], []
         for head in power.sum(1).topk(student.num_heads).indices.sort().values.tolist():
             first = head * whole
-            key = (power[head, :theirs] + power[head, theirs : 2 * theirs]).topk(mine).indices.sort().values.cpu()
-            part = slice(first + 2 * theirs, first + whole)
+            strength = power[head, :teacher_key_dim] + power[head, teacher_key_dim : 2 * teacher_key_dim]
+            key = strength.topk(student_key_dim).indices.sort().values.cpu()
+            part = slice(first + 2 * teacher_key_dim, first + whole)
             value = select_channels(spread[part, part], metric[part, part], student.head_dim)
-            rows += [first + key, first + theirs + key, part.start + value]
+            rows += [first + key, first + teacher_key_dim + key, part.start + value]
             values.append(head * width + value)
         self.given[student.pe] = ((torch.cat(values), heads * width),)
         return ((torch.cat(rows), heads * whole),)
 
 
 def identity(width: int) -> Channels:
-    """Every channel for itself."""
+    """Every channel represents itself."""
     return ((torch.arange(width), width),)
 
 
@@ -167,6 +168,6 @@ def expected_sides(logits: Tensor) -> Tensor:
 
 
 def distributions(sides: Tensor, bins: int) -> Tensor:
-    """Logits (points, 4 bins) of distributions around distances (points, 4) in cells, of variance 1/4."""
+    """Logits (points, 4 bins) of distributions with variance 1/4 around distances (points, 4) in cells."""
     places = torch.arange(bins, dtype=sides.dtype, device=sides.device)
     return (-2 * (places - sides.clamp(0, bins - 1)[..., None]).square()).flatten(1)

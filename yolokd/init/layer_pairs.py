@@ -1,8 +1,8 @@
-"""Which convolutions of two Ultralytics detectors play the same part, and how channels of one are tied to another's.
+"""Which convolutions of two Ultralytics detectors correspond, and which convolutions of a model must share channels.
 
-The two models are walked side by side. Layers are aligned in order by type and stride, so that families with a layer
-more or less still meet; inside a layer, modules of the same name and type correspond; of a shorter and a longer list of
-repeated blocks the evenly spaced ones. What has no partner is left out.
+Layers are aligned in order by type, so families that differ by a few layers can still be paired. Inside a layer,
+modules of the same name and type correspond, and their convolutions must have the same window and stride. If the
+teacher's list of repeated blocks is longer, evenly spaced ones of it are taken. Layers without a partner are left out.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from ultralytics.nn.modules.head import Detect
 
 from yolokd.detectors.yolo import BRANCHES
 
-SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 outputs two halves that go separate ways
+SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 outputs two halves that are processed separately
 ATTENTION = (Attention, AAttn)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPair:
-    """A convolution of the student and the teacher's that does the same: a `Conv` (with batch norm) or a bare one."""
+    """Corresponding convolutions of student and teacher: a `Conv` (with batch norm) or a bare one."""
 
     name: str
     student: Any
     teacher: Any
-    kind: str = "hidden"  # hidden, split (its output goes two ways, half each), box or class (a head's last ones)
-    attention: tuple[Any, Any] | None = None  # of queries, keys and values: the two modules
+    kind: str = "hidden"  # hidden, split (the output's halves are processed separately), box or class (last in a head)
+    attention: tuple[Any, Any] | None = None  # for queries, keys and values: the two attention modules
 
     @property
     def last(self) -> bool:
-        """Whether it puts out predictions."""
+        """Whether its outputs are predictions."""
         return self.kind in {"box", "class"}
 
     @property
@@ -65,10 +65,10 @@ def bare(module: Any) -> nn.Conv2d:
 
 def layer_pairs(student: Any, teacher: Any) -> list[LayerPair]:
     """Pairs of two detection models with a Detect head, in no particular order."""
-    found: list[LayerPair] = []
+    pairs: list[LayerPair] = []
     for here, there in align(student.model[:-1], teacher.model[:-1]):
-        found += iter_layer_pairs(here, there, f"model.{here.i}")
-    return found + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
+        pairs += iter_layer_pairs(here, there, f"model.{here.i}")
+    return pairs + list(head_pairs(student.model[-1], teacher.model[-1], f"model.{student.model[-1].i}"))
 
 
 def align(student: Any, teacher: Any) -> list[tuple[Any, Any]]:
@@ -101,8 +101,8 @@ def iter_layer_pairs(student: Any, teacher: Any, name: str, split: bool = False)
         step = len(others) / len(own)
         others = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(own)}
     if any(isinstance(m, A2C2f) and m.gamma is not None for m in (student, teacher)):
-        del own["cv2"]  # its output is added to the input by a learned share, of which a convolution knows nothing
-    for key in own:  # in the module's order: a set's differs from process to process, and with it what is drawn
+        del own["cv2"]  # its output is added with a learned factor, which solving for the convolution ignores
+    for key in own:  # in the module's order: a set's order differs between processes, and with it the random draws
         if key not in others:
             continue
         if isinstance(student, ATTENTION) and key == "qkv":
@@ -122,7 +122,7 @@ def alike(student: nn.Conv2d, teacher: nn.Conv2d) -> bool:
 
 
 def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
-    """Pairs of two Detect heads, level by level at equal strides; where the teacher lacks a branch, its other one."""
+    """Pairs of two Detect heads, level by level at equal strides; one2many replaces a branch that the teacher lacks."""
     if not isinstance(student, Detect) or not isinstance(teacher, Detect):
         return
     levels = [int(s) for s in teacher.stride]

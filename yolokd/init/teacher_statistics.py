@@ -13,20 +13,20 @@ from torch import Tensor
 from yolokd.detectors.reader import Reader
 from yolokd.init.layer_pairs import LayerPair, bare
 
-PIXELS = 32 * 160 * 160  # of images in one forward pass of the teacher
-LARGEST = 896  # side of what is seen of an image where gradients are taken, a multiple of every stride
-POINTS = 2**14  # of a map that a convolution is fitted to, at most; more for the head's last ones
-LAST_POINTS = 2**15
+PIXELS = 32 * 160 * 160  # pixels of the images in one forward pass of the teacher
+MAX_GRADIENT_SIDE = 896  # images are cropped to this side where gradients are taken; a multiple of every stride
+POINTS = 2**14  # highest number of points of a map that a convolution is fitted to
+LAST_POINTS = 2**15  # the same for a head's last convolutions
 
 
 class TeacherStatistics:
-    """What the teacher shows for some images at each pair's convolution, by the pair's name.
+    """What the teacher outputs for some images at each pair's convolution, by the pair's name.
 
     Attributes:
-        spread, metric: (C, C), covariance of its output, and what an error in it costs the predictions.
-        points: (image, row, column) of the places where it is looked at.
-        wanted: (points, C), its output there before the activation.
-        confidence, share: (points,), the top class probability there, and how many places the point stands for.
+        spread, metric: (C, C), covariance of its output, and the cost in the predictions of an error in it.
+        points: (image, row, column) of the points at which it is sampled.
+        targets: (points, C), its output there before the activation.
+        confidence, share: (points,), the top class probability there, and how many cells the point represents.
     """
 
     def __init__(self, teacher: Reader, matched: list[LayerPair], images: Tensor) -> None:
@@ -36,7 +36,7 @@ class TeacherStatistics:
         self.spread: dict[str, Tensor] = {}
         self.metric: dict[str, Tensor] = {}
         self.points: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self.wanted: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
         self.confidence: dict[str, Tensor] = {}
         self.share: dict[str, Tensor] = {}
         size = max(PIXELS // images[0, 0].numel(), 1)
@@ -45,29 +45,30 @@ class TeacherStatistics:
             self._record(images, size)
 
     def _measure(self, batches: Any) -> None:
-        """Find spread and metric at every hidden convolution's output."""
+        """Compute spread and metric at every hidden convolution's output."""
         moments: dict[str, list[Any]] = {p.name: [0, 0, 0, 0] for p in self.matched if not p.last}
 
-        def seen(name: str, out: Tensor) -> None:
+        def add_output(name: str, out: Tensor) -> None:
             x, moment = out.detach().transpose(0, 1).flatten(1), moments[name]
             moment[0], moment[1], moment[2] = moment[0] + x @ x.T, moment[1] + x.sum(1), moment[2] + x.shape[1]
-            if not out.requires_grad:  # a branch that is fed detached maps, as YOLO26's one2one in training
+            if not out.requires_grad:  # a branch whose input is detached, such as YOLO26's one2one in training
                 out.requires_grad_()
             hook: Any = out.register_hook
-            hook(lambda gradient: felt(moment, gradient.transpose(0, 1).flatten(1)))
+            hook(lambda gradient: add_gradient(moment, gradient.transpose(0, 1).flatten(1)))
 
-        def felt(moment: list[Any], gradient: Tensor) -> None:
+        def add_gradient(moment: list[Any], gradient: Tensor) -> None:
             moment[3] = moment[3] + gradient @ gradient.T
 
         hooks = [
-            p.teacher.register_forward_hook(lambda m, args, out, name=p.name: seen(name, out))
+            p.teacher.register_forward_hook(lambda m, args, out, name=p.name: add_output(name, out))
             for p in self.matched
             if not p.last
         ]
         fields = frozenset({"logits", "boxes"})
         with hooked(hooks), torch.enable_grad():
             for images in batches:
-                images = images[..., :LARGEST, :LARGEST]  # statistics of places: memory must not grow with the size
+                # the statistics are over positions, so a crop is enough: memory must not grow with the image size
+                images = images[..., :MAX_GRADIENT_SIDE, :MAX_GRADIENT_SIDE]
                 with self.teacher.record(fields) as maps:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
@@ -75,14 +76,14 @@ class TeacherStatistics:
         for name, (square, total, count, metric) in moments.items():
             mean = total / count
             self.spread[name] = square / count - mean[:, None] * mean
-            # a branch that no prediction comes from feels nothing: its channels count alike
+            # a branch without predictions gets no gradient: all its channels have equal weight
             self.metric[name] = (
                 metric / metric.diagonal().mean() if isinstance(metric, Tensor) else torch.eye(len(mean)).to(mean)
             )
 
     def _probe(self, view: Any) -> Tensor:
-        """Sum of the predictions with random signs, in units of what makes a difference: of the class's standard
-        deviation as a coin with the predicted probability, and of the box's size where there is something."""
+        """Sum of the predictions with random signs, scaled to comparable units: classes by the standard deviation of a
+        Bernoulli variable of the predicted probability, boxes by their size and the root of their confidence."""
         p, boxes = view.logits.detach().sigmoid(), view.boxes.detach()
         size = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
         scaled = view.logits * (p * (1 - p)).sqrt(), view.boxes / size * p.amax(-1, keepdim=True).sqrt()
@@ -91,38 +92,38 @@ class TeacherStatistics:
 
     @torch.no_grad()
     def _record(self, images: Tensor, size: int) -> None:
-        """Find the points and what is wanted there."""
+        """Choose the points and record the targets there."""
         maps: dict[str, Tensor] = {}
         hooks = [
             getattr(p.teacher, "bn", p.teacher).register_forward_hook(
-                lambda m, args, out, name=p.name: maps.__setitem__(name, out.clone())  # activations work in place
+                lambda m, args, out, name=p.name: maps.__setitem__(name, out.clone())  # activations change it in place
             )
             for p in self.matched
         ]
-        found: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
+        batches: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
         with hooked(hooks):
             for start in range(0, len(images), size):
-                with self.teacher.record(frozenset({"logits"})) as seen:
+                with self.teacher.record(frozenset({"logits"})) as recorded:
                     self.teacher.model(images[start : start + size])
-                tops = self._confidence(seen)
+                tops = self._confidence(recorded)
                 for p in self.matched:
-                    found[p.name].append(self._look(p, maps[p.name], tops, start, len(images)))
-        for name, parts in found.items():
-            b, row, column, wanted, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
-            self.points[name], self.wanted[name] = (b, row, column), wanted
+                    batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
+        for name, parts in batches.items():
+            b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
+            self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share
 
-    def _confidence(self, seen: dict[Any, Any]) -> list[Tensor]:
+    def _confidence(self, recorded: dict[Any, Any]) -> list[Tensor]:
         """(B, 1, H, W) for every level: the top class probability in each cell."""
-        view = next(iter(self.teacher.views(seen, frozenset({"logits"}), self.teacher.strides).values()))
-        sizes = [m.shape[-2:] for m in seen["neck"]]
+        view = next(iter(self.teacher.views(recorded, frozenset({"logits"}), self.teacher.strides).values()))
+        sizes = [m.shape[-2:] for m in recorded["neck"]]
         logits: Any = view.logits
         tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
         return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
-    def _look(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
-        """Points of a batch's map, half of them anywhere, half where the teacher sees something: image, row, column,
-        the map there, confidence, share."""
+    def _sample(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
+        """Points of a batch's map, half drawn uniformly, half by the teacher's confidence: image, row, column, the map
+        there, confidence, share."""
         h, w = z.shape[-2:]
         unknowns = bare(p.student).weight[0].numel()
         count = min(max((LAST_POINTS if p.last else min(max(10 * unknowns, 2**12), POINTS)) // images, 1), h * w)
@@ -145,7 +146,7 @@ class TeacherStatistics:
 
 @contextmanager
 def hooked(hooks: list[Any]) -> Iterator[None]:
-    """Remove the hooks afterwards."""
+    """Remove the hooks after the block."""
     try:
         yield
     finally:
@@ -155,7 +156,7 @@ def hooked(hooks: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def raw_outputs(model: Any) -> Iterator[None]:
-    """Eval mode, but for the head's own flag, which makes it put out raw predictions."""
+    """Eval mode, except for the head's own training flag, which makes it output raw predictions."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     model.model[-1].training = True

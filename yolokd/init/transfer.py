@@ -1,15 +1,15 @@
-"""Start the student from its teacher: every convolution that has a partner in the teacher is solved for, in one pass.
+"""Start the student from its teacher: solve for every convolution that has a partner in the teacher, in one pass.
 
 Training images run through the teacher, then once through the student. When a student's convolution is reached, its
-weights are set to the least-squares solution that turns *what really arrives there* into what the teacher's partner
-puts out before its activation, so that a layer also makes up for what the layers before it lost. Layers without a
-partner keep their weights, and the next one that has a partner works with what they give. Batch norm's statistics are
-those of the images. Last convolutions of the head are fitted to the teacher's predictions.
+weights are set to the least-squares solution that turns its *actual input* into what the teacher's partner outputs
+before its activation, so a layer also compensates for errors of the layers before it. Layers without a partner keep
+their weights, and the next layer that has one is fitted to their outputs. Batch norm's statistics are those of the
+images. The head's last convolutions are fitted to the teacher's predictions.
 
-A narrower student cannot hold all of the teacher's channels. Which it holds is chosen by what the teacher's predictions
-would lose, see `least_squares.select_channels`; the cost of an error is the mean outer product of the predictions'
-gradients at the map (their Gauss-Newton metric). Channels that are added to others (residual connections) or filtered
-one by one (depthwise convolutions) follow the choice made where they come from, see `channel_map`.
+A narrower student cannot hold all of the teacher's channels. They are chosen so that the teacher's predictions lose
+least, see `least_squares.select_channels`; the cost of an error is the mean outer product of the predictions' gradients
+at the map (their Gauss-Newton metric). Channels that are added to others (residual connections) or filtered one by one
+(depthwise convolutions) follow the choice made at their source, see `channel_map`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
 from yolokd.init.teacher_statistics import TeacherStatistics, raw_outputs
 
-PIXELS_SEEN = 512 * 160 * 160  # of the training images that are looked at, such as 32 of 640 x 640
-MIN_UNSEEN = 16  # images on which "auto" chooses, which nothing was fitted to
+PIXELS_SEEN = 512 * 160 * 160  # pixels of the training images that are used, such as 32 of 640 x 640
+MIN_UNSEEN = 16  # images that "auto" chooses on and nothing is fitted to
 
 
 def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], classes: ClassMap | None = None) -> str:
-    """Start the student as `init=` says and return how it starts, "own" or "teacher".
+    """Start the student as `init=` says and return which start was taken, "own" or "teacher".
 
-    "auto" takes the teacher's if the student's own weights, given last convolutions and batch norm statistics that are
-    fitted in the same way, have the higher detection loss on some of the images, which nothing was fitted to.
-    Own weights are left exactly as they are.
+    "auto" compares the detection loss on some of the images, to which nothing is fitted: that of the teacher's start,
+    and that of the student's own weights with last convolutions and batch norm statistics fitted in the same way. The
+    lower one wins. If the own start is taken, its weights are left exactly as they are.
 
     Args:
-        how: "own", "teacher" or "auto"; "auto" keeps the own start where the two have no layers in common.
-        student: reads the student, which is changed.
-        teacher: reads the teacher, on the same device.
+        how: "own", "teacher" or "auto"; "auto" keeps the own start if the two models have no layers in common.
+        student: the reader of the student, whose weights are changed.
+        teacher: the reader of the teacher, on the same device.
         batch: two or more training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
-        classes: which the two share; None where they have the same.
+        classes: the classes that both models have; None if their classes are the same.
 
     Raises:
-        UsageError: "teacher" is asked for, and no layer has a partner or the device's memory is too small.
+        UsageError: how is "teacher", and no layer has a partner or the device's memory is too small.
     """
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
@@ -65,7 +65,7 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
             ) from error
     student.model.load_state_dict(own)
     torch.cuda.empty_cache()
-    LOGGER.warning("init=auto: too little memory to solve for the teacher's start, the student keeps its own.")
+    LOGGER.warning("init=auto: too little memory to compute the teacher's start, so the student keeps its own.")
     return "own"
 
 
@@ -73,7 +73,7 @@ def choose_start(
     how: str, student: Reader, teacher: Reader, matched: list[LayerPair], batch: dict[str, Tensor],
     classes: ClassMap | None, own: dict[str, Tensor],
 ) -> str:  # fmt: skip
-    """`start` where layers correspond; own is what the student's weights are."""
+    """`start` if there are matching layers; own holds the student's own weights."""
     fitted = len(batch["img"]) - unseen_of(len(batch["img"]))
     images = batch["img"][:fitted]
     statistics = TeacherStatistics(teacher, matched, images)
@@ -85,31 +85,31 @@ def choose_start(
     student.model.load_state_dict(own)
     LayerFitter(student.model, [p for p in matched if p.last], statistics, classes).fit(images)
     if not math.isfinite(cost):
-        LOGGER.warning("init=auto: what was solved from the teacher is not finite, so the student keeps its own start.")
+        LOGGER.warning("init=auto: the teacher's start has no finite loss, so the student keeps its own.")
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
 
 
 def images_for(side: int) -> int:
-    """How many images of side x side pixels `start` should be given."""
-    seen = PIXELS_SEEN // side**2
-    return seen + max(MIN_UNSEEN - seen // 8, 0)
+    """The number of images of side x side pixels that `start` should be given."""
+    count = PIXELS_SEEN // side**2
+    return count + max(MIN_UNSEEN - count // 8, 0)
 
 
 def unseen_of(images: int) -> int:
-    """How many of so many images are kept from the fit: an eighth, or if that is few, up to a third."""
+    """The number of images that are not fitted to: an eighth, or if that is few, up to a third."""
     return max(images // 8, min(MIN_UNSEEN, images // 3), 1)
 
 
 def partners(how: str, student: Reader, teacher: Reader) -> list[LayerPair]:
-    """The pairs of convolutions; none if only last ones of the head correspond, which are not worth a start, or one of
-    the heads is not a YOLO's for detection.
+    """The pairs of convolutions; empty if only the heads' last convolutions correspond, which is too little for a
+    start, or if one of the heads is not a YOLO head for detection.
 
     Raises:
-        UsageError: "teacher" is asked for and there are none.
+        UsageError: how is "teacher" and there are none.
     """
-    plain = type(student) is YoloReader and type(teacher) is YoloReader  # fitted to classes and boxes, no other task's
+    plain = type(student) is YoloReader and type(teacher) is YoloReader  # no other task's head
     matched = layer_pairs(student.model, teacher.model) if plain else []
     if any(not p.last for p in matched):
         return matched
@@ -122,7 +122,7 @@ def partners(how: str, student: Reader, teacher: Reader) -> list[LayerPair]:
 
 
 def part(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
-    """The images of a batch from the given one on, and their labels."""
+    """The images of a batch from the given index on, and their labels."""
     here = batch["batch_idx"] >= first
     labels = {key: batch[key][here] for key in ("cls", "bboxes")}
     return {"img": batch["img"][first:], "batch_idx": batch["batch_idx"][here] - first, **labels}
@@ -133,5 +133,5 @@ def detection_loss(model: Any, batch: dict[str, Tensor]) -> float:
     """The student's own training loss, without touching batch norm statistics."""
     with raw_outputs(model):
         loss, _ = model.loss(batch)
-    model.criterion = None  # it was made for this; Ultralytics makes one when there is none
+    model.criterion = None  # it was created for this; Ultralytics creates a new one when needed
     return float(loss.sum())

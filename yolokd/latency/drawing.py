@@ -1,4 +1,4 @@
-"""Plots of measurements, written as PNG files. Matplotlib is imported when a plot is drawn, and needs no display."""
+"""Plots of measurements, written as PNG files. Matplotlib is imported only to draw and needs no display."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # colour-blind safe
 STAGE_COLOURS = {"pre": "#A6CEE3", "infer": "#1F78B4", "post": "#FDBF6F"}
-DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))  # where a label goes, best first
+DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))  # of a label, best first
 MARKS = {"p50": "o", "p90": "s", "p99": "D"}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
@@ -46,10 +46,10 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, np.ndarray]], path: str | Path) -> Path:
-    """Draw what `bench` measured: how total latency is distributed, and how long each stage takes.
+    """Draw what `bench` measured: the distribution of total latency, and the time of each stage.
 
     Args:
-        records: Records of schema yolokd.latency/1, one a model.
+        records: Records of schema yolokd.latency/1, one per model.
         series: Their samples in ns by stage, in the same order.
         path: The PNG to write.
     """
@@ -71,7 +71,7 @@ def latency(records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, 
 def _distribution(
     axes: Axes, records: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> None:
-    """Share of frames that took at most x ms, with the percentiles marked on each curve."""
+    """Draw the share of frames that took at most x ms, with the percentiles marked on each curve."""
     curves, names, right = [], [], 0.0
     for k, record in enumerate(records):
         colour, total = COLOURS[k % len(COLOURS)], record["results"]["stages"]["total"]
@@ -93,7 +93,7 @@ def _distribution(
 
 
 def _stages(axes: Axes, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-    """Mean time of each stage as stacked bars: means add up to the mean total, medians would not."""
+    """Draw each stage's mean time as stacked bars: means add up to the mean total; medians would not."""
     totals = [record["results"]["stages"]["total"]["mean"] for record in records]
     for row, record in enumerate(records):
         left = 0.0
@@ -113,7 +113,7 @@ def _stages(axes: Axes, records: Sequence[Mapping[str, Any]], labels: Sequence[s
 
 
 def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw accuracy against latency, one point a model: better is up and to the left.
+    """Draw accuracy against latency, one point per model: better is up and to the left.
 
     Args:
         points: Mappings with name, map50 and map50_95 (fractions, 0 to 1; map50_95 may be None), p50_ms, p90_ms (or
@@ -134,7 +134,7 @@ def accuracy_latency(points: Sequence[Mapping[str, Any]], path: str | Path) -> P
     right = max(float(p.get("p90_ms") or p["p50_ms"]) for p in points)
     margin = max(0.25 * (max(y) - min(y)), 2.0)
     top, bottom = max(y) + margin, min(y) - margin
-    axes.set(xlim=(0, right * 1.25), ylim=(max(bottom, -0.05 * top), top))  # a point at 0 shows whole
+    axes.set(xlim=(0, right * 1.25), ylim=(max(bottom, -0.05 * top), top))  # a point at 0 is not cut
     axes.set(xlabel="total latency of one frame (ms): p50, bar to p90", ylabel="mAP50 (%)")
     axes.set_title("Accuracy against latency", fontsize=11)
     _place_labels(figure, axes, points, x, y)
@@ -153,11 +153,11 @@ def _text(point: Mapping[str, Any]) -> str:
 def _place_labels(
     figure: Figure, axes: Axes, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float]
 ) -> None:
-    """Put each label at the nearest spot around its point that hides no other label, point or error bar."""
+    """Put each label at the nearest position around its point that does not cover another label, point or error bar."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout stays as drawn, so that positions in pixels are final
+    figure.set_layout_engine("none")  # keep the layout as drawn, so that positions in pixels are final
     taken = []
     for k, point in enumerate(points):
         left, level = axes.transData.transform((x[k], y[k]))
@@ -169,7 +169,7 @@ def _place_labels(
 
 
 def place_label(axes: Axes, text: str, at: tuple[float, float], colour: str, taken: Sequence[Bbox]) -> list[Bbox]:
-    """Write a label for the point `at`; returns the boxes, in pixels, that it and the line to its point take up."""
+    """Write a label for the point `at`; return the boxes, in pixels, of the text and of the line to its point."""
     style: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center", "fontsize": 8}
     label = axes.annotate(text, at, (0, 0), **style)
     size, frame, point = label.get_window_extent(), axes.get_window_extent(), axes.transData.transform(at)
@@ -181,7 +181,7 @@ def place_label(axes: Axes, text: str, at: tuple[float, float], colour: str, tak
         text_box = boxes[0]
         outside = text_box.x0 < frame.x0 or text_box.x1 > frame.x1 or text_box.y0 < frame.y0 or text_box.y1 > frame.y1
         hidden = [sum(box.overlaps(other) for other in taken) for box in boxes]
-        clashes = 100 * (hidden[0] + outside) + sum(hidden[1:])  # text over something is worse than a line over it
+        clashes = 100 * (hidden[0] + outside) + sum(hidden[1:])  # covering by text is worse than by a line
         if best is None or clashes < best[0]:
             best = (clashes, radius, shift, boxes)
     assert best is not None

@@ -18,13 +18,13 @@ class Paired:
 
     differences: tuple[float, ...]
     mean: float
-    sd: float | None  # of the differences; None for a single pair, as is the interval
+    sd: float | None  # of the differences; None for a single pair, which has no interval either
     low: float | None
     high: float | None
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say; an interval that touches zero is no evidence."""
+        """The conclusion that the interval allows; an interval that touches zero is not evidence."""
         if self.low is None or self.high is None:
             return ONE_RUN
         return BETTER if self.low > 0 else WORSE if self.high < 0 else NO_EVIDENCE

@@ -1,4 +1,4 @@
-"""`yolokd pareto reports/*.json`: which measured models are worth having, accuracy against latency, energy or size."""
+"""`yolokd pareto reports/*.json`: the Pareto front of measured models, accuracy against latency, energy or size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolokd.latency.schema import get
 SCHEMA = "yolokd.pareto/1"
 COSTS = {"latency": "ms", "energy": "J per frame", "size": "MB"}
 ACCURACIES = {"map50_95": "mAP50-95", "map50": "mAP50"}
-DEVICE = ("board_model", "cpu_model", "gpu", "kind")  # the first that is known names the device
+DEVICE = ("board_model", "cpu_model", "gpu", "kind")  # the first known one is the device's name
 
 
 def pareto(
@@ -27,7 +27,7 @@ def pareto(
     json: str | Path | None = None,
     md: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Gather the records of many reports and mark those that no other beats in both respects on the same device.
+    """Gather the records of many reports and mark those that no other record on the same device dominates.
 
     Args:
         files: reports, or folders of them.
@@ -44,13 +44,13 @@ def pareto(
     if x not in COSTS or y not in ACCURACIES:
         raise UsageError(f"x={x} y={y}: x is one of {', '.join(COSTS)}, y one of {', '.join(ACCURACIES)}.")
     if len(read_metrics(metric)) != 1:
-        raise UsageError(f"metric={metric}: the picture shows one figure, such as total.p50.")
+        raise UsageError(f"metric={metric}: the picture shows one figure: give one such as total.p50.")
     outputs = [Path(str(path)).expanduser() for path in (out, json, md) if path is not None]
     for path in outputs:
         if path.exists() or outputs.count(path) > 1 or not path.parent.is_dir():
-            raise UsageError(f"{path} exists already, is named twice or is in no folder: name a new file.")
+            raise UsageError(f"{path} exists already, is named twice or its folder does not exist: name a new file.")
     if out is not None and Path(str(out)).suffix.lower() != ".png":
-        raise UsageError(f"out={out} is no PNG file: name one such as pareto.png.")
+        raise UsageError(f"out={out} is not a PNG file: name one such as pareto.png.")
     points, left_out = gather(files, x, y, metric)
     result: dict[str, Any] = {"schema": SCHEMA, "x": x, "y": y, "metric": metric if x == "latency" else None}
     result |= {"points": points, "left_out": left_out}
@@ -70,16 +70,16 @@ def pareto(
 def gather(
     files: Sequence[str | Path], x: str, y: str, metric: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Points with both coordinates, cheapest first and the front marked, and what lacks one with the reason."""
+    """Points with both coordinates, cheapest first and the front marked; and incomplete records, with the reason."""
     points: list[dict[str, Any]] = []
     left_out = []
     for file in expand(files):
         for record in schema.read(file):
             paths = {"latency": f"results.stages.{metric}", "energy": "power.j_per_frame", "size": "model.bytes"}
-            wanted = {"x": paths[x], "y": f"accuracy.{y}"}
-            values = {key: get(record, path) for key, path in wanted.items()}
+            fields = {"x": paths[x], "y": f"accuracy.{y}"}
+            values = {key: get(record, path) for key, path in fields.items()}
             verdict = get(record, "stability.verdict")
-            lacking = [wanted[key] for key, value in values.items() if not schema.number(value)]
+            lacking = [fields[key] for key, value in values.items() if not schema.number(value)]
             if lacking or (verdict == "invalid" and x != "size"):
                 why = f"no {lacking[0]}: {schema.why_null(record, lacking[0])}" if lacking else "the record is invalid"
                 left_out.append({"file": str(file), "name": schema.label(record), "why": why})
@@ -92,21 +92,21 @@ def gather(
                 zip(("low", "high"), _ends(record, metric) if x == "latency" else (None, None), strict=True)
             )
     if not points:
-        raise UsageError(f"no point to draw: {left_out[0]['name']} in {left_out[0]['file']} has {left_out[0]['why']}.")
+        raise UsageError(f"no point to draw: of {left_out[0]['name']} in {left_out[0]['file']}, {left_out[0]['why']}.")
     for point in points:
         point["front"] = not any(beats(other, point) for other in points)
     return sorted(points, key=lambda p: (p["device"], p["x"], -p["y"])), left_out
 
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
-    """The reports among files and folders, each once; in a folder, whatever else is JSON is passed over."""
-    found: list[Path] = []
+    """The reports among files and folders, each once; in a folder, other JSON files are skipped."""
+    reports: list[Path] = []
     for file in files:
         path = Path(str(file)).expanduser()
-        found += sorted(p for p in path.rglob("*.json") if _is_report(p)) if path.is_dir() else [path]
-    if not found:
-        raise UsageError("no reports: give latency reports or a folder of them, such as reports/*.json.")
-    return list(dict.fromkeys(found))
+        reports += sorted(p for p in path.rglob("*.json") if _is_report(p)) if path.is_dir() else [path]
+    if not reports:
+        raise UsageError("there are no reports: give latency reports or a folder of them, such as reports/*.json.")
+    return list(dict.fromkeys(reports))
 
 
 def _is_report(path: Path) -> bool:
@@ -115,14 +115,14 @@ def _is_report(path: Path) -> bool:
 
 
 def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether `one` is no worse in either respect and better in one, on the same device."""
+    """Whether `one` is on the same device, not worse in x and y, and better in at least one of them."""
     if one["device"] != other["device"] or (one["x"], one["y"]) == (other["x"], other["y"]):
         return False
     return bool(one["x"] <= other["x"] and one["y"] >= other["y"])
 
 
 def device(record: dict[str, Any]) -> str:
-    """What the record was measured on, for people."""
+    """A readable name of the device of a record."""
     known = [str(value) for key in DEVICE if (value := get(record, f"device.{key}"))]
     mode = get(record, "clocks.power_mode.name")
     return (known[0] if known else "unknown device") + (f", {mode}" if mode else "")

@@ -1,4 +1,4 @@
-"""`yolokd plot report.json`: the pictures of a report that was made where no matplotlib is, such as on a board."""
+"""`yolokd plot report.json`: the pictures of a report that was made without matplotlib, such as on a board."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
 
     Args:
         report: a report of `bench`, with its raw samples (.npz) beside it.
-        out: folder to write into, the report's own by default; no picture in it is written over.
+        out: folder to write into, by default the report's own; existing pictures are not overwritten.
 
     Returns:
         The PNG files.
@@ -27,7 +27,7 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
     records = schema.read(file)
     folder = Path(str(out)).expanduser() if out is not None else file.parent
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"out={out} is not a folder: name one to draw into.")
+        raise UsageError(f"out={out} is not a folder: name a folder to draw into.")
     check_writable(folder, f"out={folder}")
     series = read_series(file, records)
     pictures = [folder / f"{file.stem}-latency.png"]
@@ -43,11 +43,11 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
 
 
 def read_series(file: Path, records: list[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
-    """The raw samples of each record, ns, from the file that the report names, if it is the one it was written with."""
+    """The raw samples of each record, in ns, from the file named in the report; its checksum must match."""
     named = schema.get(records[0], "series.file")
     path = file.parent / Path(str(named)).name
     if not named or not path.is_file():
-        raise UsageError(f"{file} has no raw samples beside it ({named}): keep both files together.")
+        raise UsageError(f"{file} has no raw samples beside it ({named}): put both files into one folder.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != schema.get(records[0], "series.sha256"):
         raise UsageError(f"{path} is not the file that {file} was written with: its checksum differs.")
     try:
@@ -57,7 +57,7 @@ def read_series(file: Path, records: list[dict[str, Any]]) -> list[dict[str, np.
                 index, _, name = key.partition("/")
                 series[int(index)][name] = kept[key]
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UsageError(f"{path} cannot be read ({error}).") from error
+        raise UsageError(f"{path} cannot be read ({error}): measure again with `yolokd bench`.") from error
     if lacking := [k for k, s in enumerate(series) if not set(schema.STAGES) <= s.keys()]:
-        raise UsageError(f"{path} lacks the samples of record {lacking[0]}.")
+        raise UsageError(f"{path} lacks the samples of record {lacking[0]}: measure again with `yolokd bench`.")
     return series

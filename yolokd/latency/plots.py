@@ -1,4 +1,4 @@
-"""Plots of studies and of reports compared, written as PNG files; report.py has those of one measurement."""
+"""Plots of studies, of latency over time and of Pareto fronts, written as PNG files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw a study's paired differences: mean and 95 % interval, a dot a seed, one panel a metric and reference.
+    """Draw a study's paired differences: mean, 95 % interval and one dot per seed; one panel per metric and reference.
 
     Args:
-        comparisons: As study_report.compare gives them, mAP as fractions.
+        comparisons: From studies.report.compare, mAP as fractions.
         path: The PNG to write.
     """
     names = {"alone": "the student alone", "builtin": "Ultralytics' own distillation"}
@@ -30,13 +30,13 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     figure = new_figure(8.5 + width, (1.1 + 0.38 * len(arms)) * len(references) + 0.3)
     panels = figure.subplots(len(references), len(metrics), squeeze=False, sharey="row")
     for row, reference in zip(panels, references, strict=True):
-        shown = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
-        for axes, (metric, said) in zip(row, metrics.items(), strict=True):
-            _intervals(axes, [c for c in comparisons if (c["reference"], c["metric"]) == (reference, metric)], shown)
-            axes.set_xlabel(f"{said}, points above {names[reference]}", fontsize=9)
-        row[0].set_yticks(range(len(shown)), ["built-in" if a == "builtin" else a for a in shown], fontsize=9)
-        row[0].set_ylim(len(shown) - 0.4, -0.6)
-    figure.suptitle("Paired difference by seed: mean and 95 % interval, a dot a seed", fontsize=11)
+        row_arms = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
+        for axes, (metric, label) in zip(row, metrics.items(), strict=True):
+            _intervals(axes, [c for c in comparisons if (c["reference"], c["metric"]) == (reference, metric)], row_arms)
+            axes.set_xlabel(f"{label}, points above {names[reference]}", fontsize=9)
+        row[0].set_yticks(range(len(row_arms)), ["built-in" if a == "builtin" else a for a in row_arms], fontsize=9)
+        row[0].set_ylim(len(row_arms) - 0.4, -0.6)
+    figure.suptitle("Paired difference by seed: mean, 95 % interval and one dot per seed", fontsize=11)
     return save_figure(figure, path)
 
 
@@ -59,11 +59,11 @@ CLOCKS = {"gpu_mhz": ("GPU", COLOURS[2]), "cpu_mhz": ("CPU", COLOURS[4])}
 
 
 def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Draw each frame's total latency over time, and below it temperature, power and clocks as far as sampled.
+    """Draw each frame's total latency over time, and below it temperature, power and clocks if they were sampled.
 
     Args:
         record: A record of schema yolokd.latency/1.
-        series: Its samples: `total` in ns; if known `start` (ns) and `telemetry/NAME` (n, 2), ns on the same clock and
+        series: Its samples: `total` in ns; if known `start` (ns) and `telemetry/NAME` (n, 2): ns on the same clock, and
             value. Without `start` the frames are numbered.
         path: The PNG to write.
     """
@@ -78,11 +78,11 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
     ]
     _frames(panels[0], record, series, zero)
     for axes, name in zip(panels[1:], lower, strict=True):
-        shown = CLOCKS if name == "clocks" else {name: TELEMETRY[name]}
-        for key, (said, colour) in shown.items():
+        curves = CLOCKS if name == "clocks" else {name: TELEMETRY[name]}
+        for key, (legend, colour) in curves.items():
             if key in telemetry:
                 seconds, values = (telemetry[key][:, 0] - zero) / 1e9, telemetry[key][:, 1]
-                axes.plot(seconds, values, color=colour, linewidth=1.3, label=said)
+                axes.plot(seconds, values, color=colour, linewidth=1.3, label=legend)
         axes.set_ylabel("clock (MHz)" if name == "clocks" else TELEMETRY[name][0], fontsize=9)
         axes.margins(y=0.15)
         if name == "clocks":
@@ -97,7 +97,7 @@ def over_time(record: Mapping[str, Any], series: Mapping[str, np.ndarray], path:
 
 
 def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarray], zero: float) -> None:
-    """A dot a frame, a running median over each run, the percentiles as lines with their values at the right."""
+    """Draw one dot per frame, a running median per run, and the percentiles as lines with their values at the right."""
     ms, start = np.asarray(series["total"]) / 1e6, series.get("start")
     x = np.arange(len(ms)) if start is None else (np.asarray(start) - zero) / 1e9
     runs = np.asarray(series.get("run", np.zeros(len(ms), int)))
@@ -120,16 +120,16 @@ def _frames(axes: Any, record: Mapping[str, Any], series: Mapping[str, np.ndarra
     strip_frame(axes, "both")
 
 
-def spread_apart(values: Sequence[float], least: float) -> list[float]:
-    """The rising values pushed up so that neighbours are at least so far apart."""
+def spread_apart(values: Sequence[float], gap: float) -> list[float]:
+    """The ascending values, raised where necessary so that neighbours are at least gap apart."""
     out: list[float] = []
     for value in values:
-        out.append(max(value, out[-1] + least) if out else value)
+        out.append(max(value, out[-1] + gap) if out else value)
     return out
 
 
 def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label: str, y_label: str) -> Path:
-    """Draw accuracy against cost, one front a device: better is up and to the left.
+    """Draw accuracy against cost, one front per device: better is up and to the left.
 
     Args:
         points: Mappings with name, device, x, y (a fraction), low and high (ends of x's interval or None), front.
@@ -144,16 +144,16 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
     axes = figure.subplots()
     x, y = [float(p["x"]) for p in points], [100 * float(p["y"]) for p in points]
     for k, device in enumerate(devices):
-        colour, mine = COLOURS[k % len(COLOURS)], [i for i, p in enumerate(points) if p["device"] == device]
-        front = sorted((i for i in mine if points[i]["front"]), key=lambda i: x[i])
+        colour, on_device = COLOURS[k % len(COLOURS)], [i for i, p in enumerate(points) if p["device"] == device]
+        front = sorted((i for i in on_device if points[i]["front"]), key=lambda i: x[i])
         axes.step([x[i] for i in front], [y[i] for i in front], where="post", color=colour, linewidth=1.2, alpha=0.6)
-        for i in mine:
+        for i in on_device:
             low, high = points[i].get("low"), points[i].get("high")
             bar = None if low is None or high is None else [[max(0.0, x[i] - low)], [max(0.0, high - x[i])]]
             fill = colour if points[i]["front"] else "white"
             axes.errorbar(x[i], y[i], xerr=bar, fmt="o", color=colour, markerfacecolor=fill, markersize=7, capsize=3)
         axes.plot([], [], "o", color=colour, label=device)
-    axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="another one is at least as good in both")
+    axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="another model is at least as good in both")
     margin = max(0.15 * (max(y) - min(y)), 1.5)
     right = max(float(p.get("high") or p["x"]) for p in points)
     if right > 8 * min(x):  # several devices, or models of very different size
@@ -175,7 +175,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], path: str | Path, x_label:
 def _name_points(
     figure: Any, axes: Any, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float]
 ) -> None:
-    """Write each point's name where it hides nothing, as the demo's picture does."""
+    """Write each point's name where it covers nothing, as in the demo's picture."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -195,7 +195,7 @@ def _name_points(
 def _steps(
     axes: Any, points: Sequence[Mapping[str, Any]], x: Sequence[float], y: Sequence[float], device: str
 ) -> list[Bbox]:
-    """Thin boxes, in pixels, along the upright parts of a device's front, so that no name is written across them."""
+    """Thin boxes, in pixels, along the vertical parts of a device's front, so that no name is written across them."""
     from matplotlib.transforms import Bbox
 
     front = sorted((x[i], y[i]) for i, p in enumerate(points) if p["front"] and p["device"] == device)

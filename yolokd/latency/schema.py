@@ -1,4 +1,4 @@
-"""Latency reports (schema yolokd.latency/1): read and checked, so that what follows can rely on their form."""
+"""Latency reports (schema yolokd.latency/1): read and checked, so that other code can rely on their form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolokd.errors import UsageError
 from yolokd_edge.bench import schema
 
 SCHEMA, STAGES, PERCENTILES = schema.SCHEMA, schema.STAGES, ("mean", *schema.PERCENTILES)
-# What must be there, with the type of it; everything else may be null or absent.
+# Required keys with their types; everything else may be null or absent.
 FORM: dict[str, Any] = {
     "model": {"file": str},
     "runtime": {"providers_active": list},
@@ -26,7 +26,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """The records of a report, at least one.
 
     Raises:
-        UsageError: no file, damaged, or of another schema: one sentence with the file's name.
+        UsageError: the file is missing, damaged or of another schema; the sentence names the file.
     """
     file = Path(str(path)).expanduser()
     if not file.is_file():
@@ -34,10 +34,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged or no JSON file ({str(error)[:100].rstrip('.')}).") from error
+        raise UsageError(f"{path} is damaged or not a JSON file ({str(error)[:100].rstrip('.')}).") from error
     records = content if isinstance(content, list) else [content]
     if not records:
-        raise UsageError(f"{path} holds no record: measure again with `yolokd bench`.")
+        raise UsageError(f"{path} does not hold a record: measure again with `yolokd bench`.")
     for record in records:
         schema = record.get("schema") if isinstance(record, dict) else None
         if schema != SCHEMA:
@@ -47,18 +47,18 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _check_form(path: str | Path, found: dict[str, Any], form: dict[str, Any], where: str) -> None:
-    for key, wanted in form.items():
-        value, name = found.get(key), f"{where}{key}"
-        kind = dict if isinstance(wanted, dict) else wanted
+def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any], where: str) -> None:
+    for key, expected in form.items():
+        value, name = section.get(key), f"{where}{key}"
+        kind = dict if isinstance(expected, dict) else expected
         if not isinstance(value, kind):
             raise UsageError(f"{path} is damaged: {name} is {json.dumps(value)[:40]}, not a {kind.__name__}.")
-        if isinstance(wanted, dict):
-            _check_form(path, value, wanted, f"{name}.")
+        if isinstance(expected, dict):
+            _check_form(path, value, expected, f"{name}.")
 
 
 def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
-    """Every time that is there must be one; a run's as well as the pooled ones."""
+    """Refuse times that are not positive numbers, of single runs as well as pooled."""
     results = record["results"]
     runs = results.get("runs") or []
     if not isinstance(runs, list) or not all(isinstance(r, dict) and isinstance(r.get("stages"), dict) for r in runs):
@@ -71,11 +71,11 @@ def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
             for key in PERCENTILES:
                 value = figures.get(key) if isinstance(figures, dict) else math.nan
                 if value is not None and not (number(value) and value > 0):
-                    raise UsageError(f"{path} is damaged: {name}.{stage}.{key} is {value!r}, no time in ms.")
+                    raise UsageError(f"{path} is damaged: {name}.{stage}.{key} is {value!r}, not a time in ms.")
 
 
 def number(value: Any) -> bool:
-    """Whether it is a finite number."""
+    """Whether value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -94,12 +94,12 @@ def why_null(record: dict[str, Any], dotted: str) -> str:
 
 
 def _fits(pattern: list[str], path: list[str]) -> bool:
-    """Whether a pattern names the path or something above it."""
+    """Whether a pattern matches the path or a part of it from the start."""
     return len(pattern) <= len(path) and all(p in ("*", name) for p, name in zip(pattern, path, strict=False))
 
 
 def cell(record: dict[str, Any], model: bool = True) -> tuple[Any, ...]:
-    """What tells the records of one report apart: settings, and the model if there are several."""
+    """The values that distinguish records of one report: settings, and the model if there are several."""
     settings = ("model.imgsz", "runtime.intra_threads", "protocol.streams")
     keys = (*settings, *(("model.file", "model.precision") if model else ()))
     return (*(str(get(record, k)) for k in keys), str(record["runtime"]["providers_active"][:1]))
@@ -107,7 +107,7 @@ def cell(record: dict[str, Any], model: bool = True) -> tuple[Any, ...]:
 
 def label(record: dict[str, Any]) -> str:
     """A record's short name: file, and the settings that sweeps vary."""
-    half = "fp16" if get(record, "runtime.trt.fp16") else ""  # of the engine: the file's precision is its own
+    half = "fp16" if get(record, "runtime.trt.fp16") else ""  # of the engine; the file's precision may differ
     size, threads, streams = (get(record, k) for k in ("model.imgsz", "runtime.intra_threads", "protocol.streams"))
     provider = str(next(iter(record["runtime"]["providers_active"]), "none")).replace("ExecutionProvider", "").lower()
     more = [

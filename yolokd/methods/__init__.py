@@ -1,7 +1,7 @@
-"""The methods, by the name that recipes and the command line use. One paper a file; a test ties files and names.
+"""The methods, by the name that recipes and the command line use. One file per paper; a test checks files and names.
 
-Head-tower imitation, the review's feature imitation at head level, needs no file of its own: it is a map method on the
-tap "towers", such as `pkd@towers`.
+Imitation of the head's towers (the review's feature imitation at head level) needs no file of its own: it is a map
+method on the tap "towers", such as `pkd@towers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AT: attention transfer, where a map is strong, whatever its channels are.
+"""AT: attention transfer: where a map is strong, regardless of its channels.
 
 S. Zagoruyko, N. Komodakis: "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
 Networks via Attention Transfer", 2017, arXiv:1612.03928; code: https://github.com/szagoruyko/attention-transfer.
@@ -11,14 +11,14 @@ At one level, for every image b, with i over its H W cells:
     square  = 1/2 mean_b |q(s) - q(t)|_2^2        (the authors' code's) = mean_b (1 - cos(a(s), a(t)))
     loss    = mean over levels
 
-so a value between 0 and 1 (square) or 0.71 (norm); no adapter, because a has no channels and q no scale.
+so the value is between 0 and 1 (square) or 0.71 (norm). No adapter is needed: a has no channels and q no scale.
 
 Where the authors' code departs from the paper, or we from them, and why:
-- The code has the mean of (q(s) - q(t))^2 over B, H, W, that is 2 / (H W) times `square`: the same maps on an image of
-  twice the side weigh a quarter. The paper has the norm, whose gradient does not fade near its zero. `form="square"`
-  is the default: it is what was measured, and it is flat at its zero.
+- The code takes the mean of (q(s) - q(t))^2 over B, H, W, that is 2 / (H W) times `square`: the same maps on an image
+  of twice the side weigh a quarter. The paper takes the norm, whose gradient does not fade near its zero.
+  `form="square"` is the default: it is the form that was measured, and it is flat at its zero.
 - Both sum over levels; we take the mean. The code's weight of 1e3 is 2e3 / (H W) for `square`: 2 at 32 x 32 cells.
-- The code has p = 2 alone; the paper also tries 1 and 4.
+- The code has p = 2 only; the paper also tries 1 and 4.
 - A teacher's map of another size is interpolated to the student's.
 """
 
@@ -65,8 +65,8 @@ class AT(Method):
         self.p, self.form = options.p, options.form
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
-        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        s_maps: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.required(getattr(teacher, self.tap), self.tap)
         losses = []
         for s, t in zip(s_maps, t_maps, strict=True):
             t = ops.resize(ops.wide(t.detach()), s)
@@ -76,16 +76,16 @@ class AT(Method):
 
 def attention(x: Tensor, p: float) -> Tensor:
     """q(F) of the module's docstring, (B, C, H, W) -> (B, H W); 0 for an empty map."""
-    # q has no scale: at a largest entry of 1 no power overflows, nor vanishes altogether
+    # q has no scale, so divide by the largest entry: then no power overflows, and not all of them vanish
     x = x / ops.positive_or_one(x.detach().abs().amax((1, 2, 3), keepdim=True))
     strength = x.square() if p == 2 else x.abs().pow(p)
     return F.normalize(strength.mean(1).flatten(1))
 
 
 def distance(difference: Tensor, form: str) -> Tensor:
-    """Half the mean norm of rows, or of its square; (B, H W) -> ()."""
+    """Half the mean of the rows' norms, or of their squares; (B, H W) -> ()."""
     square = difference.square().sum(1)
     if form == "square":
         return square.mean() / 2
-    # the root's derivative is infinite at 0: there take the square's, which is 0
+    # the root's derivative is infinite at 0: use the square there, whose derivative is 0
     return square.where(square == 0, ops.positive_or_one(square).sqrt()).mean() / 2

@@ -1,4 +1,4 @@
-"""What every method declares. No behaviour beyond it: a method is a plain module that returns one scalar."""
+"""What every method declares. A method is otherwise a plain module that returns one scalar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from yolokd.views import Spec, View
 
 TAXONOMY_LEVELS = ("backbone", "neck", "roi", "head", "query", "feature", "logit")  # of the review arXiv:2508.03317
-# Pairs "student/teacher" of heads, each dense (anchor points, which correspond) or a set (queries, which do not)
+# Pairs "student/teacher" of heads. A head is dense (its anchor points correspond to another dense head's) or a set (its
+# queries do not correspond to anything).
 DENSE_HEADS = ("dense/dense",)
 DENSE_TEACHER = ("dense/dense", "set/dense")
 SET_HEADS = ("set/set",)
@@ -21,28 +22,29 @@ class Method(nn.Module):
     """One paper's loss between a student's and a teacher's view.
 
     A subclass is built as ``Method(student_spec, teacher_spec, tap, options)`` and raises ``ValueError`` with one
-    sentence when the pair cannot have it. ``forward`` returns one unweighted finite scalar, normalised so that a gain
-    of 1 means the same on any image size, batch size and number of levels. Gains, schedules, logging are not its own.
+    sentence when it cannot work on the pair. ``forward`` returns one unweighted finite scalar, normalised so that a
+    gain of 1 means the same for any image size, batch size and number of levels. The distiller applies gains and
+    schedules and writes the log.
     """
 
-    # where the review's taxonomy (arXiv:2508.03317) puts it: CNN detectors' backbone, neck, roi or head, Transformer
-    # detectors' query, feature or logit
+    # level of the review's taxonomy (arXiv:2508.03317): backbone, neck, roi or head of CNN detectors, query, feature
+    # or logit of Transformer detectors
     taxonomy_level: ClassVar[str]
     term: ClassVar[str]  # name in progress line and results.csv (followed by "_loss"), 2 to 5 letters
     paper: ClassVar[str]  # authors, title, year, arXiv number
-    reported: ClassVar[str]  # the gain that was published for detection: detectors, figures and, in brackets, where
-    # What a gain of 1 multiplies the value by, so that it means about the same for every method: 0.3 (0.2 to 0.41) of
-    # the task's gradient on the neck (on the stages, for the backbone). Measured with balance=log on the first 20 steps
-    # of a YOLO11 at width 0.125 that leaves another domain, under a YOLO11n, at 160 px and batch 16, while it learned
-    # from its labels and the adapters from their terms. The value itself stays the equation's.
+    reported: ClassVar[str]  # the gain published for detection: detectors, figures and, in brackets, the source
+    # A gain of 1 multiplies the value by this, so that it means about the same for every method: a gradient of 0.3 (0.2
+    # to 0.41) times the task's on the neck (on the stages, for the backbone). Measured with balance=log on the first 20
+    # steps of a YOLO11 of width 0.125, started from another domain, under a YOLO11n, at 160 px and batch 16, while it
+    # learned from its labels and the adapters from their terms. The value itself is the equation's.
     unit: ClassVar[float] = 1.0
-    taps: ClassVar[tuple[str, ...]] = ()  # maps of a view it can be put on, its default first; () for a head loss
-    needs: frozenset[str] = frozenset()  # fields of the views it reads besides its tap, both sides; a pair may alter it
-    student_needs: frozenset[str] = frozenset()  # fields of the student's view that it reads and not of the teacher's
-    teacher_needs: frozenset[str] = frozenset()  # and the other way round
+    taps: ClassVar[tuple[str, ...]] = ()  # maps that it can be applied to, the default first; () for a loss on the head
+    needs: frozenset[str] = frozenset()  # fields that it reads besides its tap, of both views; may depend on the pair
+    student_needs: frozenset[str] = frozenset()  # fields that it reads of the student's view only
+    teacher_needs: frozenset[str] = frozenset()  # fields that it reads of the teacher's view only
     heads: ClassVar[tuple[str, ...]] = ANY_HEADS  # pairs "student/teacher" of kinds of heads it can compare
-    classwise: bool = False  # compares logits class by class, so both sides need the same; an option may alter it
-    truth: ClassVar[bool] = False  # needs the batch's objects: images without ground truth teach nothing by it
+    classwise: bool = False  # compares logits class by class, so both need the same classes; an option may change it
+    truth: ClassVar[bool] = False  # needs the batch's objects: it learns nothing from images without ground truth
     Options: ClassVar[type]  # frozen dataclass of its options; every field has a default
 
     def __init__(self, student: Spec, teacher: Spec, tap: str, options: Any) -> None:

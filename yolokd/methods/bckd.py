@@ -1,4 +1,4 @@
-"""BCKD: class scores as binary predictions, boxes by their IoU, both where student and teacher disagree.
+"""BCKD: class scores as binary predictions and boxes by their IoU, both weighted by how much the two models disagree.
 
 L. Yang, X. Zhou, X. Li, L. Qiao, Z. Li, Z. Yang, G. Wang, X. Li: "Bridging Cross-task Protocol Inconsistency for
 Distillation in Dense Object Detection", 2023, arXiv:2308.14286; code: https://github.com/TinyTigerPan/BCKD.
@@ -11,19 +11,19 @@ With n over the anchor points of all images, k over classes, z logits, b boxes, 
     w_n   = max_k |sigma(z_t) - sigma(z_s)|   (weight="gap", the paper's)
             max_k sigma(z_t)                  (weight="teacher")
 
-The paper adds cls + 4 box to the task's loss. Gains are the distiller's: to follow it, give box four times the gain
-of cls. Neither method scales its term.
+The paper adds cls + 4 box to the task's loss. The distiller applies gains: to follow the paper, give box four times the
+gain of cls. Neither method scales its term.
 
-What the authors' code does, and we follow:
+We follow the authors' code in this:
 - In cls the weight |sigma(z_t) - sigma(z_s)|^beta IS differentiated: only the teacher's scores are detached there.
-  With beta=1 the term therefore meets its zero at equal scores with a kink (of slope H(sigma(z_t))), not flat.
-- In box the weight is NOT differentiated: it is computed from detached scores. Its beta is 1 whatever cls uses.
+  With beta=1 the term therefore has a kink (of slope H(sigma(z_t))) at its zero, where the scores are equal.
+- In box the weight is NOT differentiated: it is computed from detached scores. Its beta is 1, whatever that of cls is.
 
 Where we depart, and why:
 - The authors divide by the number of assigned positives, averaged over processes, and skip levels without any. We
   divide by the teacher's soft count in this process's batch: it needs neither labels nor the student's assigner, so
-  that images without labels teach as well.
-- `weight="teacher"` is ours: it lets boxes learn at confident places where the scores agree already.
+  that images without labels can be used as well.
+- `weight="teacher"` is ours: boxes then also learn where the teacher is confident and the scores agree already.
 """
 
 from __future__ import annotations
@@ -103,19 +103,19 @@ class BCKDBox(Method):
         if options.weight == "gap":
             ops.check_classes("bckd_box with weight='gap'", student, teacher)
         self.weight = options.weight
-        self.classwise = options.weight == "gap"  # the teacher's highest score needs no class of the data
+        self.classwise = options.weight == "gap"  # the teacher's highest score needs no shared classes
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         z_s, z_t = both_logits(student, teacher)
-        b_s = ops.wide(ops.shown(student.boxes, "boxes"))
-        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
+        b_s = ops.wide(ops.required(student.boxes, "boxes"))
+        b_t = ops.wide(ops.required(teacher.boxes, "boxes")).detach()
         weight = score_gap(z_s, z_t) if self.weight == "gap" else ops.confidence(z_t)
         return (weight * (1 - ops.paired_giou(b_s, b_t))).sum() / ops.soft_count(z_t)
 
 
 def both_logits(student: View, teacher: View) -> tuple[Tensor, Tensor]:
-    """Logits of both in float32 or wider, (B, N, K) twice; the teacher's without gradient."""
-    return ops.wide(ops.shown(student.logits, "logits")), ops.wide(ops.shown(teacher.logits, "logits")).detach()
+    """Student's and teacher's logits in float32 or wider, (B, N, K) twice; the teacher's without gradient."""
+    return ops.wide(ops.required(student.logits, "logits")), ops.wide(ops.required(teacher.logits, "logits")).detach()
 
 
 def score_gap(z_s: Tensor, z_t: Tensor) -> Tensor:

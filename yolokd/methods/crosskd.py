@@ -1,4 +1,4 @@
-"""CrossKD: the student's head maps, finished by the teacher's own last layers.
+"""CrossKD: predictions that the teacher's own last layers make from the student's head maps.
 
 J. Wang, Y. Chen, Z. Zheng, X. Li, M.-M. Cheng, Q. Hou: "CrossKD: Cross-Head Knowledge Distillation for Object
 Detection", 2023, arXiv:2306.11369; code: https://github.com/jbwang1997/CrossKD (read at commit 87e156a).
@@ -14,21 +14,22 @@ mean and deviation taken over the batch and all cells of a channel:
                sum_n w_n (1 - GIoU(b_x, b_t)) / count for a teacher without box bins
     loss     = cls + bins box, or cls + giou box
 
-The student's own predictions are not touched, so that a teacher that errs does not pull against the labels. Gradient
-passes the teacher's convolutions to A and the student's towers; they do not learn. Only the teacher needs bins.
+The student's own predictions are not touched, so a teacher's mistake does not pull them away from the labels. The
+gradient passes through the teacher's convolutions, which stay frozen, to A and the student's towers. Only the teacher
+needs bins.
 
-What the authors' code does, and we follow: the maps are rescaled to the teacher's mean and deviation; the weight
+We follow the authors' code in this: the maps are rescaled to the teacher's mean and deviation; the weight
 |.|^beta is differentiated; the weights of the terms are 1 and, with bins, 4 (GFL), else 1 (RetinaNet, ATSS).
 
 Where we depart, and why:
 - The authors cut after the third of four convolutions and finish with a ReLU, a convolution and the prediction. The
   heads we read have two convolutions and a prediction: we cut before the prediction, after its activation.
-- They pair heads of one width without an adapter. Ours differ in width, and two heads that were trained apart share no
-  order of channels. A has no bias, because the rescaling removes any: a bias could not learn.
-- Their deviation is a sample's with 1e-6 added outside the root; ours the population's with eps inside: at a constant
-  channel the derivative of a bare root is infinite.
-- They divide cls by the assigned positives; we divide by the teacher's soft count, as bckd.py does, and box by the
-  same (they divide box by sum w: equal whenever that is above 1).
+- They pair heads of one width without an adapter. Ours differ in width, and two heads that were trained separately
+  order their channels differently. A has no bias, because the rescaling would remove it: it could not learn.
+- Their standard deviation is the sample's, with 1e-6 added outside the root; ours is the population's, with eps inside:
+  at a constant channel the derivative of a root without it is infinite.
+- They divide cls by the assigned positives and box by sum w. We divide both by the teacher's soft count, as bckd.py
+  does (equal to sum w whenever that is above 1).
 - The two branches of a dual head share A, as they do on every tap of towers.
 """
 
@@ -52,8 +53,8 @@ class CrossKDOptions:
     """Options of CrossKD."""
 
     beta: float = 1.0  # exponent of the score gap: above 1 only large gaps count
-    bins: float = 4.0  # weight of the box term on a teacher with box bins, the class term's being 1
-    giou: float = 1.0  # weight of the box term on a teacher without
+    bins: float = 4.0  # weight of the box term for a teacher with box bins; that of the class term is 1
+    giou: float = 1.0  # weight of the box term for a teacher without box bins
 
     def __post_init__(self) -> None:
         # below 1 the weight's derivative is infinite where the scores agree
@@ -63,7 +64,7 @@ class CrossKDOptions:
 
 
 class CrossKD(Method):
-    """Predictions of the teacher's last layers on the student's head maps, against the teacher's own."""
+    """Compares the teacher's predictions with those of its last layers on the student's head maps."""
 
     taxonomy_level = "head"
     term = "xkd"
@@ -85,15 +86,15 @@ class CrossKD(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         pairs = ops.adapted(student, teacher, "towers", self.adapters)
-        cross = ops.shown(teacher.finish, "finish")(tuple(rescale(s, t) for s, t in pairs))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        cross = ops.required(teacher.finish, "finish")(tuple(rescale(s, t) for s, t in pairs))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         total = class_loss(ops.wide(cross["logits"]), z_t, self.options.beta) + self.box_loss(cross, teacher, z_t)
         return total / ops.soft_count(z_t)
 
     def box_loss(self, cross: dict[str, Tensor], teacher: View, z_t: Tensor) -> Tensor:
-        """Weighted sum over anchor points of the box term, () before the division by the count."""
+        """The box term, a weighted sum over anchor points, before the division by the count; ()."""
         name = "bins" if "bins" in self.needs else "boxes"
-        t = ops.wide(ops.shown(getattr(teacher, name), name)).detach()
+        t = ops.wide(ops.required(getattr(teacher, name), name)).detach()
         x = ops.wide(cross[name])
         if name == "bins":
             return self.options.bins * (ops.confidence(z_t) * divergence(x, t)).sum()
@@ -101,14 +102,14 @@ class CrossKD(Method):
 
 
 def rescale(s: Tensor, t: Tensor) -> Tensor:
-    """s with every channel's mean and deviation of t, both over batch and cells; (B, C, H, W) twice."""
+    """s, given the mean and standard deviation of t in every channel (over batch and cells); (B, C, H, W) twice."""
     mean_s, mean_t = (x.mean((0, 2, 3), keepdim=True) for x in (s, t))
     var_s, var_t = ((x - m).square().mean((0, 2, 3), keepdim=True) for x, m in ((s, mean_s), (t, mean_t)))
     return (s - mean_s) * ((var_t + EPS) / (var_s + EPS)).sqrt() + mean_t
 
 
 def class_loss(z_x: Tensor, z_t: Tensor, beta: float) -> Tensor:
-    """Binary cross entropy weighted by the gap of scores, summed; (B, N, K) twice -> ()."""
+    """Binary cross entropy weighted by the difference of the scores, summed; (B, N, K) twice -> ()."""
     p_t = z_t.sigmoid()
     return (
         (z_x.sigmoid() - p_t).abs().pow(beta) * F.binary_cross_entropy_with_logits(z_x, p_t, reduction="none")

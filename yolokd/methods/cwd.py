@@ -1,4 +1,4 @@
-"""CWD: make every channel look at the same places.
+"""CWD: every channel's softmax over cells should match the teacher's.
 
 C. Shu, Y. Liu, J. Gao, Z. Yan, C. Shen: "Channel-wise Knowledge Distillation for Dense Prediction", 2021,
 arXiv:2011.13256.
@@ -12,8 +12,8 @@ At one level, for every image b and channel c, with i over the H W cells:
 and the mean over levels. Adding a constant to a channel changes nothing.
 
 Where we depart from mmrazor's code, and why:
-- Its recipes pair maps of equal width without an adapter. We always train one: two nets that were trained apart share
-  no order of channels. It has no bias, because a bias adds a constant to a channel and could not learn.
+- Its recipes pair maps of equal width without an adapter. We always train one: two nets that were trained separately
+  order their channels differently. It has no bias: that would add a constant to a channel and could not learn.
 - It sums over levels (weight 10 on a feature pyramid); we take the mean.
 - A teacher's map of another size is interpolated to the student's.
 """

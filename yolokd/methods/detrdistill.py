@@ -1,4 +1,4 @@
-"""DETRDistill: predictions that meet by Hungarian matching, target-aware features, and the teacher's queries.
+"""DETRDistill: predictions matched by the Hungarian method, target-aware features, and the teacher's queries.
 
 J. Chang, S. Wang, H.-M. Xu, Z. Chen, C. Yang, F. Zhao: "DETRDistill: A Universal Knowledge Distillation Framework for
 DETR-families", 2022, arXiv:2211.10156; code: https://github.com/BIVLab-USTC/DETRDistill (read at b5ee33d).
@@ -10,18 +10,18 @@ sigmoid(z_t), s = sigmoid(z_s), c_m = max_k p_mk, KL the sum over classes of the
              / max(1, sum_m c_m)
     loss   = mean over d,     |.|_1 over centre, width and height in fractions of the image
 
-Layer d' is that at d's share of the depth, see `sets.layer_pairs`.
+Layer d' is at the same share of the depth as d, see `sets.layer_pairs`.
 
 Where the authors' code departs from this, or we from it, and why:
-- It takes the mean over pairs of BCE + 5 L1 + 2 (1 - GIoU), every pair alike, whether the teacher sees an object there
-  or not. Of 300 queries few do: boxes of nothing, which say nothing, would be most of it. We weight boxes by the
-  teacher's score and divide by the soft count of objects; weight="one" is theirs.
-- It gives queries of the student without a partner the class count as their target score, which equal numbers of
-  queries hide. We leave them alone.
-- All of the teacher's queries take part there. Here the `queries` surest of a layer do, never more than the student
-  has: what they leave out is background, for which all want the same places, and the assignment's time grows with the
-  square of it. More of them for images with more objects.
-- Less the entropy of p, which has no gradient: 0 is the optimum.
+- It takes the mean over pairs of BCE + 5 L1 + 2 (1 - GIoU) with equal weights, whether or not the teacher sees an
+  object there. Few of 300 queries see one, so boxes without an object, which mean nothing, would dominate. We weight
+  boxes by the teacher's score and divide by the soft count of objects; weight="one" is the authors' form.
+- It gives the student's unmatched queries the class count as their target score, which has no effect with equal numbers
+  of queries. We leave unmatched queries out.
+- All of the teacher's queries take part there. Here the `queries` most confident ones of a layer do, never more than
+  the student has: the others are background, for which all compete for the same queries of the student, and the
+  assignment's time grows with the square of their number. Use more for images with more objects.
+- We subtract the entropy of p, which has no gradient, so that 0 is the optimum.
 
 Features (`detr_feat`). With F the teacher's map at one level, b_m the box of the teacher's query m at its layer d, q_m
 the map's own feature at the centre of b_m (by="centre") or the query's embedding (by="query", the paper's), u_m the
@@ -30,26 +30,26 @@ highest IoU of b_m with an object of the image (1 on an image without), A a trai
     M_di = max(0.01, sum_m c_m u_m cos(q_m, F_i)) / max_j of the same
     W_i  = mean_d M_di^2
     loss = sum_i W_i |A(s) - F|_i^2 / sum_i W_i |F|_i^2         relative=True
-           mean_ic W_i (A(s) - F)_ic^2                          relative=False, the authors' but for their sums
+           mean_ic W_i (A(s) - F)_ic^2                          relative=False, the authors' form apart from sums
     and the mean over levels.
 
-- By linearity the queries are summed before they meet the map, so that no similarity of each query is kept.
-- An RT-DETR projects its neck's maps before its decoder reads them, so that channels of queries and maps mean different
-  things, and it may have more of one than of the other. The feature at the box's centre stands for the same target in
-  the map's own channels.
-- They sum over levels and layers, we take means. They have no adapter, which needs equal widths.
+- By linearity the queries are summed before they are compared with the map, so no map per query is stored.
+- An RT-DETR projects its neck's maps before its decoder reads them, so the channels of queries and maps mean different
+  things, and their numbers may differ. The feature at the box's centre represents the same target in the map's own
+  channels.
+- They sum over levels and layers; we take means. They have no adapter, which requires equal widths.
 
-Query priors (`detr_query`). The teacher's queries go through the student's decoder as a group of their own. At the
-student's layer d, an object g is the query's to which the teacher's own predictions at the partner layer are matched
-(least 2 focal cost + 5 L1 + 2 (1 - GIoU), as DETRs match), and the loss is that of a DETR:
+Query priors (`detr_query`). The teacher's queries go through the student's decoder as a separate group. At
+the student's layer d, an object g is assigned to the query whose teacher prediction at the partner layer matches g
+(least 2 focal cost + 5 L1 + 2 (1 - GIoU), as in DETRs), and the loss is that of a DETR:
 
-    loss_d = (cls sum_nk focal(z_nk, [n is of an object of class k]) + sum_g box(b_n(g), g)) / max(1, objects)
+    loss_d = (cls sum_nk focal(z_nk, [n has an object of class k]) + sum_g box(b_n(g), g)) / max(1, objects)
     focal(z, y) = alpha_y |y - sigmoid(z)|^2 BCE(z, y), alpha_1 = 0.25, alpha_0 = 0.75;  box as above
     and the mean over layers, where the authors sum.
 
-- A linear layer, trained, turns the teacher's queries into the student's. The authors' are parameters of equal width;
-  an RT-DETR's come from its encoder, in channels of its own.
-- Of more objects than queries the last are left out.
+- A trained linear layer turns the teacher's queries into the student's. The authors' queries are parameters of equal
+  width; an RT-DETR's come from its encoder and have their own channels.
+- If there are more objects than queries, the last objects are left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from yolokd.views import Spec, View
 
 LAYERS = frozenset({"layer_logits", "layer_boxes"})
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002)
-LEAST = 0.01  # similarity below which the authors take a cell as not the target's
+MIN_SIMILARITY = 0.01  # the authors raise a cell's similarity to this; below it the cell does not belong to the target
 PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, 2022"
 
 
@@ -75,11 +75,11 @@ PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework
 class DETRLogitOptions:
     """Options of Hungarian-matched predictions; the gains are the authors'."""
 
-    queries: int = 30  # the teacher's surest queries of a layer take part
+    queries: int = 30  # the teacher's most confident queries per layer that take part
     cls: float = 1.0  # gain of class scores
     l1: float = 5.0  # gain of the boxes' L1 distance
     giou: float = 2.0  # gain of the boxes' 1 - GIoU
-    weight: str = "score"  # a box counts by the teacher's highest "score", or as "one" (the authors')
+    weight: str = "score"  # of a box: the teacher's highest "score", or "one" for all (the authors')
 
     def __post_init__(self) -> None:
         ops.check_choice("detr_logit.weight", self.weight, ("score", "one"))
@@ -92,8 +92,8 @@ class DETRLogitOptions:
 class DETRFeatOptions:
     """Options of target-aware features."""
 
-    queries: int = 100  # the teacher's surest queries of a layer take part
-    by: str = "centre"  # what a cell must resemble: the map at the "centre" of a query's box, or the "query" (paper)
+    queries: int = 100  # the teacher's most confident queries per layer that take part
+    by: str = "centre"  # a cell is compared to the map at the "centre" of a query's box, or to the "query" (paper)
     relative: bool = True  # divide by the teacher's mean square under the same weights; False: the authors'
 
     def __post_init__(self) -> None:
@@ -135,8 +135,8 @@ class DETRLogit(Method):
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
-        s, found = layer_predictions(student, teacher)
-        t = sets.targets(found.at(sets.surest(found, min(self.options.queries, s.logits.shape[2]))))
+        s, candidates = layer_predictions(student, teacher)
+        t = sets.targets(candidates.at(sets.surest(candidates, min(self.options.queries, s.logits.shape[2]))))
         if self.options.weight == "one":
             t = replace(t, weight=torch.ones_like(t.weight))
         places = sets.assignment(s, t, size, self.gains)
@@ -144,7 +144,7 @@ class DETRLogit(Method):
 
 
 class DETRFeat(Method):
-    """Squared error of feature maps, weighted by how much a cell resembles what the teacher's queries found."""
+    """Squared error of feature maps, weighted by how similar a cell is to the objects of the teacher's queries."""
 
     taxonomy_level = "feature"
     term = "dfeat"
@@ -169,13 +169,13 @@ class DETRFeat(Method):
         self.adapters = ops.adapters(pairs)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        every = predictions(teacher)
-        places = sets.surest(every, self.options.queries)
-        found = every.at(places)
-        quality = found.score * overlaps(found.boxes, batch)
+        all_queries = predictions(teacher)
+        places = sets.surest(all_queries, self.options.queries)
+        surest = all_queries.at(places)
+        quality = surest.score * overlaps(surest.boxes, batch)
         size, losses = (batch["img"].shape[-2], batch["img"].shape[-1]), []
         for s, t in ops.adapted(student, teacher, self.tap, self.adapters):
-            q = at_centres(t, found.boxes, size) if self.options.by == "centre" else embeddings(teacher, places)
+            q = at_centres(t, surest.boxes, size) if self.options.by == "centre" else embeddings(teacher, places)
             weight = resemblance(t, q, quality)
             if self.options.relative:
                 losses.append(ops.weighted_error(s, t, weight, relative=True))
@@ -185,7 +185,7 @@ class DETRFeat(Method):
 
 
 class DETRQuery(Method):
-    """The task's loss on the teacher's queries in the student's decoder, assigned to objects as the teacher's are."""
+    """The task's loss on the teacher's queries in the student's decoder, assigned to objects as in the teacher."""
 
     taxonomy_level = "query"
     term = "dquer"
@@ -206,38 +206,38 @@ class DETRQuery(Method):
         self.gains = sets.PairGains(options.cls, options.l1, options.giou)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        content, references = (ops.shown(getattr(teacher, f), f).detach() for f in ("content", "references"))
-        found = sets.decoded(student, self.adapter(ops.wide(content)), references)
-        s, every = sets.stacked(found["layer_logits"], found["layer_boxes"]), predictions(teacher)
-        partners = sets.layer_pairs(len(s.logits), len(every.logits))
-        t = sets.Predictions(every.logits[partners], every.boxes[partners])
+        content, references = (ops.required(getattr(teacher, f), f).detach() for f in ("content", "references"))
+        decoded = sets.decoded(student, self.adapter(ops.wide(content)), references)
+        s, teacher_layers = sets.stacked(decoded["layer_logits"], decoded["layer_boxes"]), predictions(teacher)
+        partners = sets.layer_pairs(len(s.logits), len(teacher_layers.logits))
+        t = sets.Predictions(teacher_layers.logits[partners], teacher_layers.boxes[partners])
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         boxes, label, there = objects(batch, t)
         places = sets.assigned(object_costs(t, boxes, label, size), there)
         layer, image, g = there.nonzero(as_tuple=True)
         n, count = places[layer, image, g], max(int(there[0].sum()), 1)
-        wanted = torch.zeros_like(s.logits).index_put(
+        target = torch.zeros_like(s.logits).index_put(
             (layer, image, n, label[image, g]), torch.ones((), dtype=s.logits.dtype, device=n.device)
         )
         box = sets.box_losses(s.boxes[layer, image, n], boxes[image, g], size, self.gains)
-        return (self.gains.cls * focal(s.logits, wanted).sum() + box.sum()) / (count * len(s.logits))
+        return (self.gains.cls * focal(s.logits, target).sum() + box.sum()) / (count * len(s.logits))
 
 
 def resemblance(t: Tensor, queries: Tensor, quality: Tensor) -> Tensor:
-    """W of a map (B, C, H, W) from queries (D, B, n, C) and how much each counts (D, B, n) -> (B, 1, H, W)."""
+    """W of a map (B, C, H, W), from queries (D, B, n, C) and their weights (D, B, n) -> (B, 1, H, W)."""
     target = (F.normalize(queries, dim=-1) * quality[..., None]).sum(2)
-    mask = torch.einsum("dbc,bchw->dbhw", target, F.normalize(t, dim=1)).clamp(min=LEAST)
+    mask = torch.einsum("dbc,bchw->dbhw", target, F.normalize(t, dim=1)).clamp(min=MIN_SIMILARITY)
     return (mask / mask.amax((2, 3), keepdim=True)).square().mean(0)[:, None]
 
 
 def embeddings(teacher: View, places: Tensor) -> Tensor:
-    """The teacher's queries at some places of every layer, without gradient, (D, B, n) -> (D, B, n, W)."""
-    queries = torch.stack([ops.wide(q.detach()) for q in ops.shown(teacher.layer_queries, "layer_queries")])
+    """The teacher's queries at the given indices of every layer, without gradient, (D, B, n) -> (D, B, n, W)."""
+    queries = torch.stack([ops.wide(q.detach()) for q in ops.required(teacher.layer_queries, "layer_queries")])
     return queries.gather(2, places[..., None].expand(*places.shape, queries.shape[-1]))
 
 
 def overlaps(b: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """The highest IoU of boxes (D, B, n, 4) with an object of their image, 1 where it has none; (D, B, n)."""
+    """The highest IoU of boxes (D, B, n, 4) with an object of their image, 1 where the image has none; (D, B, n)."""
     boxes, index = ops.ground_truth(batch)
     iou = ops.paired_iou(b[:, index], boxes[:, None].to(b.dtype))
     empty = torch.bincount(index, minlength=b.shape[1]) == 0
@@ -255,23 +255,23 @@ def at_centres(t: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def objects(batch: dict[str, Tensor], t: sets.Predictions) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch's objects, padded: boxes (B, G, 4), classes (B, G), and whether there is one, (D, B, G)."""
+    """The batch's objects, padded: boxes (B, G, 4), classes (B, G), and which of them are real, (D, B, G)."""
     (layers, images, queries), (boxes, index) = t.logits.shape[:3], ops.ground_truth(batch)
     count = torch.bincount(index, minlength=images)
     order = index.argsort(stable=True)
     rank = torch.empty_like(index)
     rank[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
-    most = min(max(int(count.max()), 1), queries)
-    kept = rank < most
+    slots = min(max(int(count.max()), 1), queries)
+    kept = rank < slots
     place = (index[kept], rank[kept])
-    padded = boxes.new_zeros(images, most, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
-    label = index.new_zeros(images, most).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
-    there = torch.arange(most, device=index.device) < count[:, None]
+    padded = boxes.new_zeros(images, slots, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
+    label = index.new_zeros(images, slots).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
+    there = torch.arange(slots, device=index.device) < count[:, None]
     return padded, label, there.expand(layers, -1, -1)
 
 
 def object_costs(t: sets.Predictions, boxes: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
-    """What DETRs match objects (B, G) to predictions by, (D, B, G, Q)."""
+    """The cost by which DETRs match objects (B, G) to predictions, (D, B, G, Q)."""
     z = t.logits.mT.gather(2, label[None, :, :, None].expand(len(t.logits), -1, -1, t.logits.shape[2]))
     cls = focal(z, torch.ones_like(z)) - focal(z, torch.zeros_like(z))
     l1 = torch.cdist(sets.fractions(boxes, size).expand(len(z), -1, -1, -1), sets.fractions(t.boxes, size), p=1)
@@ -285,14 +285,14 @@ def focal(z: Tensor, y: Tensor) -> Tensor:
 
 
 def predictions(view: View) -> sets.Predictions:
-    """Those of every layer of a teacher, without gradient."""
-    z, b = ops.shown(view.layer_logits, "layer_logits"), ops.shown(view.layer_boxes, "layer_boxes")
+    """A teacher's predictions of every layer, without gradient."""
+    z, b = ops.required(view.layer_logits, "layer_logits"), ops.required(view.layer_boxes, "layer_boxes")
     return sets.stacked(tuple(x.detach() for x in z), tuple(x.detach() for x in b))
 
 
 def layer_predictions(student: View, teacher: View) -> tuple[sets.Predictions, sets.Predictions]:
-    """Those of every student layer, and of the teacher's layers that they learn from."""
-    z_s, b_s = (ops.shown(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
+    """Predictions of every student layer, and of the teacher's layers that they learn from."""
+    z_s, b_s = (ops.required(getattr(student, name), name) for name in ("layer_logits", "layer_boxes"))
     t = predictions(teacher)
     partners = sets.layer_pairs(len(z_s), len(t.logits))
     return sets.stacked(z_s, b_s), sets.Predictions(t.logits[partners], t.boxes[partners])

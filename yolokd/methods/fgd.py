@@ -18,17 +18,17 @@ At one level, s adapted to C channels, i over the H W cells and c over the chann
 
 With `relative` (default) s and t are first divided by r, the root of the teacher's mean square at that level, and fg
 and bg by the same weighted mean of e(t): an adapter that returns 0 then has fg = bg = 1 and, at first, rel = 1, and
-no unit in which the teacher's maps come changes the loss or the attention. `relative=False` is the paper's form.
+the scale of the teacher's maps changes neither the loss nor the attention. `relative=False` is the paper's form.
 
 Where the authors' code departs from this, or we from it, and why:
-- Paper and code have sums where we have means: theirs, per image, is fg C sum O / B, bg C, H W and C times the two
+- Paper and code have sums where we have means. Per image, theirs are fg C sum O / B, bg C, H W and C times the two
   parts of at, and rel C H W, with alpha = 1e-3, beta = gamma = 5e-4, lambda = 5e-6 (one-stage). At C = 256, strides of
   8 to 32 at 640 px and 7 objects an image (COCO's mean) these are 1.8 fg, 0.13 bg, 1.4 at (spatial part) and 3.6 rel.
-  The defaults are their ratio, scaled so that alpha + beta + lam = 1. The channels' part of at, a tenth of the spatial
-  one in theirs, counts as much in ours.
-- The code takes a box to one row and one column more than it touches, in mask and in count.
-- The code has a bias in k, which a softmax cannot feel; we have none. As there, V2 starts at 0, so that R(x) = x.
-- The inner width of R is C / 2, but at least 4: of two channels or fewer a layer norm leaves no gradient.
+  The defaults have this ratio, scaled so that alpha + beta + lam = 1. The channels' part of at is a
+  tenth of the spatial part in theirs and has equal weight in ours.
+- The code extends a box by one row and one column beyond what it touches, in mask and in count.
+- The code has a bias in k, which a softmax ignores; we have none. As there, V2 starts at 0, so that R(x) = x.
+- The inner width of R is C / 2, but at least 4: a layer norm over two channels or fewer passes no gradient.
 - The code has an adapter only where the widths differ; we always have one.
 """
 
@@ -55,7 +55,7 @@ class FGDOptions:
     gamma: float = 0.25  # weight of the distance of attentions (at)
     lam: float = 0.65  # weight of relations (rel), the paper's lambda
     temperature: float = 0.5  # T: the lower, the more the teacher's strongest cells and channels count
-    relative: bool = True  # in units of the teacher's maps; False: the paper's plain form, with means for sums
+    relative: bool = True  # relative to the teacher's maps; False: the paper's plain form, with means instead of sums
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma", "lam"):
@@ -86,7 +86,7 @@ class FGD(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         boxes, index = ops.ground_truth(batch)
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
-        narrow: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
+        narrow: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
         losses = []
         for i, ((s, t), stride) in enumerate(zip(pairs, student.strides, strict=True)):
             objects, rest = (m.to(s.dtype) for m in regions(boxes, index, s, stride))
@@ -101,14 +101,14 @@ class FGD(Method):
         space_s, channel_s = attentions(s, o.temperature * unit)
         space_t, channel_t = attentions(t, o.temperature * unit)
         at = (space_s - space_t).abs().mean() + (channel_s - channel_t).abs().mean()
-        # fg, bg and the mean of (s - t)^2 / r^2 are one sum over (s - t)^2, whose weights are the teacher's
+        # fg, bg and the mean of (s - t)^2 / r^2 are one sum over (s - t)^2, with weights from the teacher
         energy = channel_t[:, None].bmm(square_t)[:, 0] / (t.shape[1] * unit.square())
         fg, bg = (share(space_t, mask.flatten(1), energy, o.relative) for mask in (objects, rest))
         cells = (o.alpha * fg + o.beta * bg) / (t.shape[1] * unit.square())
         everywhere = o.lam / (t.numel() * unit.square())
         weight = torch.baddbmm(everywhere, channel_t[:, :, None], cells[:, None])
         error = ops.SquaredError.apply(s, t, weight.reshape(s.shape))
-        # R adds to every cell the same offset: the mean of (s - t + offset)^2 needs no other map
+        # R adds the same offset to every cell, so the mean of (s - t + offset)^2 needs no further map
         adapter: Any = self.adapters[i]
         mean_s, offset_s = self.s_relations[i](narrow, unit, adapter.weight.flatten(1), adapter.bias)
         mean_t, offset_t = self.t_relations[i](t, unit)
@@ -119,10 +119,10 @@ class FGD(Method):
 
 
 class Relation(nn.Module):
-    """Mean of x over the cells, and R(x) - x, the same in all of them; (B, C, H, W), () -> (B, C) twice.
+    """Mean of x over the cells, and R(x) - x, which is the same in all cells; (B, C, H, W), () -> (B, C) twice.
 
-    R is the context block of arXiv:1904.11492. With weight (C, C_x) and bias (C,), x is what they make of the given
-    (B, C_x, H, W): all that is asked of it is linear, and costs less on fewer channels.
+    R is the context block of arXiv:1904.11492. With weight (C, C_x) and bias (C,), x is their linear map of
+    the given (B, C_x, H, W): all that is computed from x is linear, and costs less on fewer channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -139,7 +139,7 @@ class Relation(nn.Module):
         self, x: Tensor, unit: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         x = x.flatten(2)
-        key = self.key.weight if weight is None else self.key.weight @ weight  # a bias shifts all cells: no softmax
+        key = self.key.weight if weight is None else self.key.weight @ weight  # softmax ignores a bias
         share = torch.softmax(key.expand(len(x), 1, -1).bmm(x) / unit, 2)  # (B, 1, H W)
         shares = torch.cat((torch.full_like(share, 1 / x.shape[2]), share), 1)
         pooled = shares.bmm(x.mT)  # (B, 2, C_x)
@@ -148,13 +148,13 @@ class Relation(nn.Module):
 
 
 def share(space: Tensor, mask: Tensor, energy: Tensor, relative: bool) -> Tensor:
-    """What e(s - t) of every cell counts in fg or bg; attention, O or N, and e(t) / S(t), all (B, H W) -> (B, H W)."""
+    """Weight of e(s - t) of every cell in fg or bg; attention, O or N, and e(t) / S(t), all (B, H W) -> (B, H W)."""
     weight = space * mask
     total = ops.positive_or_one(mask.sum())
     return weight / total / (ops.energy_or_one((weight * energy).sum() / total) if relative else 1)
 
 
-# Here a mean over a map's cells or channels is a sum and a division: the derivative of `mean` fills another map.
+# Means over a map's cells or channels are written as a sum and a division: the derivative of `mean` fills another map.
 
 
 def attentions(x: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""FGFI: imitate the teacher's features near objects, where an anchor overlaps one almost as well as any does.
+"""FGFI: imitate the teacher's features near objects, where an anchor overlaps one almost as well as the best anchor.
 
 T. Wang, L. Yuan, X. Zhang, J. Feng: "Distilling Object Detectors with Fine-grained Feature Imitation", 2019,
 arXiv:1906.03609; code: https://github.com/twangnh/Distilling-Object-Detectors (read at c6583f3).
@@ -11,23 +11,23 @@ At one level, with i over the cells of all B images, a over the anchors of a cel
     relative = sum_i I_i |A(s)_i - t_i|^2 / sum_i I_i |t_i|^2
     loss     = mean over levels
 
-A YOLO head has no anchors, so they are made up: at the centre of each cell one square of `anchor` strides a side
-(`shapes=1`), or also two boxes of the same area and sides 1:2 and 2:1 (`shapes=3`). 8 strides are Faster R-CNN's
-anchors on an FPN; RetinaNet's smallest are 4.
+A YOLO head has no anchors, so we use synthetic ones: at the centre of each cell one square with sides of `anchor`
+strides (`shapes=1`), or also two boxes of the same area with sides 1:2 and 2:1 (`shapes=3`). 8 strides are Faster
+R-CNN's anchors on an FPN; RetinaNet's smallest are 4.
 
-What the authors' code does otherwise, and we follow the paper:
-- It adds the masks of objects and anchors up, so that a cell counts once for every anchor and object that keeps it.
-  The paper takes their union.
+Where we follow the paper and not the authors' code:
+- The code adds the masks of objects and anchors, so a cell counts once for every anchor and object that keeps it. The
+  paper takes their union.
 
 Where we depart, and why:
 - The paper has one map. On several levels, `scope="level"` (default) compares an anchor to the best of its own level:
   every level imitates around every object. `scope="all"` compares it to the best of all levels, which leaves small
   objects to the fine and large ones to the coarse levels, but may leave a level with nothing to learn.
-- The paper's adapter is a 3x3 conv with a ReLU (`adapter="3x3"`). Between a yolo11n and a teacher twice as wide that
-  adds a sixth to the student's own step on a CPU, a 1x1 conv a twentieth; and a ReLU cannot reach the negative values
-  of a YOLO's maps (its activation is SiLU), which those of VGG did not have. The default is a 1x1 conv.
-- `relative` (default) divides by the teacher's mean square in the same cells; the plain form is the paper's, to which
-  its code gives a weight of 0.01, after 400 steps without it.
+- The paper's adapter is a 3x3 conv with a ReLU (`adapter="3x3"`). Between a yolo11n and a teacher twice as wide it
+  adds a sixth to the time of the student's own step on a CPU, a 1x1 conv a twentieth. A ReLU also cannot reach the
+  negative values of a YOLO's maps (its activation is SiLU); VGG's maps did not have any. The default is a 1x1 conv.
+- `relative` (default) divides by the teacher's mean square in the same cells; the plain form is the paper's. Its
+  code gives it a weight of 0.01, and 0 in the first 400 steps.
 - A teacher's map of another size is interpolated to the student's.
 """
 
@@ -51,15 +51,15 @@ class FGFIOptions:
     """Options of FGFI."""
 
     psi: float = 0.5  # a cell is kept above this fraction of the object's largest IoU (the paper's value)
-    anchor: float = 8.0  # side of the made-up anchors, in strides of their level
-    shapes: int = 1  # anchors a cell: 1, a square; 3, also 1:2 and 2:1 of the same area
-    scope: str = "level"  # largest IoU of an object: on the same "level", or over "all"
+    anchor: float = 8.0  # side of the synthetic anchors, in strides of their level
+    shapes: int = 1  # anchors per cell: 1, a square; 3, also 1:2 and 2:1 of the same area
+    scope: str = "level"  # an object's largest IoU is taken on the same "level", or over "all"
     adapter: str = "1x1"  # trained conv on the student's maps; "3x3": the paper's, with a ReLU
     relative: bool = True  # divide by the teacher's mean square in the same cells; False: the paper's loss
 
     def __post_init__(self) -> None:
         ops.check_number("fgfi.psi", self.psi, inclusive=True)
-        if self.psi >= 1:  # not even the best anchor exceeds itself
+        if self.psi >= 1:  # not even the best anchor's IoU is above itself
             raise ValueError(f"fgfi.psi={self.psi!r} is not allowed: it must be below 1.")
         ops.check_number("fgfi.anchor", self.anchor)
         ops.check_choice("fgfi.shapes", self.shapes, (1, 3))
@@ -104,7 +104,7 @@ def adapter3x3(student: int, teacher: int) -> nn.Sequential:
 def masks(
     batch: dict[str, Tensor], sizes: list[tuple[int, int]], strides: tuple[int, ...], options: FGFIOptions
 ) -> list[Tensor]:
-    """The cells to imitate, one (B, 1, H, W) of zeros and ones a level."""
+    """The cells to imitate, one (B, 1, H, W) of zeros and ones per level."""
     boxes, index = ops.ground_truth(batch)
     images = batch["img"].shape[0]
     levels = zip(sizes, strides, strict=True)
@@ -112,18 +112,18 @@ def masks(
     best = [iou.amax((1, 2)) for iou in ious]
     if options.scope == "all":
         best = [torch.stack(best).amax(0)] * len(best)
-    found = []
-    for iou, most in zip(ious, best, strict=True):
-        near = (iou > options.psi * most[:, None, None]).to(iou.dtype)
+    level_masks = []
+    for iou, largest in zip(ious, best, strict=True):
+        near = (iou > options.psi * largest[:, None, None]).to(iou.dtype)
         mask = near.new_zeros(images, *near.shape[1:])
-        found.append(mask.scatter_reduce(0, index[:, None, None].expand_as(near), near, "amax")[:, None])
-    return found
+        level_masks.append(mask.scatter_reduce(0, index[:, None, None].expand_as(near), near, "amax")[:, None])
+    return level_masks
 
 
 def anchor_iou(boxes: Tensor, size: tuple[int, int], stride: int, options: FGFIOptions) -> Tensor:
     """Largest IoU of each box with the anchors of each cell, (M, 4) in pixels, H and W -> (M, H, W).
 
-    Anchors lie on a grid, so that their overlap is that of their columns times that of their rows.
+    Anchors lie on a grid, so the overlap of a box is its overlap with their columns times that with their rows.
     """
     best = boxes.new_zeros(len(boxes), *size)
     box_area = ops.area(boxes)[:, None, None]

@@ -10,13 +10,13 @@ At one level, with s (B, C_s, H, W), t (B, C_t, H, W) and a trained adapter A:
     loss     = mean over levels
 
 Where we depart, and why:
-- The paper writes half the squared norm, at one hint layer, and trains that layer alone before the rest. Detection
+- The paper writes half the squared norm, at one hint layer, which it trains alone before the rest. Detection
   works (and we) use the mean at every level, next to the task's loss, from the first step.
-- The paper's regressor may have larger kernels; a 1x1 conv is what detection code uses, and it sees one cell as the
-  teacher's map does.
-- `relative` (default) divides by the teacher's own mean square, because maps of different detectors, and of different
-  levels of one, differ by orders of magnitude. A gain of 1 then means the same on any of them: an adapter that
-  returns 0 has loss 1. `relative=False` is the paper's mean square.
+- The paper's regressor may have larger kernels; detection code uses a 1x1 conv, which computes each cell from the
+  same cell of the student's map.
+- `relative` (default) divides by the teacher's own mean square, because the maps of different detectors, and
+  of different levels of one detector, differ by orders of magnitude. A gain of 1 then means the same for all of them:
+  an adapter that returns 0 has loss 1. `relative=False` is the paper's mean square.
 - A teacher's map of another size is interpolated to the student's, and its mean square is taken after that.
 """
 
@@ -64,6 +64,6 @@ class FitNet(Method):
 
 
 def error(s: Tensor, t: Tensor, relative: bool) -> Tensor:
-    """Mean square of s - t, over that of t if relative; (B, C, H, W) twice -> ()."""
+    """Mean square of s - t, divided by that of t if relative; (B, C, H, W) twice -> ()."""
     plain = (s - t).square().mean()
     return plain / ops.energy_or_one(t.square().mean()) if relative else plain

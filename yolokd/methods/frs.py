@@ -1,4 +1,4 @@
-"""FRS: imitate features and scores where the teacher finds the image rich, inside objects or not.
+"""FRS: imitate features and scores where the teacher's scores are high, inside objects or not.
 
 Z. Du, R. Zhang, M. Chang, X. Zhang, S. Liu, T. Chen, Y. Chen: "Distilling Object Detectors with Feature Richness",
 2021, arXiv:2111.00674; code: https://github.com/duzhixing/FRS (read at decd60c).
@@ -12,18 +12,18 @@ sigma the sigmoid:
     frs      = mean over levels
     frs_cls  = sum_nk w_n [BCE(z_s, sigma(z_t)) - H(sigma(z_t))] / max(1, sum_n w_n)
 
-Scores are aggregated over classes (and the anchors of a cell, of which a YOLO has one), not over levels: each level is
+Scores are aggregated over classes (and over a cell's anchors, of which a YOLO has one), not over levels: each level is
 weighted by its own scores. The authors add frs and frs_cls to the task's loss with weights 0.005 and 0.02 (RetinaNet),
-0.01 and 0.05 (FCOS), 0.1 and 0.05 (GFL), ramped up over 500 steps; gains are the distiller's.
+0.01 and 0.05 (FCOS), 0.1 and 0.05 (GFL), ramped up over 500 steps; here the distiller applies gains.
 
 Ultralytics' own loss (sl2) is the feature part with another adapter: its projector has two layers, FRS's is linear.
 
 Where we depart, and why:
-- The code sums both parts over levels. We take the mean of frs over them. frs_cls divides once by the scores of all
-  levels, so that a level counts by what the teacher sees on it, and an empty one does not count at all.
-- The code's frs_cls is 0/0 for a teacher that sees nothing, ours holds the count at 1; and it is BCE alone. H has no
-  gradient; taking it away makes 0 the optimum, so that the number in the log can be read.
-- The code's adapter is a 3x3 conv, ours 1x1: the term then adds a twentieth to a small student's own step on a CPU.
+- The code sums both parts over levels. We take the mean of frs over levels. frs_cls divides once by the scores of all
+  levels, so a level is weighted by what the teacher sees on it, and an empty level does not count.
+- The code's frs_cls is 0/0 for a teacher that sees nothing; we keep the divisor at 1 or more. The code has BCE only. H
+  has no gradient; subtracting it makes 0 the optimum, so the number in the log can be interpreted.
+- The code's adapter is a 3x3 conv, ours 1x1, with which the term adds a twentieth to a small student's step on a CPU.
 - `relative` (default) divides by the teacher's own weighted mean square; False gives the authors' feature part.
 - A teacher's map of another size is interpolated to the student's; scores are at the student's anchor points.
 """
@@ -74,8 +74,8 @@ class FRS(Method):
         self.adapters = ops.adapters(ops.widths("frs", student, teacher, tap, self.taps))
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        richness = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(richness, ops.shown(getattr(student, self.tap), self.tap))
+        richness = ops.confidence(ops.required(teacher.logits, "logits"))
+        weights = ops.level_maps(richness, ops.required(getattr(student, self.tap), self.tap))
         losses = []
         for (s, t), w in zip(ops.adapted(student, teacher, self.tap, self.adapters), weights, strict=True):
             scale = 1 if self.relative else t.shape[1]  # the authors' error is a sum over channels
@@ -101,7 +101,7 @@ class FRSCls(Method):
         ops.check_classes("frs_cls", student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         richness = ops.confidence(z_t)[..., None]
         return (richness * ops.divergence(z_s, z_t)).sum() / ops.soft_count(z_t)

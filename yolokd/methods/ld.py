@@ -9,7 +9,7 @@ anchor of n:
 
     KL_n  = tau^2 mean_e sum_r p_t log(p_t / p_s)             p = softmax_r(z_ne / tau)
     theta = mean + standard deviation of IoU(a_n, g) over g's candidates: the topk nearest anchors of each level
-    main  = points that some g has as candidate, with IoU(a_n, g) >= theta and the centre inside g (ATSS's positives)
+    main  = points that are a candidate of some g, with IoU(a_n, g) >= theta and the centre inside g (ATSS's positives)
     vlr   = points with gamma theta <= DIoU(a_n, g) < theta for some g: the valuable localization region
     DIoU  = IoU - (distance of the centres)^2 / (diagonal of the smallest box around both)^2
     u_n   = max_k sigmoid(z_nk) on main,     v_n = the highest IoU with such a g on vlr
@@ -17,20 +17,20 @@ anchor of n:
 
 The two regions may overlap, as in the authors' code: an anchor off the centre has a DIoU below its IoU.
 
-What the authors' code does, and we follow: the score in u is the student's (weight="student"), without gradient, and
-the deviation over candidates is that of a sample.
+We follow the authors' code in this: the score in u is the student's (weight="student"), without gradient, and the
+standard deviation over candidates is the sample's.
 
 Where their code departs from the paper, or we from it, and why:
 - Its "diou" mode divides the intersection by the anchor's area, not by the union, which gives another region (on
   random objects most of its points differ). We take the paper's DIoU.
 - It takes the mean of the KL over the R bins, which makes the term smaller for more bins. We take the KL, whose size at
   a high temperature does not depend on R.
-- It divides no region by its weights (main sums over 4 edges / 4, vlr over 4 edges / 16, both times 0.25), so that
-  both grow with the number of objects and images. We divide each by its own weights, as its head divides its other
-  box losses. That also takes the place of the 4 and the 16, for vlr holds several times more points than main; the
-  equal weights are our main = vlr = 1.
+- It does not divide the regions by their weights (main sums over 4 edges / 4, vlr over 4 edges / 16, both times 0.25),
+  so both grow with the number of objects and images. We divide each by its own weights, as its head divides its other
+  box losses. That also replaces the 4 and the 16, because vlr holds several times more points than main; the equal
+  weights are our main = vlr = 1.
 - Its anchors and positives are the detector's (GFL, which is trained with ATSS). The heads we read have no anchors and
-  do not show their assignment: main is ATSS's rule on synthetic anchors, squares of `side` cells at the cells' centres.
+  do not show their assignment: main is ATSS's rule on synthetic anchors: squares of `side` cells at the cells' centres.
 - The class terms of its head (softmax over classes) are left out: see logit.py and bckd.py.
 """
 
@@ -55,7 +55,7 @@ class LDOptions:
     main: float = 1.0  # weight of the positives; 0 leaves them out
     vlr: float = 1.0  # weight of the valuable localization region; 0 leaves it out
     gamma: float = 0.25  # lower end of the region as a fraction of theta: smaller reaches farther from the objects
-    topk: int = 9  # candidates a level and object
+    topk: int = 9  # candidates per level and object
     side: float = 8.0  # side of a synthetic anchor in cells
     weight: str = "student"  # u_n: highest score of the "student" (authors' code) or of the "teacher"
 
@@ -90,18 +90,18 @@ class LD(Method):
         check_bins(student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.bins, "bins"))
-        z_t = ops.wide(ops.shown(teacher.bins, "bins")).detach()
+        z_s = ops.wide(ops.required(student.bins, "bins"))
+        z_t = ops.wide(ops.required(teacher.bins, "bins")).detach()
         weight = self.weights(ops.confidence(self.scores(student, teacher)), student.strides, batch)
         chosen = weight > 0
         return (weight[chosen] * divergence(z_s[chosen], z_t[chosen], self.options.tau)).sum()
 
     def scores(self, student: View, teacher: View) -> Tensor:
-        """Logits whose highest score weighs the positives, (B, N, K)."""
-        return ops.shown((student if self.options.weight == "student" else teacher).logits, "logits")
+        """Logits whose highest score is the weight of the positives, (B, N, K)."""
+        return ops.required((student if self.options.weight == "student" else teacher).logits, "logits")
 
     def weights(self, score: Tensor, strides: tuple[int, ...], batch: dict[str, Tensor]) -> Tensor:
-        """What the divergence of every anchor point counts, both regions together; score (B, N) -> (B, N)."""
+        """The weight of every anchor point's divergence, both regions together; score (B, N) -> (B, N)."""
         boxes, index = ops.ground_truth(batch)
         centres, sizes = ops.points(batch, strides, score)
         positive, valuable = regions(boxes, centres.to(boxes.dtype), sizes.to(boxes.dtype), self.options)
@@ -112,7 +112,7 @@ class LD(Method):
 
 
 def check_bins(student: Spec, teacher: Spec) -> None:
-    """Refuse a pair without comparable box distributions, with the method that does without them."""
+    """Refuse a pair without comparable box distributions, and name a method that does not need them."""
     for role, spec in (("student", student), ("teacher", teacher)):
         if not spec.bins:
             raise ValueError(
@@ -133,35 +133,35 @@ def divergence(z_s: Tensor, z_t: Tensor, tau: float) -> Tensor:
 
 
 def regions(boxes: Tensor, centres: Tensor, sizes: Tensor, options: LDOptions) -> tuple[Tensor, Tensor]:
-    """main as true or false and vlr as IoU or 0; boxes (M, 4), centres (N, 2), pixels a cell (N,) -> (M, N) twice."""
+    """main as true or false and vlr as IoU or 0; boxes (M, 4), centres (N, 2), pixels per cell (N,) -> (M, N) twice."""
     half = options.side / 2 * sizes[:, None]
     anchors, objects = torch.cat((centres - half, centres + half), -1)[None], boxes[:, None]
     iou = ops.paired_iou(objects, anchors)
-    apart = ((objects[..., :2] + objects[..., 2:]) / 2 - centres).square().sum(-1)
-    nearest = candidates(apart, sizes, options.topk)
+    distance = ((objects[..., :2] + objects[..., 2:]) / 2 - centres).square().sum(-1)
+    nearest = candidates(distance, sizes, options.topk)
     theta = mean_and_deviation(iou.gather(1, nearest))
     inside = ((centres[nearest] > objects[..., :2]) & (centres[nearest] < objects[..., 2:])).all(-1)
     good = inside & (iou.gather(1, nearest) >= theta)
     positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, nearest, good)
     around = torch.maximum(objects[..., 2:], anchors[..., 2:]) - torch.minimum(objects[..., :2], anchors[..., :2])
-    diou = iou - apart / around.square().sum(-1).clamp(min=ops.TINY_AREA)
+    diou = iou - distance / around.square().sum(-1).clamp(min=ops.TINY_AREA)
     return positive, iou * ((diou >= options.gamma * theta) & (diou < theta))
 
 
-def candidates(apart: Tensor, sizes: Tensor, topk: int) -> Tensor:
-    """The topk nearest anchors of every level, (M, N), pixels a cell (N,) -> indices (M, L topk or fewer)."""
+def candidates(distance: Tensor, sizes: Tensor, topk: int) -> Tensor:
+    """The topk nearest anchors of every level, (M, N), pixels per cell (N,) -> indices (M, L topk or fewer)."""
     starts = [0, *(sizes.diff().nonzero().flatten() + 1).tolist()]
-    levels = torch.tensor_split(apart, starts[1:], 1)
+    levels = torch.tensor_split(distance, starts[1:], 1)
     nearest = [level.topk(min(topk, level.shape[1]), 1, largest=False).indices for level in levels]
     return torch.cat([index + start for index, start in zip(nearest, starts, strict=True)], 1)
 
 
 def mean_and_deviation(x: Tensor) -> Tensor:
-    """Mean plus a sample's standard deviation of each row, (M, C) -> (M, 1)."""
+    """Mean plus the sample's standard deviation of each row, (M, C) -> (M, 1)."""
     mean = x.mean(1, keepdim=True)
     return mean + ((x - mean).square().sum(1, keepdim=True) / max(x.shape[1] - 1, 1)).sqrt()
 
 
 def any_object(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """An anchor point's highest value among the objects of its image, 0 without one; (M, N), (M,) -> like (B, N)."""
+    """An anchor point's highest value among the objects of its image, else 0; (M, N), (M,) -> like (B, N)."""
     return torch.zeros_like(like).scatter_reduce(0, index[:, None].expand_as(values), values, "amax")

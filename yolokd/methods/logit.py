@@ -1,4 +1,4 @@
-"""Logit distillation: the classic soft targets, class by class as a detector's sigmoid head scores them.
+"""Logit distillation: classic soft targets, for each class separately, as in a detector's sigmoid head.
 
 G. Hinton, O. Vinyals, J. Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 
@@ -12,10 +12,10 @@ that is tau^2 KL(p || sigmoid(z_s / tau)) of each of the N K binary predictions:
 
 Where we depart, and why:
 - The paper softens one softmax over classes. A detector's classes are N K independent sigmoids, and a softmax over
-  them would forget the absolute scores, background's above all (the argument of arXiv:2308.14286).
+  them would lose the absolute scores, above all those of background (the argument of arXiv:2308.14286).
 - The sum is divided by the teacher's soft count of positives in the batch. A mean over all N K would shrink with every
   empty cell and class; assigned positives would make the term depend on the student's assigner and labels.
-- H(p) has no gradient; taking it away makes 0 the optimum, so that the number in the log can be read.
+- H(p) has no gradient; subtracting it makes 0 the optimum, so the number in the log can be interpreted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LogitOptions:
 
 
 class Logit(Method):
-    """Binary divergence between class scores, anchor point by anchor point."""
+    """Binary divergence between class scores at equal anchor points."""
 
     taxonomy_level = "head"
     term = "logit"
@@ -59,6 +59,6 @@ class Logit(Method):
         self.tau = options.tau
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         return ops.divergence(z_s / self.tau, z_t / self.tau).sum() * self.tau**2 / ops.soft_count(z_t)

@@ -1,4 +1,4 @@
-"""MGD: hide most of the student's map and generate the teacher's whole one from the rest.
+"""MGD: mask most of the student's map and generate the teacher's whole map from the rest.
 
 Z. Yang, Z. Li, M. Shao, D. Shi, Z. Yuan, C. Yuan: "Masked Generative Distillation", 2022, arXiv:2205.01529;
 code: https://github.com/yzd-v/MGD.
@@ -15,18 +15,19 @@ Where the authors' code departs from this, or we from it, and why:
   the width, the mean does not. `relative` (default) divides by the teacher's own mean square, for which a generator
   that returns 0 has loss 1.
 - It has an adapter only where the widths differ; we always have one.
-- It draws from torch's global random numbers, which the student's augmentation and dropout share. Our masks come from
-  numbers of their own, a function of how often the method was called: the student's stream stays as it was, and a
-  resumed training goes on with the masks it would have had (the state holds the count). Each process of a training on
-  several devices draws the same masks, for its own images.
-- In eval mode nothing is hidden, as with dropout, and the loss depends on the maps alone.
+- It draws from torch's global random numbers, which the student's augmentation and dropout share. Our masks come from a
+  separate generator, seeded by how often the method has been called: the student's random numbers are unchanged, and a
+  resumed training gets the masks it would have had (the state holds the count). In a training on several devices each
+  process draws the same masks, for its own images.
+- In eval mode nothing is masked, as with dropout, and the loss depends on the maps only.
 - `form` and `width` are ours. On one CPU core at 640 px the paper's adapter and two full 3x3 convs cost four fifths of
   YOLO11n's own step (under a YOLO11s), ten times as much as other neck methods. `form="separable"` (default) splits
-  each 3x3 conv into one by channels and a 1x1 conv, between which nothing bends, and takes the adapter into the first:
+  each 3x3 conv into a depthwise and a 1x1 conv without an activation between, and merges the adapter into the first:
 
       G(s M) = p2 d2 relu(p1 d1 (s M))     d: 3x3, one channel each; p1: C_s to width C_t channels; p2: those to C_t
 
-  Reach (5 x 5 cells), bend and target are the paper's; hidden cells are 0 on entry, where A's bias is lost.
+  Receptive field (5 x 5 cells), activation and target are the paper's; masked cells are 0 at the input, where the
+  paper's A would add its bias.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ SEED = 2022  # of the first call's masks; the n-th call's is SEED + n
 class MGDOptions:
     """Options of MGD."""
 
-    ratio: float = 0.65  # share of the cells that is hidden, the paper's lambda (0.65 one-stage, 0.45 two-stage)
+    ratio: float = 0.65  # share of the cells that is masked, the paper's lambda (0.65 one-stage, 0.45 two-stage)
     form: str = "separable"  # of the generator's 3x3 convs: "separable", or the paper's "full", behind an adapter
-    width: float = 0.25  # channels inside the generator, as a share of the teacher's: cost falls with it (1: paper)
+    width: float = 0.25  # channels inside the generator, as a share of the teacher's: fewer cost less (1: paper)
     relative: bool = True  # divide by mean t^2 at each level; False: the paper's plain form, as a mean
 
     def __post_init__(self) -> None:
         ops.check_number("mgd.ratio", self.ratio, inclusive=True)
         if self.ratio >= 1:
-            raise ValueError(f"mgd.ratio={self.ratio!r} is not allowed: it must be below 1, or nothing is left to see.")
+            raise ValueError(f"mgd.ratio={self.ratio!r} is not allowed: it must be below 1, or every cell is masked.")
         ops.check_choice("mgd.form", self.form, ("separable", "full"))
         ops.check_number("mgd.width", self.width)
         ops.check_choice("mgd.relative", self.relative, (True, False))
@@ -79,7 +80,7 @@ class MGD(Method):
         form = full if options.form == "full" else separable
         self.generators = nn.ModuleList(form(s, t, max(1, round(options.width * t))) for s, t in pairs)
         self.adapters = ops.adapters(pairs) if options.form == "full" else nn.ModuleList(nn.Identity() for _ in pairs)
-        self.calls = 0  # a plain number: no device has to be asked for it
+        self.calls = 0  # a plain number, so reading it does not wait for a device
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
@@ -91,7 +92,7 @@ class MGD(Method):
         return ops.level_mean(losses)
 
     def masks(self, maps: list[Tensor]) -> list[Tensor]:
-        """M of this call, one (B, 1, H, W) a map; the same on every device."""
+        """M of this call, one (B, 1, H, W) per map; the same on every device."""
         numbers = torch.Generator().manual_seed(SEED + self.calls)
         self.calls += 1
         draws = [torch.rand(len(x), 1, *x.shape[-2:], generator=numbers) for x in maps]
@@ -105,7 +106,7 @@ class MGD(Method):
 
 
 def full(_: int, teacher: int, inside: int) -> nn.Sequential:
-    """The paper's, on adapted maps: (B, C_t, H, W) -> (B, C_t, H, W)."""
+    """The paper's generator, on adapted maps: (B, C_t, H, W) -> (B, C_t, H, W)."""
     first, last = nn.Conv2d(teacher, inside, 3, padding=1), nn.Conv2d(inside, teacher, 3, padding=1)
     return nn.Sequential(first, nn.ReLU(), last)
 

@@ -1,6 +1,6 @@
-"""OKS: keypoints compared with the teacher's by object keypoint similarity, and how visible both say they are.
+"""OKS: object keypoint similarity to the teacher's keypoints, and divergence of their visibility.
 
-The similarity is COCO's (T.-Y. Lin et al., 2014, arXiv:1405.0312); as a loss it is of D. Maji, S. Nagori, M. Mathew,
+The similarity is COCO's (T.-Y. Lin et al., 2014, arXiv:1405.0312); as a loss it is from D. Maji, S. Nagori, M. Mathew,
 D. Poddar: "YOLO-Pose: Enhancing YOLO for Multi Person Pose Estimation Using Object Keypoint Similarity Loss", 2022,
 arXiv:2204.06806.
 
@@ -9,17 +9,17 @@ p places in pixels, A_n the area of the teacher's box in square pixels (at least
 
     e_nj  = |p_s - p_t|^2 / (2 A_n (2 spread)^2)
     place = sum_j sigma(v_t) (1 - exp(-e_nj)) / sum_j sigma(v_t)
-    seen  = mean_j KL(sigma(v_t) || sigma(v_s))
+    vis   = mean_j KL(sigma(v_t) || sigma(v_s))
     w_n   = max_k sigma(z_t)
-    loss  = sum_n w_n (place + visibility seen) / max(1, sum_n w_n)
+    loss  = sum_n w_n (place + visibility vis) / max(1, sum_n w_n)
 
 Where we depart, and why:
-- Ground truth is replaced by the teacher: its places, its visibility as a soft weight, its box for the object's size.
-- One spread stands for all keypoints. COCO's 17 values, of which 0.07 is about the mean, fit human bodies alone.
-- A head that predicts places only counts all keypoints of an object alike, and has no `seen`.
+- The teacher replaces the ground truth: its keypoints, its visibility as a soft weight, its box for the object's size.
+- One spread is used for all keypoints. COCO's 17 values, whose mean is about 0.07, fit human bodies only.
+- For a head without visibility all keypoints of an object have equal weight, and there is no `vis`.
 
-Both heads must have the same number of keypoints, which are taken to be the same ones in the same order: a model does
-not say what its keypoints are.
+Both heads must have the same number of keypoints, which are assumed to be the same ones in the same order: a model
+does not record what its keypoints are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from yolokd.views import Spec, View
 class OKSOptions:
     """Options of keypoint similarity."""
 
-    spread: float = 0.07  # distance, as a share of the object's size, up to which a keypoint counts as nearly right
-    visibility: float = 0.1  # weight of visibility beside places
+    spread: float = 0.07  # distance, as a share of the object's size, up to which a keypoint counts as nearly correct
+    visibility: float = 0.1  # weight of the visibility part; that of the place part is 1
 
     def __post_init__(self) -> None:
         ops.check_number("oks.spread", self.spread)
@@ -68,15 +68,15 @@ class OKS(Method):
         self.spread, self.visibility = options.spread, options.visibility
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_t = ops.shown(teacher.logits, "logits")
-        boxes = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()
-        s = ops.wide(ops.shown(student.keypoints, "keypoints"))
-        t = ops.wide(ops.shown(teacher.keypoints, "keypoints")).detach()
-        seen_s, seen_t = s[..., 2:], t[..., 2:]  # (B, N, J, 1), or empty
-        weight = seen_t.sigmoid().squeeze(-1) if seen_t.shape[-1] else torch.ones_like(t[..., 0])
+        z_t = ops.required(teacher.logits, "logits")
+        boxes = ops.wide(ops.required(teacher.boxes, "boxes")).detach()
+        s = ops.wide(ops.required(student.keypoints, "keypoints"))
+        t = ops.wide(ops.required(teacher.keypoints, "keypoints")).detach()
+        visible_s, visible_t = s[..., 2:], t[..., 2:]  # (B, N, J, 1), or empty
+        weight = visible_t.sigmoid().squeeze(-1) if visible_t.shape[-1] else torch.ones_like(t[..., 0])
         size = 2 * ops.area(boxes).clamp(min=1) * (2 * self.spread) ** 2
         wrong = -torch.expm1(-(s[..., :2] - t[..., :2]).square().sum(-1) / size[..., None])
         loss = (weight * wrong).sum(-1) / ops.positive_or_one(weight.sum(-1))
-        if seen_s.shape[-1] and seen_t.shape[-1]:
-            loss = loss + self.visibility * ops.divergence(seen_s, seen_t).mean((-1, -2))
+        if visible_s.shape[-1] and visible_t.shape[-1]:
+            loss = loss + self.visibility * ops.divergence(visible_s, visible_t).mean((-1, -2))
         return (ops.confidence(z_t) * loss).sum() / ops.soft_count(z_t)

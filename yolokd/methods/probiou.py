@@ -1,4 +1,4 @@
-"""ProbIoU: rotated boxes as Gaussian distributions, compared by how much these overlap.
+"""ProbIoU: rotated boxes as Gaussian distributions, compared by their overlap.
 
 J. M. Llerena, L. F. Zeni, L. N. Kristen, C. Jung: "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union
 for Object Detection", 2021, arXiv:2106.06072.
@@ -11,18 +11,18 @@ S = R(r) diag(w^2, h^2) R(r)^T / 12. With n over the anchor points of all images
     w_n   = max_k sigma(z_t)
     loss  = sum_n w_n H(b_s, b_t) / max(1, sum_n w_n)
 
-This is a rotated head's counterpart of bckd_box with weight="teacher": a box counts by the teacher's confidence.
+This is the counterpart of bckd_box with weight="teacher" for rotated heads: the weight is the teacher's confidence.
 
 Where we depart, and why:
-- Ground truth is replaced by the teacher's box. The paper compares with labels, and trains by B before H; we take H
-  from the start, since the task's own loss pulls boxes together that are too far apart for a gradient here.
-- Every side is widened to sqrt(w^2 + 1), the blur of a pixel: a box without width has no density.
+- The teacher's box replaces the ground truth. The paper compares with labels, and trains with B before H. We take H
+  from the start: boxes too far apart for a gradient of H are brought together by the task's own loss.
+- Every side is widened to sqrt(w^2 + 1), the blur of one pixel: a box of width 0 has no density.
 - H has a kink where it is 0. We take sqrt(H^2 + e) - sqrt(e), which is 0 and flat there, with e = 1e-6.
-- The determinants are sums of positive terms in the frames of the two boxes. The usual form by matrix entries subtracts
-  nearly equal products, which for long thin boxes leaves no correct digit in single precision.
+- The determinants are sums of positive terms in the frames of the two boxes. The usual form with matrix entries
+  subtracts nearly equal products, which leaves no correct digit for long thin boxes in single precision.
 
-A box turned by half a turn, or by a quarter with its sides exchanged, is the same Gaussian: no convention for the angle
-is needed. A square says nothing about its angle, as in the paper.
+A box rotated by 180 degrees, or by 90 degrees with its sides exchanged, is the same Gaussian: no convention for the
+angle is needed. For a square the loss does not depend on the angle, as in the paper.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from yolokd.methods import ops
 from yolokd.methods.base import DENSE_HEADS, Method
 from yolokd.views import Spec, View
 
-SMOOTH = 1e-6  # e: squared distances below it count as none
+SMOOTH = 1e-6  # e: squared distances below it are treated as 0
 
 
 @dataclass(frozen=True, slots=True)
 class ProbIoUOptions:
-    """ProbIoU has no option of its own."""
+    """ProbIoU has no options."""
 
 
 class ProbIoU(Method):
@@ -60,17 +60,17 @@ class ProbIoU(Method):
         super().__init__(student, teacher, tap, options)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_t = ops.shown(teacher.logits, "logits")
-        b_s = ops.wide(ops.shown(student.rotated, "rotated"))
-        b_t = ops.wide(ops.shown(teacher.rotated, "rotated")).detach()
+        z_t = ops.required(teacher.logits, "logits")
+        b_s = ops.wide(ops.required(student.rotated, "rotated"))
+        b_t = ops.wide(ops.required(teacher.rotated, "rotated")).detach()
         return (ops.confidence(z_t) * distance(b_s, b_t)).sum() / ops.soft_count(z_t)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - ProbIoU of rotated boxes at equal places, (..., 5) twice -> (...), in [0, 1)."""
+    """1 - ProbIoU of rotated boxes at equal indices, (..., 5) twice -> (...), in [0, 1)."""
     square = -torch.expm1(-bhattacharyya(a, b))
-    found: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
-    return found
+    hellinger: Tensor = (square.clamp(min=0) + SMOOTH).sqrt() - SMOOTH**0.5
+    return hellinger
 
 
 def bhattacharyya(a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def bhattacharyya(a: Tensor, b: Tensor) -> Tensor:
     turn = a[..., 4] - b[..., 4]
     cos, sin = turn.cos().square(), turn.sin().square()
     det_a, det_b = w_a * h_a, w_b * h_b
-    # of S_a + S_b, whose mixed part is the trace of adj(S_a) S_b in a's frame
+    # of S_a + S_b; the mixed part is the trace of adj(S_a) S_b in a's frame
     det = det_a + det_b + h_a * (w_b * cos + h_b * sin) + w_a * (w_b * sin + h_b * cos)
     shift = a[..., :2] - b[..., :2]
     (u_a, v_a), (u_b, v_b) = along(shift, a), along(shift, b)
@@ -94,7 +94,7 @@ def variances(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along(shift: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Parts of a shift (..., 2) along each box's two sides, (...) twice."""
+    """Components of a shift (..., 2) along each box's two sides, (...) twice."""
     x, y = shift.unbind(-1)
     cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
     return x * cos + y * sin, y * cos - x * sin

@@ -1,4 +1,4 @@
-"""RM and PFI: the order in which the teacher ranks an object's boxes, and features where predictions differ.
+"""RM and PFI: imitate the teacher's ranking of an object's boxes, and its features where predictions differ.
 
 G. Li, X. Li, Y. Wang, S. Zhang, Y. Wu, D. Liang: "Knowledge Distillation for Object Detection via Rank Mimicking and
 Prediction-guided Feature Imitation", 2021, arXiv:2112.04840. The authors published no code.
@@ -7,7 +7,7 @@ Rank mimicking, with z_n the logit of object g's class at anchor point n:
 
     a_n  = sigmoid(z_tn)^alpha IoU(b_tn, g)^beta            the teacher's alignment, for points n whose centre is in g
     P_g  = the topk such points of highest alignment
-    q_n  = softmax over P_g of z_n / tau                    of teacher and student
+    q_n  = softmax over P_g of z_n / tau                    for teacher and student each
     rm   = tau^2 mean_g sum_{n in P_g} q_tn log(q_tn / q_sn)
 
 Prediction-guided feature imitation, at one level, i over the cells of all B images:
@@ -18,16 +18,16 @@ Prediction-guided feature imitation, at one level, i over the cells of all B ima
     pfi      = mean over levels
 
 Where we depart, and why:
-- The paper's candidates are the positives of the detector's assigner. The heads we read do not show theirs, and a
-  student's early one would be noise: we take the rule of the assigner that YOLO is trained with (task-aligned, alpha
-  0.5, beta 6, top 10; arXiv:2108.07755) and let the teacher apply it.
-- The softmax is over logits. Over scores in [0, 1], tau = 1 would leave it all but flat.
+- The paper's candidates are the positives of the detector's assigner. The heads we read do not expose it, and a
+  student's assignment early in training would be noise: we take the rule of the assigner that YOLO is trained with
+  (task-aligned, alpha 0.5, beta 6, top 10; arXiv:2108.07755) and apply it to the teacher's predictions.
+- The softmax is over logits. Over scores in [0, 1] it would be almost flat at tau = 1.
 - The mean is over the objects that have at least two candidates: one candidate has no rank. tau^2 keeps the gradient's
   size when the temperature rises.
-- P weighs and does not learn: it carries no gradient, so that cells are not made to agree in order to count less.
-- `relative` (default) divides by the teacher's own mean square under the same weights: the size of P cancels, so that
-  the term does not fade as the scores come closer, and an adapter that returns 0 has loss 1.
-- Of a teacher's map of another size, the map and the scores are interpolated to the student's.
+- P is a weight without gradient: otherwise cells would be made to agree only to reduce their weight.
+- `relative` (default) divides by the teacher's own mean square under the same weights: the scale of P cancels, so
+  the term does not fade as the scores get closer, and an adapter that returns 0 has loss 1.
+- If the teacher's map has another size, the map and its scores are interpolated to the student's size.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ PAPER = (
 class RankMimickingOptions:
     """Options of rank mimicking."""
 
-    topk: int = 10  # candidates an object
-    tau: float = 1.0  # temperature of both softmaxes: above 1 the lower ranks count more
+    topk: int = 10  # candidates per object
+    tau: float = 1.0  # temperature of both softmaxes: above 1 lower ranks have more weight
     alpha: float = 0.5  # exponent of the score in the alignment
     beta: float = 6.0  # exponent of the IoU in the alignment
 
@@ -97,8 +97,8 @@ class RankMimicking(Method):
         ops.check_classes("rm", student, teacher)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        z_s = ops.wide(ops.shown(student.logits, "logits"))
-        z_t = ops.wide(ops.shown(teacher.logits, "logits")).detach()
+        z_s = ops.wide(ops.required(student.logits, "logits"))
+        z_t = ops.wide(ops.required(teacher.logits, "logits")).detach()
         place, ranked = self.candidates(z_t, teacher, batch)
         several = ranked.sum(-1) > 1
         place, ranked = (x[several] for x in (place, ranked))
@@ -107,13 +107,13 @@ class RankMimicking(Method):
         return self.options.tau**2 * total / max(len(place), 1)
 
     def candidates(self, z_t: Tensor, teacher: View, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Each object's P_g, (M, topk) twice: places of its class's logits in the flat z, and whether one is taken."""
+        """Each object's P_g, (M, topk) twice: indices of its class's logits in the flat z, and which are valid."""
         boxes, index = ops.ground_truth(batch)
         cls = batch["cls"].detach().reshape(-1).long()
         centres, _ = ops.points(batch, teacher.strides, z_t)
         inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1)
         g, n = inside.nonzero(as_tuple=True)
-        b_t = ops.wide(ops.shown(teacher.boxes, "boxes")).detach()[index[g], n]
+        b_t = ops.wide(ops.required(teacher.boxes, "boxes")).detach()[index[g], n]
         score, iou = z_t[index[g], n, cls[g]].sigmoid(), ops.paired_iou(b_t, boxes[g])
         alignment = z_t.new_full(inside.shape, -1.0)
         alignment[g, n] = score**self.options.alpha * (iou.to(score.dtype)) ** self.options.beta
@@ -142,24 +142,24 @@ class PFI(Method):
         self.adapters = ops.adapters(ops.widths("pfi", student, teacher, tap, self.taps))
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        maps = ops.shown(getattr(student, self.tap), self.tap)
+        maps = ops.required(getattr(student, self.tap), self.tap)
         scores = [score_maps(view, maps) for view in (student, teacher)]
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
         losses = []
         for (s, t), p_s, p_t in zip(pairs, *scores, strict=True):
             gap = (p_s - p_t).square().mean(1, keepdim=True)
-            plain = not self.relative  # the weighted mean would divide by the gaps, as relative does
+            plain = not self.relative  # the weighted mean would divide by the gaps, as the relative form does
             losses.append((gap * (s - t).square()).mean() if plain else ops.weighted_error(s, t, gap, True))
         return ops.level_mean(losses)
 
 
 def log_softmax(z: Tensor, counts: Tensor) -> Tensor:
-    """log softmax over the entries of a row that count, finite elsewhere (a probability of 0); (M, k) twice."""
+    """log softmax over a row's entries where counts is true, elsewhere finite (a probability of 0); (M, k) twice."""
     return z.masked_fill(~counts, torch.finfo(torch.float32).min / 4).log_softmax(-1)
 
 
 def score_maps(view: View, like: Sequence[Tensor]) -> list[Tensor]:
-    """Class scores as L maps (B, K, H, W), without gradient; like the student's maps, whose cells are the points."""
-    scores = ops.wide(ops.shown(view.logits, "logits").detach()).sigmoid()
+    """Class scores as L maps (B, K, H, W), without gradient; like: the student's maps, whose cells are the points."""
+    scores = ops.wide(ops.required(view.logits, "logits").detach()).sigmoid()
     maps = ops.level_maps(scores.mT.flatten(0, 1), like)
     return [m.reshape(len(scores), -1, *m.shape[-2:]) for m in maps]

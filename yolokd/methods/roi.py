@@ -10,17 +10,18 @@ u_r (channels times cells) and A a trained 1x1 conv:
     loss     = mean over levels
 
 The regions of an image are its ground truth boxes and the teacher's `boxes` most confident ones (score above `score`,
-after NMS at IoU `nms` over all classes, clipped to the image). An object that both name counts twice. Of more than
-`objects` ground truth boxes of an image so many are taken, evenly in their order: memory grows with the regions.
+after NMS at IoU `nms` over all classes, clipped to the image). An object with a box of both kinds counts twice. If
+an image has more than `objects` ground truth boxes, that many are taken, evenly in their order: memory grows with the
+number of regions.
 
 Where we depart, and why (the authors have published no code):
-- The paper's regions are the proposals of a region proposal network, which a one-stage detector lacks. Its confident
-  boxes are what it would propose.
-- The paper pools by spatial pyramid from one map. We take RoIAlign (arXiv:1703.06870), and pool each region from every
-  level: a YOLO's label assignment binds no object to a level by its size as an FPN's rule does, and every adapter gets
-  its gradient in every step.
+- The paper's regions are the proposals of a region proposal network, which a one-stage detector lacks. Its
+  confident boxes take their place.
+- The paper pools by spatial pyramid from one map. We use RoIAlign (arXiv:1703.06870) and pool each region from every
+  level: a YOLO's label assignment does not bind objects to levels by size, as an FPN's rule does, and every adapter
+  gets a gradient in every step.
 - `relative` (default) divides by the mean square of the teacher's pooled features; the plain form is the paper's.
-- A map is taken to span the image, so that a teacher's map of another size is pooled at the same place.
+- A map is assumed to span the image, so a teacher's map of another size is pooled at the same place.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from yolokd.views import Spec, View
 class RoIOptions:
     """Options of RoI mimic."""
 
-    objects: int = 50  # ground truth boxes an image at most, evenly taken where there are more
-    boxes: int = 10  # the teacher's most confident boxes an image, besides ground truth; 0: ground truth alone
+    objects: int = 50  # at most this many ground truth boxes per image, taken evenly if there are more
+    boxes: int = 10  # the teacher's most confident boxes per image, besides ground truth; 0: ground truth only
     score: float = 0.25  # a teacher's box counts above this score
-    nms: float = 0.5  # of the teacher's boxes that overlap by more than this IoU the best counts
-    cells: int = 7  # cells a side of a pooled feature
+    nms: float = 0.5  # of the teacher's boxes that overlap by more than this IoU only the best is kept
+    cells: int = 7  # cells per side of a pooled feature
     relative: bool = True  # divide by the mean square of the teacher's pooled features; False: the paper's loss
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ class RoI(Method):
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
         boxes, index = regions(teacher, batch, size, self.options)
-        s_maps: tuple[Tensor, ...] = ops.shown(getattr(student, self.tap), self.tap)
-        t_maps: tuple[Tensor, ...] = ops.shown(getattr(teacher, self.tap), self.tap)
+        s_maps: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
+        t_maps: tuple[Tensor, ...] = ops.required(getattr(teacher, self.tap), self.tap)
         losses = []
         for adapter, s, t in zip(self.adapters, s_maps, t_maps, strict=True):
             u = ops.pooled(ops.wide(t.detach()), boxes, index, size, self.options.cells)
@@ -89,18 +90,18 @@ class RoI(Method):
 def regions(
     teacher: View, batch: dict[str, Tensor], size: tuple[int, int], options: RoIOptions
 ) -> tuple[Tensor, Tensor]:
-    """Boxes to pool from (N, 4), ground truth first, and their image (N,)."""
+    """Boxes to pool from (N, 4), ground truth first, and their images (N,)."""
     true, true_index = thinned(*ops.ground_truth(batch), options.objects)
-    score = ops.confidence(ops.shown(teacher.logits, "logits"))
-    boxes = ops.wide(ops.shown(teacher.boxes, "boxes"))
-    seen, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
-    return torch.cat((true.to(seen), seen)), torch.cat((true_index.to(index), index))
+    score = ops.confidence(ops.required(teacher.logits, "logits"))
+    boxes = ops.wide(ops.required(teacher.boxes, "boxes"))
+    confident, index = ops.top_boxes(boxes, score, size, options.boxes, options.nms, options.score)
+    return torch.cat((true.to(confident), confident)), torch.cat((true_index.to(index), index))
 
 
-def thinned(boxes: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At most so many boxes of an image, every k-th in their order; boxes (M, 4) and their images (M,)."""
+def thinned(boxes: Tensor, index: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """At most limit boxes per image, evenly spaced in their order; boxes (M, 4) and their images (M,)."""
     same = index[:, None] == index
-    count = same.sum(1).clamp(min=most)
+    count = same.sum(1).clamp(min=limit)
     rank = same.tril(-1).sum(1)
-    kept = (rank + 1) * most // count > rank * most // count
+    kept = (rank + 1) * limit // count > rank * limit // count
     return boxes[kept], index[kept]

@@ -4,7 +4,7 @@ J. Guo, K. Han, Y. Wang, H. Wu, X. Chen, C. Xu, C. Xu: "Distilling Object Detect
 arXiv:2103.14475; code: https://github.com/ggjy/DeFeat.pytorch (read at c46a793).
 
 This is an analogue. A one-stage detector has no region proposal network and no second stage; its highest class score
-plays the RPN's role, to say where any object is. With n over the anchor points of all images, k over classes, z logits:
+plays the RPN's role: where is any object? With n over the anchor points of all images, k over classes, z logits:
 
     o_n   = max_k z_nk                                                      the objectness logit
     d_n   = tau^2 KL(sigmoid(o_tn / tau) || sigmoid(o_sn / tau))             of a binary variable: object or none
@@ -14,9 +14,9 @@ plays the RPN's role, to say where any object is. With n over the anchor points 
 The paper's weights are 2 for both parts and tau=1: a ratio of 1 to 1 (options foreground, background) at gain 2.
 
 Where we depart, and why:
-- DeFeat splits proposals by their assigned label and compares their softmax over classes. What an anchor point of a
-  one-stage head is for ground truth is decided by its cell, as in DeFeat's split of feature maps; its class scores are
-  sigmoids, and only the highest matters here, so that the two sides need not know the same classes.
+- DeFeat splits proposals by their assigned label and compares their softmax over classes. We split anchor points by
+  whether their cell touches a ground truth box, as DeFeat splits feature maps; their class scores are sigmoids, of
+  which only the highest is used, so the two models may have different classes.
 - An image or a batch without objects has no foreground part.
 """
 
@@ -38,7 +38,7 @@ class RPNOptions:
 
     foreground: float = 1.0  # weight of anchor points on objects (w_fg)
     background: float = 1.0  # weight of all other anchor points (w_bg)
-    tau: float = 1.0  # temperature: above 1 low scores count more
+    tau: float = 1.0  # temperature: above 1 low scores have more weight
 
     def __post_init__(self) -> None:
         ops.check_number("rpn.foreground", self.foreground, inclusive=True)
@@ -47,7 +47,7 @@ class RPNOptions:
 
 
 class RPN(Method):
-    """Binary divergence between objectness scores, apart on and off objects: an analogue, not a proposal network."""
+    """Binary divergence of objectness scores, separately on and off objects: an analogue, not a proposal network."""
 
     taxonomy_level = "roi"
     term = "rpn"
@@ -63,8 +63,8 @@ class RPN(Method):
         super().__init__(student, teacher, tap, options)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        o_s = ops.wide(ops.shown(student.logits, "logits")).amax(-1)
-        o_t = ops.wide(ops.shown(teacher.logits, "logits")).detach().amax(-1)
+        o_s = ops.wide(ops.required(student.logits, "logits")).amax(-1)
+        o_t = ops.wide(ops.required(teacher.logits, "logits")).detach().amax(-1)
         tau = self.options.tau
         each = ops.divergence(o_s / tau, o_t / tau) * tau**2
         boxes, index = ops.ground_truth(batch)
@@ -74,5 +74,5 @@ class RPN(Method):
 
 
 def mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask is 1, (B, N) twice -> (), 0 where it is nowhere."""
+    """Mean of x where the mask is 1, (B, N) twice -> (); 0 for an empty mask."""
     return (x * mask).sum() / mask.sum().clamp(min=1)

@@ -1,9 +1,9 @@
-"""What methods on sets of predictions share: which prediction meets which, and what a pair is worth.
+"""What methods on sets of predictions share: which predictions are matched, and the loss of a matched pair.
 
-A set has no order, so predictions meet by one-to-one assignment: of all the ways to give every prediction of the
-teacher an own one of the student, that of the least total loss. Costs and losses are the same number here, so that a
-method's value is the least that any assignment can reach: it does not depend on the order of either side, ties change
-nothing, and equal sets are worth 0.
+A set has no order, so predictions are matched by one-to-one assignment: of all ways to give every prediction of the
+teacher its own prediction of the student, the one with the least total loss. Costs and losses are the same here, so a
+method's value is the least that any assignment can reach: it does not depend on the order of either set, ties do not
+change it, and equal sets have loss 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yolokd.methods import ops
 from yolokd.views import Spec, View
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-WORST = 1e9  # cost of a pair of which it is not a number: a student that diverged must not stop the assignment
+WORST = 1e9  # cost of a pair where it is NaN: a student that diverged must not stop the assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class PairGains:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions of D decoder layers for B images, Q of an image; of a head without a decoder D is 1."""
+    """Predictions of D decoder layers for B images, Q per image; D is 1 for a head without a decoder."""
 
     logits: Tensor  # (D, B, Q, K)
     boxes: Tensor  # (D, B, Q, 4), xyxy in pixels
 
     def at(self, places: Tensor) -> Predictions:
-        """Those at some places (D, B, n)."""
+        """The predictions at the given indices, (D, B, n)."""
         return Predictions(*(x.gather(2, places[..., None].expand(*places.shape, x.shape[-1])) for x in self.both))
 
     @property
@@ -55,17 +55,17 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Targets(Predictions):
-    """Predictions of the teacher, best first, that the student's are to meet."""
+    """Predictions of the teacher, best first, to which the student's are matched."""
 
-    weight: Tensor  # (D, B, n), how much each one's box counts
-    there: Tensor  # (D, B, n), true for the first so many of an image, which has no more
+    weight: Tensor  # (D, B, n), weight of each one's box
+    there: Tensor  # (D, B, n), true for an image's targets, which come first; false for padding
 
     def first(self, count: int) -> Targets:
-        """The first so many of an image."""
+        """The first count targets of each image."""
         return Targets(*(x[:, :, :count] for x in (*self.both, self.weight, self.there)))
 
     def repeated(self, layers: int) -> Targets:
-        """The same for so many layers; D must be 1."""
+        """The same targets for each of the given number of layers; D must be 1."""
         return Targets(*(x.expand(layers, *x.shape[1:]) for x in (*self.both, self.weight, self.there)))
 
     @property
@@ -75,31 +75,32 @@ class Targets(Predictions):
 
 
 def stacked(logits: tuple[Tensor, ...], boxes: tuple[Tensor, ...]) -> Predictions:
-    """Predictions of some layers, (B, Q, K) and (B, Q, 4) each, in float32 or wider."""
+    """Predictions of several layers, (B, Q, K) and (B, Q, 4) each, as one, in float32 or wider."""
     return Predictions(torch.stack([ops.wide(z) for z in logits]), torch.stack([ops.wide(b) for b in boxes]))
 
 
 def targets(t: Predictions) -> Targets:
-    """All of them, each box as much as its score."""
+    """All predictions as targets; the weight of each box is its score."""
     return Targets(*t.both, t.score, torch.ones_like(t.score, dtype=torch.bool))
 
 
 def surest(t: Predictions, count: int) -> Tensor:
-    """Places of an image's and layer's predictions of the highest scores, best first, (D, B, n) for n up to count."""
+    """Indices of the most confident predictions of each layer and image, best first, (D, B, n) with n up to count."""
     return t.score.topk(min(count, t.score.shape[-1])).indices
 
 
 def layer_pairs(student: int, teacher: int) -> list[int]:
-    """For each of the student's decoder layers, the teacher's that it learns from.
+    """For each of the student's decoder layers, the index of the teacher's layer that it learns from.
 
-    At the same share of the depth, rounded up: a decoder refines its boxes from layer to layer, so a layer meets the
-    one that has as much left to refine, every student layer has a partner, and the last meets the last.
+    It is the one at the same share of the depth, rounded up: a decoder refines its boxes from layer to layer, so a
+    layer is paired with one that has as much left to refine. Every student layer has a partner, and the last layers
+    are paired with each other.
     """
     return [ceil((i + 1) * teacher / student) - 1 for i in range(student)]
 
 
 def assignment(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGains) -> Tensor:
-    """The place of the student's prediction for each target, (D, B, n); where there is none it means nothing.
+    """The index of the student's prediction for each target, (D, B, n); for padding it has no meaning.
 
     No image may have more targets than the student has predictions.
     """
@@ -107,7 +108,7 @@ def assignment(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGai
 
 
 def assigned(costs: Tensor, there: Tensor) -> Tensor:
-    """The places that cost least in all, (D, B, n, Q) -> (D, B, n); there (D, B, n), true for the first so many."""
+    """The indices of least total cost, (D, B, n, Q) -> (D, B, n); there (D, B, n): true for targets, then false."""
     matrices = costs.flatten(0, 1).nan_to_num(WORST, WORST, -WORST).cpu().double().numpy()
     places = np.zeros(matrices.shape[:2], dtype=np.int64)
     for place, matrix, count in zip(places, matrices, there.flatten(0, 1).sum(-1).tolist(), strict=True):
@@ -118,7 +119,7 @@ def assigned(costs: Tensor, there: Tensor) -> Tensor:
 def pair_costs(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGains) -> Tensor:
     """`pair_losses` of every target with every prediction of the student, (D, B, n, Q), without gradient.
 
-    Without the entropy of the target's scores, which is the same for all of the student's.
+    The entropy of the target's scores is left out: it is the same for all of the student's predictions.
     """
     z_s, b_s = s.logits.detach(), s.boxes.detach()
     cross = F.softplus(z_s).sum(-1)[:, :, None] - t.logits.sigmoid() @ z_s.mT
@@ -128,36 +129,36 @@ def pair_costs(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGai
 
 
 def pair_losses(s: Predictions, t: Targets, size: tuple[int, int], gains: PairGains) -> Tensor:
-    """What predictions at equal places are apart, (D, B, n); the weight is that of the box alone.
+    """The loss of predictions at equal indices, (D, B, n); the target's weight applies to the box only.
 
-    Where a teacher is sure of nothing its box means nothing, but that there is nothing does.
+    Where a teacher sees no object its box has no meaning, but its low class scores do.
     """
     cls = ops.divergence(s.logits, t.logits).sum(-1)
     return gains.cls * cls + t.weight * box_losses(s.boxes, t.boxes, size, gains)
 
 
 def box_losses(b_s: Tensor, b_t: Tensor, size: tuple[int, int], gains: PairGains) -> Tensor:
-    """What boxes at equal places are apart, (..., 4) twice -> (...)."""
+    """The loss of boxes at equal indices, (..., 4) twice -> (...)."""
     l1 = (fractions(b_s, size) - fractions(b_t, size)).abs().sum(-1)
     return gains.l1 * l1 + gains.giou * (1 - ops.paired_giou(b_s, b_t))
 
 
 def per_target(losses: Tensor, t: Targets) -> Tensor:
-    """Sum of a layer's losses over its soft count of targets, mean over layers; (D, B, n) -> ()."""
+    """A layer's sum of losses divided by its soft count of targets, mean over layers; (D, B, n) -> ()."""
     return ((losses * t.there).sum((1, 2)) / t.count).mean()
 
 
 def query_adapter(student: Spec, teacher: Spec) -> nn.Linear:
-    """What turns a teacher's queries (B, Q, W_t) into some that the student's decoder can learn to read, (B, Q, W_s).
+    """A layer that turns a teacher's queries (B, Q, W_t) into queries for the student's decoder, (B, Q, W_s).
 
-    Also at equal widths: two decoders that were trained apart share no order of channels.
+    Needed at equal widths too: two decoders that were trained separately order their channels differently.
     """
     return nn.Linear(teacher.width, student.width)
 
 
 def decoded(view: View, content: Tensor, references: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """What a view's decoder makes of queries."""
-    return ops.shown(view.decode, "decode")(content, references)
+    """The predictions that a view's decoder makes from queries."""
+    return ops.required(view.decode, "decode")(content, references)
 
 
 def fractions(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -171,24 +172,25 @@ def cheapest(cost: Array) -> Array:
     """Column of each row in the one-to-one assignment of least total cost, (n, Q) -> (n,) for n <= Q.
 
     Shortest augmenting paths (D. F. Crouse: "On implementing 2D rectangular assignment algorithms", 2016), started from
-    the rows whose cheapest column no earlier row wants: few predictions compete for a box, so few paths are searched.
+    the rows whose cheapest column is not also an earlier row's: few predictions compete for a box, so few paths are
+    searched.
     """
     rows, columns = cost.shape
     column_of, row_of = np.full(rows, -1), np.full(columns, -1)
     if rows == 0:
         return column_of
-    u, v = cost.min(1), np.zeros(columns)  # prices: cost - u - v >= 0, and 0 where assigned
-    wanted, first = np.unique(cost.argmin(1), return_index=True)
-    row_of[wanted], column_of[first] = first, wanted
+    u, v = cost.min(1), np.zeros(columns)  # dual variables: cost - u - v >= 0, and 0 where assigned
+    cheapest_columns, first = np.unique(cost.argmin(1), return_index=True)
+    row_of[cheapest_columns], column_of[first] = first, cheapest_columns
     for row in np.flatnonzero(column_of < 0):
         _augment(cost, u, v, row_of, column_of, int(row))
     return column_of
 
 
 def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, start: int) -> None:
-    """Assign one more row along the shortest path to a free column, and adapt the prices."""
-    shortest, came = np.full(len(v), np.inf), np.full(len(v), -1)
-    price = v.copy()  # and -inf where a path has been followed already
+    """Assign one more row along the shortest path to a free column, and update the dual variables."""
+    shortest, came_from = np.full(len(v), np.inf), np.full(len(v), -1)
+    price = v.copy()  # -inf where a path has been followed already
     followed: list[int] = []
     lengths: list[float] = []
     row, length = start, 0.0
@@ -196,7 +198,7 @@ def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, s
         reached = cost[row] - price
         reached += length - u[row]
         better = reached < shortest
-        shortest[better], came[better] = reached[better], row
+        shortest[better], came_from[better] = reached[better], row
         column = int(shortest.argmin())
         length = shortest[column]
         if row_of[column] < 0:
@@ -209,8 +211,8 @@ def _augment(cost: Array, u: Array, v: Array, row_of: Array, column_of: Array, s
     u[start] += length
     u[row_of[followed]] += saved
     v[followed] -= saved
-    while True:  # back along the path, each column goes to the row that it was reached from
-        row = came[column]
+    while True:  # back along the path: each column is assigned to the row from which it was reached
+        row = came_from[column]
         row_of[column] = row
         column, column_of[row] = column_of[row], column
         if row == start:

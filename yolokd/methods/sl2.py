@@ -1,6 +1,6 @@
 """SL2: score-weighted L2 on the neck, the distillation loss that Ultralytics ships.
 
-Ultralytics: `DistillationModel.loss_sl2`, 2026, https://github.com/ultralytics/ultralytics (no paper). Near relative:
+Ultralytics: `DistillationModel.loss_sl2`, 2026, https://github.com/ultralytics/ultralytics (no paper). Closely related:
 Z. Du et al.: "Distilling Object Detectors with Feature Richness", 2021, arXiv:2111.00674.
 
 At one level, i over the cells of all B images, z_t the teacher's class logits, P the projector (1x1, ReLU, 1x1):
@@ -12,15 +12,15 @@ At one level, i over the cells of all B images, z_t the teacher's class logits, 
     loss     = mean over levels
 
 Where Ultralytics' code departs from this, or we from it, and why:
-- It sums over the L levels and multiplies by 6 and by the batch size B: its term is 6 B L times our plain one. Gain
-  and batch factor are not a method's; the mean over levels lets a gain mean the same on 3 and on 4 of them.
-- `relative` (default) divides by the teacher's own weighted mean square: an error of 1 is then that of a projector
-  that returns 0, on any net and level.
+- It sums over the L levels and multiplies by 6 and by the batch size B: its term is 6 B L times our plain one. Here
+  the distiller applies gain and batch factor; with the mean over levels a gain means the same for 3 and for 4 levels.
+- `relative` (default) divides by the teacher's own weighted mean square: a projector that returns 0 then
+  has loss 1, for any net and level.
 - Its projector has C_t channels inside, which cost more than a tenth of a YOLO11n's own step under a YOLO11s at 640 px.
-  Ours has `width` as many.
-- It averages the logits of a dual head's two branches. Our view shows one branch; its logits give the weights.
-- It takes the neck of an equal stride and size only. A teacher's map of another size is interpolated to the student's;
-  the scores are at the student's anchor points already.
+  Ours has `width` times as many.
+- It averages the logits of a dual head's two branches. Our view holds one branch, and its logits give the weights.
+- It accepts only necks of equal stride and size. A teacher's map of another size is interpolated to the student's; the
+  scores are at the student's anchor points already.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SL2Options:
     """Options of SL2."""
 
     relative: bool = True  # divide by the teacher's weighted mean square; False: Ultralytics' loss over 6 B L
-    width: float = 0.5  # channels inside the projector, as a share of the teacher's: costs fall with it (theirs: 1)
+    width: float = 0.5  # channels inside the projector, as a share of the teacher's: fewer cost less (Ultralytics: 1)
 
     def __post_init__(self) -> None:
         ops.check_choice("sl2.relative", self.relative, (True, False))
@@ -67,8 +67,8 @@ class SL2(Method):
         self.adapters = nn.ModuleList(projector(s, t, max(1, round(options.width * t))) for s, t in pairs)
 
     def forward(self, student: View, teacher: View, batch: dict[str, Tensor]) -> Tensor:
-        score = ops.confidence(ops.shown(teacher.logits, "logits"))
-        weights = ops.level_maps(score, ops.shown(getattr(student, self.tap), self.tap))
+        score = ops.confidence(ops.required(teacher.logits, "logits"))
+        weights = ops.level_maps(score, ops.required(getattr(student, self.tap), self.tap))
         pairs = ops.adapted(student, teacher, self.tap, self.adapters)
         losses = [ops.weighted_error(s, t, w, self.relative) for (s, t), w in zip(pairs, weights, strict=True)]
         return ops.level_mean(losses)

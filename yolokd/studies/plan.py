@@ -1,8 +1,8 @@
-"""`yolokd study`: which way of distilling pays on one's own data, with the seeds' noise in view.
+"""`yolokd study`: which way of distilling helps on one's own data, measured against the noise between seeds.
 
-A study is arms x seeds. Every run is a fresh process in a folder of its own, `OUT/ARM/seedN`, whose run.json says what
-was asked for and whose result.json appears when it is done; that is the whole state, so the same command goes on after
-any interruption. Arms are interleaved by seed: a study that is stopped early has whole pairs.
+A study is arms x seeds. Every run is a new process with its own folder, `OUT/ARM/seedN`, whose run.json holds the
+settings and whose result.json appears when it is done. There is no other state, so the same command continues after any
+interruption. Arms are interleaved by seed: a study that is stopped early has complete pairs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from yolokd.methods.base import TAXONOMY_LEVELS
 from yolokd.studies.worker import RESULT, SPEC
 
 SCHEMA = "yolokd.study/1"
-ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are no method of ours; the teacher's own folder
+ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are not methods of ours; the teacher's own folder
 OF_THE_STUDY = {
     "method": "list the arms in methods=",
     "distill_model": "name the arm builtin in methods=",
     "seed": "give seeds=",
-    "resume": "the same command goes on where it stopped",
+    "resume": "the same command continues where it stopped",
     **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the study's folder is out="),
     "save": "a run needs its checkpoint",
     "mode": "a study trains",
 }
-FOR_ANY_ARM = ("width", "depth", "trust")  # options of ours that are about the student, or about files
+FOR_ANY_ARM = ("width", "depth", "trust")  # options of ours that concern the student or files
 FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
-ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it names a folder
+ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it becomes a folder's name
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,26 @@ class Arm:
     """One way of training the student."""
 
     name: str
-    arguments: dict[str, Any]  # of the training, without the seed and where it is written
-    level: str = ""  # of the review's taxonomy, joined by " + "; empty for the student alone and the built-in
+    arguments: dict[str, Any]  # of the training, without the seed and the output folder
+    level: str = ""  # of the review's taxonomy, joined by " + "; empty for the student alone and the built-in arm
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a folder and what its run.json must say."""
+    """One run: its folder and the content of its run.json."""
 
     label: str
     folder: Path
     spec: dict[str, Any]
 
     def result(self) -> dict[str, Any] | None:
-        """What the run found, once it is done."""
+        """The run's result, or None until it is done."""
         return _read_json(self.folder / RESULT)
 
 
 @dataclass
 class Study:
-    """A checked plan: nothing in it can be refused any more, and nothing is written yet."""
+    """A plan whose checks have passed; nothing is written yet."""
 
     out: Path
     arms: list[Arm]
@@ -85,7 +85,7 @@ class Study:
 
 
 def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: dict[str, Any]) -> Study:
-    """Check everything that can be checked without training, against what the folder already holds too."""
+    """Check everything that can be checked without training, including what the folder already holds."""
     if arguments.get("cfg"):
         arguments = {**read_arguments(arguments.pop("cfg")), **arguments}
     _refuse_owned(arguments, "")
@@ -94,8 +94,8 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
         if not arguments.get(key):
             raise UsageError(f"no {key}: a study trains a student under a teacher, give {example}.")
     numbers = read_seeds(seeds)
-    found = [fetched(t) for t in locate_all(arguments["teacher"])]
-    arguments = {**arguments, "teacher": found[0] if len(found) == 1 else found}
+    teachers = [fetched(t) for t in locate_all(arguments["teacher"])]
+    arguments = {**arguments, "teacher": teachers[0] if len(teachers) == 1 else teachers}
     chosen = build_arms(read_arms(methods, arms), arguments)
     folder = Path(str(out)).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
@@ -105,7 +105,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     jobs = {
         (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))
         for k, seed in enumerate(numbers)
-        for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # none is always the first
+        for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # so that no arm is always the first
     }
     plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments)
     for job in plan.everything():
@@ -121,7 +121,7 @@ def read_seeds(seeds: Any) -> list[int]:
         if all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
             return list(seeds)
     raise UsageError(
-        f"seeds={seeds} is neither a number of seeds, such as 3, nor a list of different ones, such as 0,4,7."
+        f"seeds={seeds} is neither a number of seeds nor a list of different seeds: give seeds=3 or seeds=0,4,7."
     )
 
 
@@ -138,7 +138,7 @@ def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
         listed[name] = {"method": word.replace("+", ",")}
     given = _read_arms_file(file) if file else {}
     if both := [name for name in given if name in listed]:
-        raise UsageError(f"arm {both[0]!r} stands in methods= and in arms={file}: keep one.")
+        raise UsageError(f"arm {both[0]!r} is in methods= and in arms={file}: keep one.")
     arms = {ALONE: {"method": ALONE}, **listed, **given}
     if len(arms) < 2:
         raise UsageError("no arms to compare with the student alone: give methods=builtin,default or arms=arms.yaml.")
@@ -166,7 +166,7 @@ def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
 
 
 def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
-    """Each arm's whole training arguments: what is common, then its own."""
+    """Each arm's complete training arguments: the common ones, then its own."""
     distilling = {k: v for k, v in common.items() if k in options.OURS and k not in FOR_ANY_ARM}
     shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
     dotted = {k: v for k, v in common.items() if "." in k}
@@ -175,7 +175,7 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
     for name, own in given.items():
         method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
         _refuse_owned(own, f"arm {name}: ")
-        if "val" in own:  # a best epoch is not to be compared with a last one
+        if "val" in own:  # a best epoch must not be compared with a last one
             raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
         if method in (ALONE, BUILTIN):
             if odd := [k for k in own if "." in k or (k in options.OURS and k not in FOR_ANY_ARM)]:
@@ -209,7 +209,7 @@ def _refuse_owned(arguments: dict[str, Any], where: str) -> None:
 
 
 def preflight_arm(arm: Arm) -> Arm:
-    """The arm with paths made absolute, after the checks that `yolokd train` makes; they cost a second, not a run."""
+    """The arm with absolute paths, after the checks of `yolokd train`: they take a second, a failed run far longer."""
     arguments = {k: v for k, v in arm.arguments.items() if k not in ("width", "depth")}
     scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
     trust = bool(arguments.get("trust"))
@@ -245,15 +245,14 @@ def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:
 
 
 def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
-    """The teacher's validation, on the same images at the same size as the students'; none of what Ultralytics cannot
-    validate: several teachers, a backbone, an ONNX file of somebody else's, one for a task that the data has no labels
-    for.
+    """The teacher's validation, on the same images and at the same size as the students'. None if Ultralytics cannot
+    validate it: several teachers, a backbone, a foreign ONNX file, or a task for which the data has no labels.
     """
-    found = str(common["teacher"])
-    if not found.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
+    teacher = str(common["teacher"])
+    if not teacher.endswith((".pt", ".onnx")) or common.keys() & {"teacher.contract", "teacher.names"}:
         return None
     trust = bool(common.get("trust"))
-    tasks = [open_student(common[key], key, trust).task for key in ("teacher", "model") if found.endswith(".pt")]
+    tasks = [open_student(common[key], key, trust).task for key in ("teacher", "model") if teacher.endswith(".pt")]
     if len(set(tasks)) > 1:
         return None
     of_validation = ("data", "imgsz", "batch", "device", "workers", "split", "single_cls", "classes", "iou", "max_det")
@@ -263,32 +262,32 @@ def _teacher_job(out: Path, common: dict[str, Any]) -> Job | None:
     if is_file_name(given := arguments.get("classes")) or isinstance(given, dict):
         arguments["class_map"] = options.read_classes(arguments.pop("classes"))
     if not isinstance(arguments.get("batch", 16), int) or arguments.get("batch", 16) < 1:
-        del arguments["batch"]  # -1 and 0.8 let the training find its own
+        del arguments["batch"]  # -1 and fractions such as 0.8 let the training choose it
     if Path(str(arguments["data"])).is_file():
         arguments["data"] = str(Path(str(arguments["data"])).resolve())
     return Job(TEACHER, out / TEACHER, {"kind": "val", "arguments": arguments, "inputs": _hashes(arguments)})
 
 
 def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
-    """SHA-256 of the files that the arguments name: a changed teacher or recipe makes another run."""
-    found: dict[str, Any] = {}
+    """SHA-256 of the files that the arguments name: with a changed teacher or recipe it is another run."""
+    hashes: dict[str, Any] = {}
     for key in FILES:
         given = arguments.get(key)
         files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
         sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
         if sums:
-            found[key] = sums[0] if len(sums) == 1 else sums
-    return found
+            hashes[key] = sums[0] if len(sums) == 1 else sums
+    return hashes
 
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:
-    """A run made with other settings must neither be mixed in nor be lost."""
+    """Refuse a folder with a run of other settings: it must neither be mixed in nor be lost."""
     before = _read_json(job.folder / SPEC)
     if before is None:
         return
-    asked = json.loads(json.dumps(job.spec, default=str))
+    settings = json.loads(json.dumps(job.spec, default=str))
     for part in ("arguments", "inputs"):
-        was, now = before.get(part, {}), asked[part]
+        was, now = before.get(part, {}), settings[part]
         for key in (*now, *was):
             if was.get(key) != now.get(key):
                 what = (
@@ -302,7 +301,7 @@ def _refuse_other_settings(job: Job, out: str | Path) -> None:
 def _read_json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or one that a full disk cut short: the run is made again
+    except (OSError, ValueError):  # missing, or cut short by a full disk: the run is repeated
         return None
     return content if isinstance(content, dict) else None
 

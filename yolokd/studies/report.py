@@ -1,4 +1,4 @@
-"""What a study found: paired statistics, and their tables as Markdown, CSV, JSON and a plot."""
+"""A study's results: paired statistics, and their tables as Markdown, CSV, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def summarise(
 
     Args:
         arms: name -> taxonomy level, the student alone first.
-        seeds: asked for.
+        seeds: all seeds of the study.
         results: of the runs that are done; mAP as fractions, seconds.
         teacher: its mAP, or None while it is unknown.
-        failed: run -> why.
+        failed: run -> reason.
     """
     runs = [
         {"arm": arm, "level": level, "seed": seed, **{c: results[arm, seed].get(c) for c in COLUMNS}}
@@ -67,10 +67,10 @@ def _arm(
     arm: str, level: str, seeds: Sequence[int], results: Results, teacher: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Mean and spread of an arm, the share of the gap to the teacher that it closes, and its time."""
-    mine = [results[arm, seed] for seed in seeds if (arm, seed) in results]
-    row: dict[str, Any] = {"arm": arm, "level": level, "n": len(mine)}
+    arm_results = [results[arm, seed] for seed in seeds if (arm, seed) in results]
+    row: dict[str, Any] = {"arm": arm, "level": level, "n": len(arm_results)}
     for metric in METRICS:
-        values = [r[metric] for r in mine]
+        values = [r[metric] for r in arm_results]
         row[metric] = statistics.fmean(values) if values else None
         row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         row[f"{metric}_gap_closed"] = gap_closed(arm, metric, seeds, results, teacher)
@@ -79,7 +79,7 @@ def _arm(
         for seed in seeds
         if all(results.get((name, seed), {}).get("wall_s") for name in (arm, ALONE))
     ]
-    times = [r["wall_s"] for r in mine if r.get("wall_s")]
+    times = [r["wall_s"] for r in arm_results if r.get("wall_s")]
     row["wall_s"] = statistics.median(times) if times else None
     row["wall_ratio"] = statistics.median(ratios) if ratios else None
     return row
@@ -88,12 +88,12 @@ def _arm(
 def gap_closed(
     arm: str, metric: str, seeds: Sequence[int], results: Results, teacher: Mapping[str, Any] | None
 ) -> float | None:
-    """(arm - alone) / (teacher - alone), means over the seeds that both have; None without a gap."""
+    """(arm - alone) / (teacher - alone), means over the seeds that both have; None if there is no gap."""
     pairs = _pairs(arm, ALONE, metric, seeds, results)
     if not teacher or not pairs or arm == ALONE:
         return None
-    mine, alone = (statistics.fmean(column) for column in zip(*pairs, strict=True))
-    return (mine - alone) / (teacher[metric] - alone) if teacher[metric] > alone else None
+    mean, alone = (statistics.fmean(column) for column in zip(*pairs, strict=True))
+    return (mean - alone) / (teacher[metric] - alone) if teacher[metric] > alone else None
 
 
 def compare(arm: str, reference: str, metric: str, seeds: Sequence[int], results: Results) -> dict[str, Any] | None:
@@ -101,17 +101,17 @@ def compare(arm: str, reference: str, metric: str, seeds: Sequence[int], results
     pairs = _pairs(arm, reference, metric, seeds, results)
     if not pairs:
         return None
-    found = paired([a - b for a, b in pairs])
+    difference = paired([a - b for a, b in pairs])
     return {
         "arm": arm,
         "reference": reference,
         "metric": metric,
         "n": len(pairs),
-        "mean": found.mean,
-        "sd": found.sd,
-        "ci95": [found.low, found.high],
-        "differences": list(found.differences),
-        "verdict": found.verdict,
+        "mean": difference.mean,
+        "sd": difference.sd,
+        "ci95": [difference.low, difference.high],
+        "differences": list(difference.differences),
+        "verdict": difference.verdict,
     }
 
 
@@ -124,7 +124,7 @@ def _pairs(arm: str, reference: str, metric: str, seeds: Sequence[int], results:
 
 
 def write(report: dict[str, Any], folder: Path, plot: bool = False) -> None:
-    """compare.json, compare.md and runs.csv, each replaced as a whole, and compare.png if asked for."""
+    """Write compare.json, compare.md and runs.csv, each replaced atomically, and compare.png if plot is set."""
     write_json(folder / "compare.json", report)
     for name, text in (("compare.md", markdown(report)), ("runs.csv", as_csv(report))):
         part = folder / f"{name}.part"
@@ -137,7 +137,7 @@ def write(report: dict[str, Any], folder: Path, plot: bool = False) -> None:
 
 
 def as_csv(report: Mapping[str, Any]) -> str:
-    """One line a run."""
+    """One line per run."""
     out = io.StringIO()
     writer = csv.DictWriter(out, ["arm", "level", "seed", *COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -146,7 +146,7 @@ def as_csv(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The whole report for people; mAP in percent."""
+    """The report as readable Markdown; mAP in percent."""
     about, seeds = report["arguments"], report["seeds"]
     epoch = "best" if about.get("val", True) else "last"
     parts = [
@@ -160,9 +160,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         + ".",
         accuracy_table(report),
     ]
-    for reference, said in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
+    for reference, label in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
         if rows := [c for c in report["comparisons"] if c["reference"] == reference]:
-            parts += [f"## Difference to {said}", difference_table(rows)]
+            parts += [f"## Difference to {label}", difference_table(rows)]
     parts += [conclusion(report["comparisons"]), "## By level of the review arXiv:2508.03317", level_table(report)]
     parts += ["## By seed (mAP50)", seed_table(report)]
     if report["failed"]:
@@ -193,7 +193,7 @@ def accuracy_table(report: Mapping[str, Any]) -> str:
 
 
 def difference_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Mean paired difference, interval and verdict, one line an arm and metric."""
+    """Mean paired difference, interval and verdict, one line per arm and metric."""
     rows = ["| arm | metric | pairs | points | 95 % interval | verdict |", "|---|---|--:|--:|--:|---|"]
     for c in comparisons:
         low, high = c["ci95"]
@@ -204,8 +204,8 @@ def difference_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """What may be said, in sentences; a reader of nothing else is not misled."""
-    said = []
+    """The conclusions in sentences, worded so that they do not mislead on their own."""
+    sentences = []
     for reference, name in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
         rows = [c for c in comparisons if c["reference"] == reference and c["metric"] == "map50"]
         for verdict, words in (
@@ -214,15 +214,15 @@ def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
             (NO_EVIDENCE, "No evidence of a difference to {}"),
         ):
             if arms := [_name(c["arm"]) for c in rows if c["verdict"] == verdict]:
-                said.append(f"{words.format(name)} in mAP50: {', '.join(arms)}.")
+                sentences.append(f"{words.format(name)} in mAP50: {', '.join(arms)}.")
     if any(c["verdict"] == ONE_RUN for c in comparisons):
-        said.append("One seed allows no conclusion: runs of one arm differ by as much.")
-    said.append("Each interval holds for its own row; with many arms some will leave zero by chance.")
-    return " ".join(said)
+        sentences.append("One seed allows no conclusion: runs of one arm differ by as much.")
+    sentences.append("Each interval holds for its own row; with many arms some will exclude zero by chance.")
+    return " ".join(sentences)
 
 
 def level_table(report: Mapping[str, Any]) -> str:
-    """The review's form: mAP@0.5 by the level at which knowledge is taken."""
+    """The review's table: mAP@0.5 by the level at which knowledge is distilled."""
     gains = {c["arm"]: c for c in report["comparisons"] if c["reference"] == ALONE and c["metric"] == "map50"}
     rows = ["| level | method | mAP@0.5 | gain |", "|---|---|--:|--:|"]
     if teacher := report["teacher"]:
@@ -237,10 +237,10 @@ def level_table(report: Mapping[str, Any]) -> str:
 def seed_table(report: Mapping[str, Any]) -> str:
     """mAP50 of every run."""
     arms = [s["arm"] for s in report["summary"]]
-    found = {(r["arm"], r["seed"]): r["map50"] for r in report["runs"]}
+    map50 = {(r["arm"], r["seed"]): r["map50"] for r in report["runs"]}
     rows = [f"| seed | {' | '.join(map(_name, arms))} |", "|--:|" + "--:|" * len(arms)]
     for seed in report["seeds"]:
-        rows.append(f"| {seed} | {' | '.join(_percent(found.get((arm, seed))) for arm in arms)} |")
+        rows.append(f"| {seed} | {' | '.join(_percent(map50.get((arm, seed))) for arm in arms)} |")
     return "\n".join(rows)
 
 

@@ -1,11 +1,11 @@
 """`yolokd methods --cost`: what each method adds to a training step of the student, in time and in memory.
 
-Every round takes one whole step of the student alone (forward, loss, backward, clip, optimizer), one forward pass of
-the teacher, and then, on what these two passes left, the work of each method in turn: its forward pass, with the
-decoding that it asks for, its backward pass to the student's outputs, where the gradient is added to the one already
-there, and its own parameters' optimizer step. So a change of the machine's speed meets all rows; medians are quoted.
-From the student's outputs down, one backward pass serves all losses together, and a method adds nothing.
-Images and objects are random: they cost what real ones do.
+Every round takes one whole step of the student alone (forward, loss, backward, clip, optimizer) and one forward pass of
+the teacher. Then, from the outputs of these two passes, it does the work of each method in turn: its forward pass with
+the decoding that it needs, its backward pass to the student's outputs, where the gradient is added to the one already
+there, and its own parameters' optimizer step. So a change of the machine's speed affects all rows alike; medians are
+reported. Below the student's outputs one backward pass serves all losses together, so a method adds no time there.
+Images and objects are random: they cost as much as real ones.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.studies.step_time import wait
 
-WARMUP = 2  # rounds that are not counted
+WARMUP = 2  # rounds before the measured ones
 OBJECTS = 7  # per image; COCO's mean
 NOTES = """\
 time: medians over alternating steps; the ratio is to the student's own step. A teacher without head is enough for
-methods that read maps alone; its time comes once, whatever the number of methods.
+methods that read only maps; its time is spent once, whatever the number of methods.
 memory: {}, plus the weights, gradients and AdamW moments of a method's own parameters."""
 MEMORY = {
     "cpu": "what a method keeps from its forward for its backward pass, beyond the outputs of both detectors",
@@ -53,7 +53,7 @@ MEMORY = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one row costs in a step."""
+    """The cost of one row in a step."""
 
     ms: float  # median
     ratio: float  # to the student's own step
@@ -76,15 +76,15 @@ def cost(
 
     Args:
         model: student, a checkpoint or YAML.
-        teacher: checkpoint or YAML. Weights hardly change the cost, but for methods that choose boxes: an untrained
-            teacher is made to see objects everywhere, the most that they can meet.
-        imgsz: pixels a side of the images.
+        teacher: checkpoint or YAML. Weights hardly change the cost, except for methods that choose boxes: an untrained
+            teacher is made to see objects everywhere, which is the most that they can have to process.
+        imgsz: side of the images in pixels.
         batch: images of a step.
-        rounds: counted rounds.
+        rounds: the number of measured rounds.
         method: as in a training, for other taps; by default every method on its first.
-        threads: of PyTorch; by default as many as it takes.
-        device: "cpu" or "cuda"; by default a GPU where there is one.
-        trust: whether the files may hold what runs as code: you answer for them.
+        threads: of PyTorch; by default its own number.
+        device: "cpu" or "cuda"; by default a GPU if there is one.
+        trust: whether the files may run code, for which you answer.
         **dotted: options of a method, such as ``mgd.width``.
 
     Raises:
@@ -98,29 +98,29 @@ def cost(
         check_values({"device": device})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = _open("model", model, trust).train().to(place, memory_format=memory_layout(place))  # as in training
-    other = _open_teacher(teacher, trust)
-    student, classes = read(network), match_classes(network.names, other.names, None)
-    whole = Plan(read(other), {}, {}, [], classes, 1.0)
+    teacher_model = _open_teacher(teacher, trust)
+    student, classes = read(network), match_classes(network.names, teacher_model.names, None)
+    whole = Plan(read(teacher_model), {}, {}, [], classes, 1.0)
     if imgsz % (grid := max(*student.strides, *whole.teacher.strides)):
         raise UsageError(
             f"imgsz={imgsz} is not a multiple of the largest stride, {grid}: give {round_up_to_stride(imgsz, grid)}."
         )
-    asked = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
-    keys, _ = asked.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
+    distillation = DistillOptions((), **asked_methods(method or list(METHODS), dotted))
+    keys, _ = distillation.methods_for(pair_of_heads(student.spec, whole.teacher.spec))
     refused, columns = [], {}
     for key, options in keys.items():
         try:
-            one = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
+            single = plan(student, whole.teacher, DistillOptions((), methods={key: options}), network.names, classes)
         except UsageError as error:
             refused.append(str(error))
             continue
-        whole.terms.update(one.terms)
-        columns.update(dict.fromkeys([key], *one.terms))
+        whole.terms.update(single.terms)
+        columns.update(dict.fromkeys([key], *single.terms))
     pairing = Pairing(student, whole, place)
-    blind = Pairing(student, Plan(read(_open_teacher(teacher, trust)), {}, {}, [], None, 1.0), place)
+    headless = Pairing(student, Plan(read(_open_teacher(teacher, trust)), {}, {}, [], None, 1.0), place)
     if threads:
         torch.set_num_threads(threads)
-    times, memory = _measure(student, pairing, blind, columns, imgsz, batch, rounds)
+    times, memory = _measure(student, pairing, headless, columns, imgsz, batch, rounds)
     alone = statistics.median(times["student"])
     rows = {row: Cost(ms := statistics.median(t), ms / alone, memory.get(row)) for row, t in times.items()}
     _print(rows, refused, place, f"{student.spec.name} under {whole.teacher.spec.name}, {batch} x {imgsz} px")
@@ -139,49 +139,51 @@ def _open_teacher(teacher: Any, trust: bool) -> Any:
     network = _open("teacher", teacher, trust)
     for towers in ("cv3", "one2one_cv3"):
         for tower in getattr(network.model[-1], towers, None) or ():
-            nn.init.zeros_(tower[-1].bias)  # scores of a half
+            nn.init.zeros_(tower[-1].bias)  # so that all scores are near 0.5
     return network
 
 
 def _measure(
-    reader: Reader, pairing: Pairing, blind: Pairing, columns: dict[str, str], imgsz: int, batch: int, rounds: int
+    reader: Reader, pairing: Pairing, headless: Pairing, columns: dict[str, str], imgsz: int, batch: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of the counted rounds by row; megabytes by method, whose names in the pairing are given."""
+    """Milliseconds of the measured rounds by row, megabytes by method; columns: method -> name in the pairing."""
     student: Any = reader.model
     device = next(student.parameters()).device
     optimizers = {student: _optimizer(student), **{m: _optimizer(m) for m in pairing.methods.values()}}
     times: dict[str, list[float]] = {row: [] for row in ("student", "teacher", "teacher without head", *columns)}
     memory: dict[str, float] = {}
-    left: dict[str, Any] = {}  # what was recorded of the round's passes of both detectors
+    recorded: dict[str, Any] = {}  # what both detectors' passes of this round recorded
     for i in range(WARMUP + rounds):
         data = _random_batch(imgsz, batch, i, device, len(student.names))
 
-        def step(data: dict[str, Tensor] = data) -> None:
-            with reader.record(pairing.fields) as left["student"], _amp(device):
+        def step_student(data: dict[str, Tensor] = data) -> None:
+            with reader.record(pairing.fields) as recorded["student"], _amp(device):
                 loss, _ = student(data)
             loss.sum().backward()
             nn.utils.clip_grad_norm_(student.parameters(), 10.0)
             optimizers[student].step()
             student.zero_grad()
 
-        def look(data: dict[str, Tensor] = data) -> None:
+        def run_teacher(data: dict[str, Tensor] = data) -> None:
             teacher: Any = pairing.teacher
-            with torch.no_grad(), teacher.reader.record(pairing.fields) as left["teacher"], _amp(device):
+            with torch.no_grad(), teacher.reader.record(pairing.fields) as recorded["teacher"], _amp(device):
                 teacher.model(data["img"].contiguous(memory_format=teacher.layout))
 
-        def look_at_maps(data: dict[str, Tensor] = data) -> None:
+        def run_headless(data: dict[str, Tensor] = data) -> None:
             with _amp(device):
-                blind.teacher(data["img"])
+                headless.teacher(data["img"])
 
-        ms = {row: _timed(run, device) for row, run in zip(times, (step, look, look_at_maps), strict=False)}
+        ms = {
+            row: _timed(run, device) for row, run in zip(times, (step_student, run_teacher, run_headless), strict=False)
+        }
         for key, column in columns.items():
             method = pairing.methods[column]
-            shown, held = as_leaves(left["student"]), tensors((left, list(pairing.teacher.model.parameters())))
+            leaves, held = as_leaves(recorded["student"]), tensors((recorded, list(pairing.teacher.model.parameters())))
 
-            def add(data: dict[str, Tensor] = data, column: str = column, shown: Any = shown) -> Tensor:
-                return _term(reader, pairing, column, shown, left["teacher"], data)
+            def add(data: dict[str, Tensor] = data, column: str = column, leaves: Any = leaves) -> Tensor:
+                return _term(reader, pairing, column, leaves, recorded["teacher"], data)
 
-            def learn(add: Any = add, optimizer: Any = optimizers[method]) -> None:
+            def step_method(add: Any = add, optimizer: Any = optimizers[method]) -> None:
                 if (value := add()).requires_grad:
                     value.backward()
                 optimizer.step()
@@ -189,9 +191,9 @@ def _measure(
             if i == 0:
                 own = sum(p.numel() * p.element_size() for p in method.parameters())
                 memory[key] = (
-                    saved_bytes(add, learn, [*held, *tensors(shown), *method.parameters()], device) + 4 * own
+                    saved_bytes(add, step_method, [*held, *tensors(leaves), *method.parameters()], device) + 4 * own
                 ) / 1e6
-            ms[key] = _timed(learn, device)
+            ms[key] = _timed(step_method, device)
             method.zero_grad()
         if i >= WARMUP:
             for row, value in ms.items():
@@ -200,7 +202,7 @@ def _measure(
 
 
 def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: Any, batch: dict[str, Any]) -> Tensor:
-    """One term as a training computes it, from what was recorded of both passes."""
+    """One term as a training computes it, from what both passes recorded."""
     method: Any = pairing.methods[column]
     fields = needs(method)
 
@@ -212,15 +214,15 @@ def _term(reader: Reader, pairing: Pairing, column: str, student: Any, teacher: 
     return terms[column]
 
 
-def saved_bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
-    """On a GPU the peak of a method's work above what is allocated; on a CPU what is saved for backward, once each."""
+def saved_bytes(add: Callable[[], Tensor], step: Callable[[], None], held: list[Tensor], device: torch.device) -> int:
+    """On a GPU a method's peak above the allocated memory; on a CPU what it saves for backward, counted once."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        learn()
+        step()
         return torch.cuda.max_memory_allocated(device) - before
     known = {x.untyped_storage().data_ptr() for x in held}
-    saved: dict[int, Tensor] = {}  # tensors, so that no storage is given away and met a second time
+    saved: dict[int, Tensor] = {}  # keeps tensors alive, so that no storage is reused and counted twice
 
     def keep(x: Tensor) -> Tensor:
         if (pointer := x.untyped_storage().data_ptr()) not in known:
@@ -234,7 +236,7 @@ def saved_bytes(add: Callable[[], Tensor], learn: Callable[[], None], held: list
 
 
 def as_leaves(recorded: Any) -> Any:
-    """The same nest of dicts, lists and tuples with each float tensor as a leaf that holds a gradient already."""
+    """The same nested dicts, lists and tuples, with each float tensor as a leaf that already has a gradient."""
     if isinstance(recorded, dict):
         return {k: as_leaves(v) for k, v in recorded.items()}
     if isinstance(recorded, (list, tuple)):

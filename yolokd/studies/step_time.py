@@ -1,8 +1,8 @@
-"""`yolokd steptime`: what one training step costs, several ways side by side.
+"""`yolokd steptime`: the time of one training step, for several ways side by side.
 
 The student alone, Ultralytics' own `distill_model` and yolokd take the same steps on the same batches in turn, in one
-process, so that a change of the machine's speed meets all of them. With cache=teacher yolokd does so twice, once
-without and once with all responses stored. Quote the ratios.
+process, so that a change of the machine's speed affects all of them alike. With cache=teacher yolokd does so twice,
+once without and once with all responses stored. Report the ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from yolokd.detectors.opening import open_model
 from yolokd.distill.trainer import KDTrainer
 
 CACHED, FORWARD = "yolokd, cached", "teacher alone"
-WARMUP = 3  # steps that are not counted
+WARMUP = 3  # steps before the measured ones
 
 
 def steptime(
@@ -43,9 +43,9 @@ def steptime(
         model: student, a checkpoint or YAML.
         teacher: checkpoint.
         data: data set's YAML.
-        steps: counted steps of each arm.
-        threads: of PyTorch; by default as many as Ultralytics takes, one less than the cores.
-        trust: whether the files may hold what runs as code: you answer for them.
+        steps: the number of measured steps of each arm.
+        threads: of PyTorch; by default Ultralytics' number, one less than the cores.
+        trust: whether the files may run code, for which you answer.
         **arguments: Ultralytics' training arguments and ours (method=, kd=, cache=teacher, dotted ones).
     """
     true_or_false("trust", trust)
@@ -61,7 +61,7 @@ def steptime(
         stored["cache"] = arguments.pop("cache")
         arguments["cache"] = options.cache_without_teacher(stored["cache"])
     ours |= {"trust": True} if trust else {}
-    ours.setdefault("init", "own")  # how a student starts costs no step anything
+    ours.setdefault("init", "own")  # the student's start does not affect the time of a step
     common: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -86,7 +86,7 @@ def steptime(
             trainer.epoch = 0
             trainer._model_train()
         if threads:
-            torch.set_num_threads(threads)  # only now: Ultralytics sets its own number with the device
+            torch.set_num_threads(threads)  # after setup, in which Ultralytics sets its own number
         times = _measure(arms, steps)
     alone, forward = times["student alone"], times.pop(FORWARD)
     print(f"{'arm':15} {'ms':>9} {'ratio':>7} {'added':>9}")
@@ -106,15 +106,15 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
     order = list(arms)
     for i in range(WARMUP + steps):
         batch = next(batches)
-        if cached:  # what is timed is the second time that a view is seen
+        if cached:  # so that the measured step sees this view for the second time
             on_device = cached.preprocess_batch(dict(batch))
             cached.distiller.teacher_views(on_device["img"], on_device["view"])
-        for arm in order[i % len(order) :] + order[: i % len(order)]:  # none is always the first
-            seconds = _step(arms[arm], dict(batch))
+        for arm in order[i % len(order) :] + order[: i % len(order)]:  # so that no arm is always the first
+            seconds = _step_seconds(arms[arm], dict(batch))
             if i >= WARMUP:
                 times[arm].append(1000 * seconds)
         if i >= WARMUP:
-            times[FORWARD].append(1000 * _look(arms["yolokd"], dict(batch)))
+            times[FORWARD].append(1000 * _teacher_seconds(arms["yolokd"], dict(batch)))
     return {arm: statistics.median(samples) for arm, samples in times.items()}
 
 
@@ -123,7 +123,7 @@ def _batches(trainer: Any) -> Any:
         yield from trainer.train_loader
 
 
-def _step(trainer: Any, batch: dict[str, Any]) -> float:
+def _step_seconds(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
     wait(trainer.device)
     start = time.perf_counter()
@@ -135,8 +135,8 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def _look(trainer: Any, batch: dict[str, Any]) -> float:
-    """Seconds of one forward pass of the teachers, fused and without what no term reads."""
+def _teacher_seconds(trainer: Any, batch: dict[str, Any]) -> float:
+    """Seconds of one forward pass of the teachers, fused and without what no term needs."""
     images = trainer.preprocess_batch(batch)["img"]
     wait(trainer.device)
     start = time.perf_counter()
@@ -147,11 +147,11 @@ def _look(trainer: Any, batch: dict[str, Any]) -> float:
 
 
 def precision(trainer: Any) -> Any:
-    """Of a step, as Ultralytics' loop gives it to autocast."""
+    """The precision of a step, as Ultralytics' loop passes it to autocast."""
     return torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what was asked of it."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
