@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import onnxruntime
 
 from yolokd_edge.common import PACKAGE, EdgeError, one_line, sha256
-from yolokd_edge.runtimes.table import AUTO, PROVIDERS, folder_format
+from yolokd_edge.runtimes.table import AUTO, PROVIDERS, check_provider, folder_format
 
 BUNDLE_SCHEMA = "yolokd.bundle/1"
 MANIFEST = "bundle.json"
@@ -33,6 +33,7 @@ class Bundle(NamedTuple):
 
     def model(self, precision: str = "fp32", provider: str = "cpu") -> Path:
         """The ONNX file of a precision (fp32, fp16, int8) that is meant for a provider."""
+        check_provider(provider)
         models: dict[str, dict[str, Any]] = self.manifest["models"]
         for name in _bundle_providers(provider):
             for file, entry in models.items():

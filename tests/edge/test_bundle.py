@@ -24,6 +24,7 @@ from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import E2E
 from yolokd_edge.detector import load
 from yolokd_edge.jetson import test_board
+from yolokd_edge.jetson.options import read_budgets
 from yolokd_edge.provenance import KEYS, known_provenance, provenance_text
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.verify import compare_detections, raw_difference
@@ -398,6 +399,58 @@ def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None
         f"Skipped: inconclusive: It is slow. But the device was not idle: {busy}."
     )
     assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"),
+    [
+        ([9.0, 10.0], "pass"),
+        ([9.0, 10.1], "Skipped: inconclusive: total.p99 is 9.50 ms, and its 95 % interval of 9.00 to 10.10 ms holds"),
+        ([10.1, 11.0], "Failed: total.p99 is 9.50 ms, over the budget of 10 ms"),
+        (None, "Skipped: inconclusive: total.p99 is 9.50 ms, of which no interval can be told"),
+    ],
+)
+def test_a_budget_is_judged_by_the_interval_not_by_the_point(ends: list[float] | None, outcome: str) -> None:
+    record = {"stability": {"verdict": "valid", "reasons": []}}
+    try:
+        test_board.judge_budget(read_budgets("total.p99=10ms")[0], "total.p99", 9.5, ends, "(x)", record)
+        found = "pass"
+    except (pytest.fail.Exception, pytest.skip.Exception) as ended:
+        found = f"{type(ended).__name__}: {ended}"
+    assert found.startswith(outcome), found
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--budget", "total.p99=15"], 2, "is no budget: write a stage"),
+        (["--provider", "cuda"], 4, "CUDAExecutionProvider is not in this ONNX Runtime build"),
+        (["--provider", "zzz"], 2, "Unknown provider 'zzz'"),
+        (
+            ["--profile", "smoke", "--repeats", "1", "--soak", "0", "--budget", "total.p999=1s", "-k", "budget"],
+            3,
+            "incon",
+        ),
+    ],
+)
+def test_the_board_tests_end_with_the_code_that_is_documented(
+    words: list[str], code: int, sentence: str, folder: Path, images: Path
+) -> None:
+    with_board_tests(folder)
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "jetson",
+        "-qrs",
+        "-p",
+        "no:cacheprovider",
+        "--source",
+        str(images),
+    ]
+    result = subprocess.run([*command, "--threads", "1", *words], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == code and sentence in result.stdout + result.stderr, result.stdout + result.stderr
 
 
 def with_board_tests(folder: Path) -> None:
