@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORKERS:
-        return WORKERS[words[0]](words[1])
+        try:
+            return WORKERS[words[0]](words[1])
+        except Exception:
+            traceback.print_exc()
+            return DEFECT
     args = parser().parse_args(words)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
     if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):

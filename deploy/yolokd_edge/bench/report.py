@@ -71,8 +71,8 @@ def text_table(records: Sequence[dict[str, Any]]) -> str:
         rows.append((*cells, entry["stability"]["verdict"]))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(widths[k]) if k < 2 else c.rjust(widths[k]) for k, c in enumerate(row)) for row in rows]
-    if any(r["results"].get("ci95_over") != "runs" for r in records):
-        lines.append("95 %: within one process; another one may differ by more, which three runs (repeats) would show")
+    if any(r["results"].get("ci95_over") == "frames of one process" for r in records):
+        lines.append("95 %: holds within one process only; three runs or more show how processes differ")
     notes = [f"{printable(r['model']['file'])}: {why}" for r in records for why in r["stability"]["reasons"]]
     return "\n".join(lines + notes)
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from yolokd_edge.bench.schema import PERCENTILES
 
+# Of every run, where an interval is over runs: with fewer the runs' own percentiles are too low more often than not.
+MIN_SAMPLES_BEYOND_IN_A_RUN = 2
 MIN_RUNS = 3  # below, processes say nothing of how they differ, and an interval holds within one process only
 CONFIDENCE = 0.95
 MIN_CORRELATION = 0.02  # autocorrelation below which the sum over the lags stops
@@ -291,6 +293,8 @@ def summary(*runs: Sequence[int] | np.ndarray, repeats: Sequence[int] | None = N
     together = [np.concatenate([part for part, k in zip(parts, of) if k == run]) for run in np.unique(of)]  # noqa: B905
     ends: dict[str, list[float] | None]
     if len(together) >= MIN_RUNS:
+        for k, p in PERCENTILES.items():
+            carried[k] &= worth.get(k, 0) / len(together) * (1 - p) >= MIN_SAMPLES_BEYOND_IN_A_RUN
         ends, bounds = _over_runs(together, points, carried)
     else:
         bounds = {k: upper_bound(ms, p, worth[k]) if k in worth else None for k, p in PERCENTILES.items()}

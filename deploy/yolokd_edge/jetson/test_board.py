@@ -210,8 +210,8 @@ def judge_budget(
         judge(record, f"{over}, 95 % interval {low:.2f} to {high:.2f} ms {where}.")
     elif high > budget.ms:
         pytest.skip(
-            f"inconclusive: {name} is {ms:.2f} ms, and its 95 % interval of {low:.2f} to {high:.2f} ms holds the budget "
-            f"of {budget.ms:g} ms {where}: measure longer or with more --repeats."
+            f"inconclusive: {name} is {ms:.2f} ms, and its 95 % interval of {low:.2f} to {high:.2f} ms holds the "
+            f"budget of {budget.ms:g} ms {where}: measure longer or with more --repeats."
         )
 
 
