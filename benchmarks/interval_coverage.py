@@ -1,11 +1,15 @@
 """How often the 95 % intervals and bounds of the latency report hold the truth, on synthetic series.
 
     python benchmarks/interval_coverage.py [--runs 1000] [--bootstrap] [--out coverage.json]
+    python benchmarks/interval_coverage.py --levels [--runs 1000] [--processes 5]
 
 Each run draws a series whose percentiles are known: independent, first-order autoregressive (AR(1)) with several
 correlations, or switching between two levels (a Markov chain, as clock changes make it). Latencies are exp() of the
 normal variable: skewed as real ones are. The share of the runs whose interval holds the truth should be 95 %. For 1,000
 runs its own standard error is 0.7 points. --bootstrap adds the moving-block bootstrap, for comparison.
+
+--levels draws reports of several processes instead: each process's latencies are multiplied by a factor of its own,
+exp() of a normal variable with a standard deviation of 0, 1 or 3 %. The truth is that of a process whose factor is 1.
 """
 
 from __future__ import annotations
@@ -91,16 +95,42 @@ def known(normal_levels: bool, rng: np.random.Generator) -> dict[str, float]:
     return {k: float(np.quantile(many, p)) / 1e6 for k, p in LEVELS.items()}
 
 
+def two_levels(processes: int, runs: int, frames: list[int], rng: np.random.Generator) -> list[dict[str, object]]:
+    """How often reports of several processes hold the truth, by the deviation of the processes and of their frames."""
+    rows, truth = [], known(True, rng)
+    for n in frames:
+        for phi in (0.0, 0.6, 0.9):
+            for deviation in (0.0, 0.01, 0.03):
+                held: dict[str, list[float]] = {}
+                for _ in range(runs):
+                    factors = np.exp(deviation * rng.standard_normal(processes))
+                    series = latencies(autoregressive(rng, processes, n, phi)) * factors[:, None]
+                    summary = statistics.summary(*series)
+                    for key in LEVELS:
+                        ends, bound = summary["ci95"][key], summary["upper95"][key]
+                        held.setdefault(f"{key} given", []).append(ends is not None)
+                        if ends is not None and bound is not None:
+                            held.setdefault(f"{key} interval", []).append(ends[0] <= truth[key] <= ends[1])
+                            held.setdefault(f"{key} upper bound", []).append(truth[key] <= bound)
+                shares = {name: round(float(np.mean(values)), 4) for name, values in held.items()}
+                rows.append({"processes": processes, "n": n, "phi": phi, "deviation": deviation, **shares})
+                print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bootstrap", action="store_true")
+    parser.add_argument("--levels", action="store_true")
+    parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--frames", type=int, nargs="+", default=[1000, 2500])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rng, rows = np.random.default_rng(args.seed), []
-    for n in args.frames:
+    rng: np.random.Generator = np.random.default_rng(args.seed)
+    rows: list[dict[str, object]] = two_levels(args.processes, args.runs, args.frames, rng) if args.levels else []
+    for n in () if args.levels else args.frames:
         for phi in (0.0, 0.3, 0.6, 0.8, 0.9, None):
             if phi is None:
                 series = switching(rng, args.runs, n)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import onnxruntime
 
 from yolokd_edge.common import PACKAGE, EdgeError, one_line, sha256
-from yolokd_edge.runtimes.table import AUTO, PROVIDERS, folder_format
+from yolokd_edge.runtimes.table import AUTO, PROVIDERS, check_provider, folder_format
 
 BUNDLE_SCHEMA = "yolokd.bundle/1"
 MANIFEST = "bundle.json"
 MANIFEST_PARTS = ("contract", "models", "files")
 EXPECTED, EXPECTED_RAW = "parity/expected_dets.json", "parity/expected_raw.npz"
-MAX_UNPACKED, MAX_MANIFEST, MAX_RATIO = 2 << 30, 4 << 20, 200  # bytes, bytes, times the size of the zip file
+# Bytes, bytes, and times the size of the zip file: models and images hardly shrink, the runtime's text fourfold.
+MAX_UNPACKED, MAX_MANIFEST, MAX_RATIO = 2 << 30, 4 << 20, 20
 SYMLINK = 0o120000  # of a zip entry's file mode
 
 
@@ -33,6 +34,7 @@ class Bundle(NamedTuple):
 
     def model(self, precision: str = "fp32", provider: str = "cpu") -> Path:
         """The ONNX file of a precision (fp32, fp16, int8) that is meant for a provider."""
+        check_provider(provider)
         models: dict[str, dict[str, Any]] = self.manifest["models"]
         for name in _bundle_providers(provider):
             for file, entry in models.items():
@@ -107,7 +109,7 @@ def read_manifest(text: bytes, path: Path) -> dict[str, Any]:
         _refuse_unsafe(name, path)
     try:
         _touch_all(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise EdgeError(f"{path}: {MANIFEST} has entries that cannot be read.") from None
     return manifest
 
@@ -117,15 +119,27 @@ def _touch_all(manifest: dict[str, Any]) -> None:
     for entry in manifest["files"].values():
         str(entry["sha256"]), int(entry["bytes"])
     for name, entry in manifest["models"].items():
-        manifest["files"][name], str(entry["precision"]), list(entry["providers"])
+        _refuse_unsafe(name, Path(MANIFEST))
+        _whole(manifest["files"][name]["bytes"], 0)
+        if not isinstance(entry["precision"], str) or not all(isinstance(p, str) for p in entry["providers"]):
+            raise ValueError
     contract = manifest["contract"]
-    (
-        str(contract["output"]),
-        [int(side) for side in contract["imgsz"]],
-        {int(k): v for k, v in contract["names"].items()},
-    )
-    for key in ("conf", "iou", "max_det"):
-        float(contract["defaults"][key])
+    height, width = contract["imgsz"]
+    for side in (height, width):
+        _whole(side, 1)
+    str(contract["output"])
+    {int(k): v for k, v in contract["names"].items()}
+    for key in ("conf", "iou"):
+        value = contract["defaults"][key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError
+    _whole(contract["defaults"]["max_det"], 1)
+
+
+def _whole(value: Any, least: int) -> None:
+    """Refuse what is not a whole number of a sensible size: a text, nan, 10**400."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 40:
+        raise ValueError
 
 
 def _refuse_unsafe(name: str, path: Path) -> None:
@@ -159,7 +173,10 @@ def _check_archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], pat
             raise EdgeError(f"{path}: {entry.filename} is a link, so nothing was unpacked.")
     total = sum(entry.file_size for entry in entries)
     if total > MAX_UNPACKED or total > MAX_RATIO * path.stat().st_size:
-        raise EdgeError(f"{path} would unpack to {total / 1e6:.0f} MB, more than a bundle can; nothing was unpacked.")
+        raise EdgeError(
+            f"{path} would unpack to {total / 1e6:.0f} MB, more than a bundle can "
+            f"({MAX_RATIO} times its own size, {MAX_UNPACKED / 1e9:.1f} GB); nothing was unpacked."
+        )
     sizes = {entry.filename: entry.file_size for entry in entries}
     if sizes.get(MANIFEST, MAX_MANIFEST + 1) > MAX_MANIFEST:
         raise EdgeError(f"{path} is not a bundle: it holds no {MANIFEST} of a sensible size.")

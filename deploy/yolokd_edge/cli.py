@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from yolokd_edge.bench.report import text_table
 from yolokd_edge.bench.sweep import measure_models
 from yolokd_edge.bench.workers import worker_main
 from yolokd_edge.bundle import is_bundle, open_bundle, own_bundle
-from yolokd_edge.common import PARITY, EdgeError
+from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
@@ -39,11 +39,16 @@ ENGINE = ("fp16", "cache", "allow_fallback")  # options of bench that every verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not active, 5 parity failure.
+    Exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not active, 5 other results than expected
+    or none that are numbers, 70 a defect, with a traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORKERS:
-        return WORKERS[words[0]](words[1])
+        try:
+            return WORKERS[words[0]](words[1])
+        except Exception:
+            traceback.print_exc()
+            return DEFECT
     args = parser().parse_args(words)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
     if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
@@ -51,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except EdgeError as error:
-        print(f"yolokd_edge: {error}", file=sys.stderr)
+        print(f"yolokd_edge: {printable(error)}", file=sys.stderr)
         return error.code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # a defect of ours: Python itself would end with 1, by which tests mean a failure
+        traceback.print_exc()
+        return DEFECT
     return 0
 
 
@@ -117,7 +125,7 @@ def _doctor_arguments(verb: argparse.ArgumentParser) -> None:
 def _doctor_command(args: argparse.Namespace) -> int:
     found = diagnose(args.model, args.provider)
     if args.json:
-        print(json.dumps([f._asdict() for f in found], indent=1))
+        print(json_text([f._asdict() for f in found], indent=1))
     else:
         print("\n".join(str(f) for f in found) or "Nothing is wrong.")
     return 1 if any(f.level == ERROR for f in found) else 0
@@ -154,8 +162,9 @@ def _verify_command(args: argparse.Namespace) -> None:
     provenance = bundle.manifest.get("provenance")
     if args.origin and args.json:
         figures["provenance"] = known_provenance(provenance)
-    print(json.dumps(figures) if args.json else parity_text(figures))
+    print(json_text(figures) if args.json else parity_text(figures))
     if args.origin and not args.json:
         print(f"{figures['model']}: {provenance_text(provenance) or 'nothing is known of its training'}")
     if not figures["pass"]:
-        raise EdgeError("this device does not compute what the bundle says; see the figures above.", PARITY)
+        why = "; ".join(figures["why"])
+        raise EdgeError(f"this device does not compute what the bundle says: {why}; see the figures above.", PARITY)

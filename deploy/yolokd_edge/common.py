@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-USAGE, PROVIDER, PARITY = 2, 4, 5  # exit codes
+USAGE, PROVIDER, PARITY, DEFECT = 2, 4, 5, 70  # exit codes; a defect is not 1, by which a gate means a regression
 PACKAGE = Path(__file__).resolve().parent  # this folder, which may lie inside a zip file
 
 
@@ -18,6 +20,22 @@ class EdgeError(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+def printable(text: object) -> str:
+    """Text of a file or of its name as it may be shown: no escape moves the cursor, no newline starts a line of ours.
+
+    What is not printable is written as Python writes it in a string, a newline as \\n.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: Python's own NaN and Infinity are no JSON and are refused."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        raise EdgeError("a figure is not a finite number, which JSON cannot hold.", PARITY) from None
 
 
 def own_command(*words: str) -> list[str]:

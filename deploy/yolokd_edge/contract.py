@@ -35,7 +35,7 @@ class Contract(NamedTuple):
 def _literal(metadata: dict[str, str], key: str, path: Path) -> Any:
     try:
         return ast.literal_eval(metadata[key])
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise EdgeError(f"{path}: the metadata entry '{key}' is unreadable: {metadata[key][:60]!r}.") from None
 
 
@@ -44,7 +44,7 @@ def _yolokd_entry(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         return {}
     try:
         entry = json.loads(metadata["yolokd"])
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or entry.get("output_contract") not in CONTRACTS:
         raise EdgeError(f"{path}: its 'yolokd' metadata names none of the output contracts {', '.join(CONTRACTS)}.")
@@ -70,14 +70,21 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
         raise EdgeError(f"{path} takes {metadata['channels']} channels; only colour images (3) are read here.")
     entry = _yolokd_entry(metadata, path)
     args = _literal(metadata, "args", path) if "args" in metadata else {}
+    if not isinstance(args, dict):
+        raise EdgeError(f"{path}: the metadata entry 'args' holds no named arguments: {metadata['args'][:60]!r}.")
     end2end = _literal(metadata, "end2end", path) if "end2end" in metadata else False
     output = entry.get("output_contract") or (NMS if args.get("nms") else E2E if end2end else RAW)
     imgsz, names = _literal(metadata, "imgsz", path), _literal(metadata, "names", path)
     try:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else map(int, imgsz)
         names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
-    except (TypeError, ValueError):
-        raise EdgeError(f"{path}: the metadata entries 'imgsz' and 'names' are not a size and class names.") from None
+        if min(height, width) < 1 or sorted(names) != list(range(len(names))) or not names:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise EdgeError(
+            f"{path}: the metadata entries 'imgsz' and 'names' are not a size and the names of classes "
+            "0, 1, 2 and so on."
+        ) from None
     return Contract(output, names, (height, width), precision_of(args), entry, metadata)
 
 

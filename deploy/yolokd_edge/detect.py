@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from yolokd_edge.common import json_text, printable
 from yolokd_edge.detector import Detector, load
 from yolokd_edge.drawings import Drawings, draw
 from yolokd_edge.images import Frame, read_source
@@ -24,21 +24,23 @@ def as_json(frame: Frame, detections: np.ndarray, names: dict[int, str]) -> str:
         for *box, conf, cls in detections.tolist()
     ]
     number = {} if frame.number is None else {"frame": frame.number}
-    return json.dumps({"image": frame.source, **number, "hw": list(frame.pixels.shape[:2]), "detections": found})
+    return json_text({"image": frame.source, **number, "hw": list(frame.pixels.shape[:2]), "detections": found})
 
 
 def as_text(frame: Frame, detections: np.ndarray, names: dict[int, str]) -> str:
     """A frame's detections counted by class."""
     counts = Counter(names[int(c)] for c in detections[:, 5])
     number = "" if frame.number is None else f" frame {frame.number}"
-    return f"{frame.source}{number}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing")
+    found = ", ".join(f"{n} {printable(name)}" for name, n in counts.most_common()) or "nothing"
+    return f"{printable(frame.source)}{number}: {found}"
 
 
 def origin_line(detector: Detector, as_json: bool) -> str:
     """Where the model comes from, as a line before the frames' own."""
     if as_json:
-        return json.dumps({"model": detector.path.name, "provenance": known_provenance(detector.provenance)})
-    return f"{detector.path.name}: {provenance_text(detector.provenance) or 'nothing is known of its training'}"
+        return json_text({"model": detector.path.name, "provenance": known_provenance(detector.provenance)})
+    text = provenance_text(detector.provenance) or "nothing is known of its training"
+    return printable(f"{detector.path.name}: {text}")
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:

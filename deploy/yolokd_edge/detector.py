@@ -10,11 +10,13 @@ import numpy as np
 
 from yolokd_edge.boxes import CLASS_OFFSET, MAX_CANDIDATES, Letterbox, letterbox, nms, unletterbox
 from yolokd_edge.bundle import Bundle, is_bundle, open_bundle, own_bundle
-from yolokd_edge.common import EdgeError, usable_cores
+from yolokd_edge.common import PARITY, EdgeError, one_line, printable, usable_cores
 from yolokd_edge.contract import RAW, check_input_shape, check_output_shape, read_contract
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.opening import open_first_active, open_model
 from yolokd_edge.runtimes.table import PROVIDERS, check_provider, folder_format
+
+INPUTS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # as ONNX Runtime names them
 
 
 class Detector:
@@ -82,7 +84,10 @@ class Detector:
         check_input_shape(self.contract, inputs[0].shape, self.path)
         check_output_shape(self.contract, outputs[0].shape, self.path)
         self._input, self._outputs = inputs[0].name, [outputs[0].name]
-        self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+        if inputs[0].type not in INPUTS:
+            kinds = " and ".join(INPUTS)
+            raise EdgeError(f"{printable(self.path)} takes {printable(inputs[0].type)}; only {kinds} are fed here.")
+        self._dtype = INPUTS[inputs[0].type]
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -106,13 +111,22 @@ class Detector:
 
     def infer(self, blob: np.ndarray) -> np.ndarray:
         """Run the model: host array in, host array out, so that copies to and from a GPU are inside."""
-        raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
+        try:
+            raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
+        except Exception as error:  # the runtimes' own exception types share no base class
+            raise EdgeError(f"{printable(self.path)} cannot be run ({one_line(error)}).") from None
         return raw
 
     def postprocess(self, raw: np.ndarray, box: Letterbox) -> np.ndarray:
         """Turn the model's output into detections (n, 6) in frame pixels, best first."""
         check_output_shape(self.contract, raw.shape, self.path)
         rows = raw[0].astype(np.float32, copy=False)
+        if not np.isfinite(rows).all():  # every comparison with NaN is false: it would look like an empty image
+            raise EdgeError(
+                f"{printable(self.path)} computes values that are not finite numbers on {self.active}: use another "
+                "precision or provider.",
+                PARITY,
+            )
         detections = self._from_raw(rows) if self.contract.output == RAW else self._from_final(rows)
         return unletterbox(detections, box)
 
@@ -124,6 +138,8 @@ class Detector:
     def _from_final(self, rows: np.ndarray) -> np.ndarray:
         kept = rows[rows[:, 4] > self.conf]  # padding rows have confidence 0
         self.candidates = len(kept)
+        if len(kept) and not 0 <= kept[:, 5].min() <= kept[:, 5].max() < self.contract.nc:
+            raise EdgeError(f"{printable(self.path)} detects classes that its metadata does not name.", PARITY)
         return kept[: self.max_det]
 
     def _from_raw(self, pred: np.ndarray) -> np.ndarray:

@@ -38,8 +38,12 @@ def read_image(path: Path) -> np.ndarray:
     try:
         data = np.fromfile(str(path), np.uint8)
         frame: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):
+    except (OSError, cv2.error) as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise EdgeError(f"{path} has more pixels than OpenCV decodes (2^30): make it smaller.") from None
         frame = None
+    if frame is None and path.suffix.lower() in VIDEO_SUFFIXES:
+        raise EdgeError(f"{path} is a video, and images are needed here: give an image or a folder of images.")
     if frame is None:
         rare = path.suffix.lower() not in (".bmp", ".jpeg", ".jpg", ".png")
         hint = "; if this OpenCV cannot read its format, convert it to PNG or JPEG" if rare else ""

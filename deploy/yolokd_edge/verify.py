@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+import zipfile
+import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.bundle import EXPECTED, EXPECTED_RAW, Bundle
-from yolokd_edge.common import EdgeError
-from yolokd_edge.contract import RAW
+from yolokd_edge.common import EdgeError, printable
+from yolokd_edge.contract import PRECISIONS, RAW
 from yolokd_edge.detector import Detector, check_manifest
 from yolokd_edge.images import read_image
 from yolokd_edge.runtimes.table import ON_CPU
+
+BEST, SURE = 64, 8  # places of an output, best first: those whose mean difference counts, those whose scores are summed
+FIGURES = {  # of the raw output -> its tolerance
+    "max_abs_box": "raw_box",
+    "max_abs_score": "raw_score",
+    "mean_abs_box": "mean_box",
+    "score_scale": "score_scale",
+}
+TOLERANCES = ("raw_box", "raw_score", "box", "conf", "unmatched")  # that every bundle states
+
+
+class Kept(NamedTuple):
+    """What a file's output was at some of its places."""
+
+    places: np.ndarray  # (n,) anchor points or rows
+    values: np.ndarray  # (4 + nc, n) or (n, 6)
+
+
+def raw_key(file: str, image: str) -> str:
+    """The name under which the raw outputs of a file are kept; those of model.onnx are the image's alone."""
+    return image if file == "model.onnx" else f"{file}/{image}"
 
 
 def verify_bundle(
@@ -24,10 +48,11 @@ def verify_bundle(
     Further settings are Detector's own.
 
     Returns:
-        ``pass`` and the figures it stands on: ``raw``, the largest differences of the network's output (boxes in input
-        pixels) and their cosine, of the FP32 file alone; ``dets``, those of the detections (pixels of the image). The
-        tolerance is that of the file's precision; a GPU gets at least FP16's, because it computes FP32 in TF32, and
-        TensorRT in FP16 where it is asked to.
+        ``pass`` and the figures it stands on, and ``why`` it does not pass: ``raw``, the differences of the network's
+        output (boxes in input pixels), see `raw_difference`, and how far its best scores are off together; ``dets``,
+        those of the detections (pixels of the image). The tolerance is that of the file's precision; a GPU gets at
+        least FP16's, because it computes FP32 in TF32, and TensorRT in FP16 where it is asked to. Nothing to compare
+        is no pass.
     """
     detector = Detector(bundle.model(precision, provider), provider, threads, **settings)
     check_manifest(bundle, detector)
@@ -35,17 +60,23 @@ def verify_bundle(
     detector.conf, detector.iou, detector.max_det = (expected[key] for key in ("conf", "iou", "max_det"))
     tolerated = "fp16" if precision == "fp32" and detector.active not in ON_CPU else precision
     tolerance, raw, dets, exact = expected["tolerance"][tolerated], [], [], True
+    sums = np.zeros(2)  # of the best scores: ours, expected
     for name, image in expected["images"].items():
         blob, box = detector.preprocess(read_image(bundle.folder / "parity" / name))
         output = detector.infer(blob)
-        if precision == "fp32":
-            raw.append(raw_difference(output, raws[name], raws[name + "/index"], detector.contract.output))
-        reference = np.array(image["detections"][detector.path.name], np.float32).reshape(-1, 6)
-        ours = detector.postprocess(output, box)
+        ours = detector.postprocess(output.copy(), box)
+        kept = kept_output(bundle, raws, detector, name, output)
+        if kept is not None:
+            raw.append(raw_difference(output, kept.values, kept.places, detector.contract.output))
+            sums += score_sums(output, kept.values, kept.places, detector.contract.output)
+        reference = _reference(bundle, image, detector)
         exact &= np.array_equal(reference, ours)
         dets.append(compare_detections(reference, ours, detector.conf + tolerance["conf"]))
-    worst_raw = {k: min(r[k] for r in raw) if k == "cos" else max(r[k] for r in raw) for k in (raw[0] if raw else ())}
+    worst_raw = worst(raw)
+    if worst_raw:
+        worst_raw["score_scale"] = off(sums)
     found = {k: (sum if k in ("n", "unmatched") else max)(d[k] for d in dets) for k in dets[0]}
+    why = _problems(worst_raw, found, tolerance, precision)
     return {
         "reference": expected["reference"],
         "model": detector.path.name,
@@ -55,52 +86,173 @@ def verify_bundle(
         "dets": found,
         "exact": bool(exact),
         "tolerance": tolerance,
-        "pass": _within(worst_raw, found, tolerance),
+        "pass": not why,
+        "why": why,
     }
 
 
-def _within(raw: dict[str, float], found: dict[str, Any], tolerance: dict[str, float]) -> bool:
-    """Whether every figure keeps to the tolerance; of other precisions than FP32 there are no raw figures."""
-    return bool(
-        raw.get("max_abs_box", 0) <= tolerance["raw_box"]
-        and raw.get("max_abs_score", 0) <= tolerance["raw_score"]
-        and found["max_box_diff"] <= tolerance["box"]
-        and found["max_conf_diff"] <= tolerance["conf"]
-        and found["unmatched"] <= tolerance["unmatched"] * found["n"]
-    )
+def _problems(raw: dict[str, float], found: dict[str, Any], tolerance: dict[str, float], precision: str) -> list[str]:
+    """Why it does not pass; a figure that is no number is above every tolerance."""
+    why = []
+    if not found["n"] and not found["unmatched"]:
+        why.append(f"nothing was detected and nothing expected, which says nothing of the {precision} file")
+    for key, limit in FIGURES.items():
+        if key in raw and not raw[key] <= tolerance.get(limit, math.inf):
+            why.append(f"raw output: {key} is {raw[key]:.3g}, above {tolerance[limit]:g}")
+    for key, limit in (("max_box_diff", "box"), ("max_conf_diff", "conf")):
+        if not found[key] <= tolerance[limit]:
+            why.append(f"detections: {key} is {found[key]:.3g}, above {tolerance[limit]:g}")
+    if not found["unmatched"] <= tolerance["unmatched"] * found["n"]:
+        why.append(f"{found['unmatched']} detections are without a partner")
+    return why
+
+
+# --- the expectations: checksums say that they are whole, not that they make sense -----------------------------------
 
 
 def read_expectations(bundle: Bundle) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The reference detections with their tolerances, and the kept raw outputs by image."""
+    """The reference detections with their tolerances, and the kept raw outputs by image, all of the right form."""
     missing = [name for name in (EXPECTED, EXPECTED_RAW) if name not in bundle.manifest["files"]]
     if missing:
         raise EdgeError(f"{bundle.path} holds no {' and no '.join(missing)}, so parity cannot be verified.")
-    expected: dict[str, Any] = json.loads((bundle.folder / EXPECTED).read_text(encoding="utf-8"))
-    with np.load(str(bundle.folder / EXPECTED_RAW), allow_pickle=False) as file:
-        return expected, dict(file)
+    try:
+        expected = json.loads((bundle.folder / EXPECTED).read_text(encoding="utf-8"))
+        problem = _malformed(expected, bundle)
+    except (OSError, ValueError, RecursionError):
+        problem = "is no JSON text"
+    if problem:
+        raise EdgeError(f"{bundle.path}: {EXPECTED} {problem}: make the bundle again.")
+    try:
+        with np.load(str(bundle.folder / EXPECTED_RAW), allow_pickle=False) as file:
+            raws = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, MemoryError):
+        raise EdgeError(
+            f"{bundle.path}: {EXPECTED_RAW} holds no arrays that can be read: make the bundle again."
+        ) from None
+    return expected, raws
+
+
+def number(value: Any, least: float = 0.0, most: float = 1e9) -> bool:
+    """Whether it is a number between the two, which nan and what no float holds are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def _malformed(expected: Any, bundle: Bundle) -> str | None:
+    """What is wrong with the expectations, None if nothing is."""
+    if not isinstance(expected, dict):
+        return "is no object"
+    if not isinstance(expected.get("reference"), str):
+        return "names no reference"
+    for key, most in (("conf", 1.0), ("iou", 1.0), ("max_det", 1e6)):
+        if not number(expected.get(key), 0, most) or key == "max_det" and expected[key] != int(expected[key]):
+            return f"has no usable {key}"
+    tolerance = expected.get("tolerance")
+    for precision in PRECISIONS:
+        limits = tolerance.get(precision) if isinstance(tolerance, dict) else None
+        if not isinstance(limits, dict) or not all(number(limits.get(key)) for key in {*limits, *TOLERANCES}):
+            return f"has no usable tolerance for {precision}"
+    images = expected.get("images")
+    if not isinstance(images, dict) or not images:
+        return "names no image, so there is nothing to compare"
+    for name, image in images.items():
+        if f"parity/{name}" not in bundle.manifest["files"] or "/" in name or "\\" in name:
+            return f"names the image {printable(name)[:80]!r}, which is none of the bundle's in parity/"
+        if not isinstance(image, dict) or not isinstance(image.get("detections"), dict):
+            return f"has no detections of {printable(name)[:80]}"
+    return None
+
+
+def _reference(bundle: Bundle, image: dict[str, Any], detector: Detector) -> np.ndarray:
+    """The detections (n, 6) that were found where the bundle was made."""
+    rows = image["detections"].get(detector.path.name)
+    good = isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == 6 and all(number(v, -1e6, 1e6) for v in row) for row in rows
+    )
+    if not good:
+        raise EdgeError(
+            f"{bundle.path}: {EXPECTED} has no detections of {printable(detector.path.name)} as rows of six numbers: "
+            "make the bundle again."
+        )
+    return np.array(rows, np.float32).reshape(-1, 6)
+
+
+def kept_output(
+    bundle: Bundle, raws: dict[str, np.ndarray], detector: Detector, image: str, output: np.ndarray
+) -> Kept | None:
+    """The part of a file's output that was kept, None where a bundle of before 0.2 has kept only that of model.onnx."""
+    key = raw_key(detector.path.name, image)
+    if key not in raws and detector.path.name != "model.onnx" and not any(k.startswith("model_") for k in raws):
+        return None
+    values, index = raws.get(key), raws.get(key + "/index")
+    axis = 2 if detector.contract.output == RAW else 1
+    if values is not None and index is not None and index.ndim == 1 and index.dtype.kind in "iu" and len(index):
+        shape = (output.shape[1], len(index)) if axis == 2 else (len(index), output.shape[2])
+        inside = 0 <= index.min() and index.max() < output.shape[axis]
+        if inside and values.shape == shape and values.dtype.kind == "f" and np.isfinite(values).all():
+            return Kept(index, values)
+    raise EdgeError(
+        f"{bundle.path}: {EXPECTED_RAW} does not hold the output of {printable(detector.path.name)} for "
+        f"{printable(image)}: make the bundle again."
+    )
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def _at(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and theirs at the kept places, as float64: (4 + nc, n) or rows (n, 6)."""
+    ours = output[0].astype(np.float64)
+    return (ours[:, index] if contract == RAW else ours[index]), expected.astype(np.float64)
 
 
 def raw_difference(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> dict[str, float]:
-    """Largest differences of boxes and scores of an output, and its cosine, at the places that were kept.
+    """Largest differences of boxes and scores of an output, the mean one of its best boxes' sides, and its cosine, at
+    the places that were kept.
 
     For RAW these are anchor points, index (n,) of (1, 4 + nc, A); else all rows (1, N, 6), best first, of which those
     are compared whose place no rounding can change: they score 0.01 or more away from both neighbours.
     """
-    output = output.astype(np.float64)
+    ours, theirs = _at(output, expected, index, contract)
     if contract == RAW:
-        gap, ours = np.abs(output[0][:, index] - expected), output[0][:, index]
+        gap = np.abs(ours - theirs)
         boxes, scores = gap[:4], gap[4:]
+        near = boxes[:, np.argsort(-theirs[4:].max(0), kind="stable")[:BEST]]
     else:
-        rows, ours = expected.astype(np.float64), output[0][index]
-        steps = np.abs(np.diff(rows[:, 4], prepend=np.inf, append=-np.inf))
-        clear = (np.minimum(steps[:-1], steps[1:]) >= 0.01) & (rows[:, 4] > 0)
-        boxes, scores = np.abs(ours - rows)[clear, :4], np.abs(ours - rows)[:, 4]
-    cos = (ours * expected).sum() / (np.linalg.norm(ours) * np.linalg.norm(expected) + 1e-12)
+        steps = np.abs(np.diff(theirs[:, 4], prepend=np.inf, append=-np.inf))
+        clear = (np.minimum(steps[:-1], steps[1:]) >= 0.01) & (theirs[:, 4] > 0)
+        boxes, scores = np.abs(ours - theirs)[clear, :4], np.abs(ours - theirs)[:, 4]
+        near = boxes[:BEST]
+    cos = (ours * theirs).sum() / (np.linalg.norm(ours) * np.linalg.norm(theirs) + 1e-12)
     return {
         "max_abs_box": float(boxes.max(initial=0)),
         "max_abs_score": float(scores.max(initial=0)),
+        "mean_abs_box": float(near.mean()) if near.size else 0.0,
         "cos": float(cos),
     }
+
+
+def worst(figures: list[dict[str, float]]) -> dict[str, float]:
+    """The worst of every figure over the images; a nan stays one."""
+    out = {}
+    for key in figures[0] if figures else ():
+        out[key] = float((np.min if key == "cos" else np.max)([f[key] for f in figures]))
+    return out
+
+
+def score_sums(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> np.ndarray:
+    """Ours and theirs: the sum of the scores at the places of the best ones.
+
+    Rounding moves single scores up and down. What moves them all one way is no rounding, however little it is.
+    """
+    ours, theirs = _at(output, expected, index, contract)
+    scores = [v[4:].max(0) if contract == RAW else v[:, 4] for v in (ours, theirs)]
+    best = np.argsort(-scores[1], kind="stable")[:SURE]
+    return np.array([scores[0][best].sum(), scores[1][best].sum()])
+
+
+def off(sums: np.ndarray) -> float:
+    """By which share ours are off."""
+    return float(abs(sums[0] - sums[1]) / max(sums[1], 1e-9))
 
 
 def compare_detections(a: np.ndarray, b: np.ndarray, sure: float) -> dict[str, float]:
@@ -131,4 +283,10 @@ def parity_text(figures: dict[str, Any]) -> str:
             f"raw outputs within {raw['max_abs_box']:.2g} px and {raw['max_abs_score']:.2g} "
             f"(tolerances {tolerance['raw_box']:g} and {tolerance['raw_score']:g})"
         )
-    return f"{figures['model']} on {figures['provider']}, {figures['n_images']} images: {'; '.join(parts)}"
+        if "mean_box" in tolerance:
+            parts.append(
+                f"best boxes by {raw['mean_abs_box']:.2g} px on average and best scores by {raw['score_scale']:.2%} "
+                f"together (tolerances {tolerance['mean_box']:g} px and {tolerance['score_scale']:.2%})"
+            )
+    model = printable(figures["model"])
+    return f"{model} on {figures['provider']}, {figures['n_images']} images: {'; '.join(parts)}"

@@ -172,7 +172,7 @@ def test_a_run_cut_short_says_so() -> None:
     runs, seconds = measure([Scripted(Clock(), [(1, 8, 1)])], limits)
     results = make_results([trial(runs[0], seconds)], missing := {})
     reasons = [doubt.text for doubt in doubts([trial(runs[0], seconds)], limits, [], None)]
-    assert reasons[0] == "time limit of 0.2 s reached after 20 of 100 frames"
+    assert reasons[0] == "time limit of 0.2 s reached after 20 frames (at least 100 wanted) and 0.2 s (0 s)"
     assert reasons[1] == "contended: the process had the CPU for 50% of the measured time"
     assert results["stages"]["total"]["p50"] == 10 and results["stages"]["total"]["p90"] is None
     assert missing["results.stages.*.p90"] == "fewer samples than the 29 needed"
@@ -216,7 +216,7 @@ runtime{python,onnxruntime,numpy,opencv,openvino,ncnn,provider_requested,provide
 device{kind,board_model,soc,l4t,jetpack,kernel,cpu_model,cores_online,gpu,mem_total_mb,serial_hash} clocks
 protocol{profile,n_min,t_min_s,t_max_s,warmup,repeats,streams,interleaved,images,percentile_rule,gc_disabled}
 cold{import_s,session_s,first_run_ms,engine_cache}
-results{unit,n,duration_s,stages,fps_from_p50,throughput_fps,candidates_mean,dets_mean,cpu_ratio,nivcsw_per_frame,steal,load_average,runs,across_runs,tail_attribution,versus_first}
+results{unit,n,duration_s,stages,ci95_over,fps_from_p50,throughput_fps,candidates_mean,dets_mean,cpu_ratio,nivcsw_per_frame,steal,load_average,runs,across_runs,tail_attribution,versus_first}
 memory{rss_mb,peak_rss_mb,sys_ram_delta_mb,gpu_mb,lfb} power thermal
 stability{block_medians,drift_ratio,slope_pct_per_min,verdict,reasons} series{file,sha256} cross_check notes unavailable
 """  # noqa: E501
@@ -695,6 +695,8 @@ def test_table_marks_what_is_unknown() -> None:
     assert row.split()[-12:] == [*cells, "valid_with_warnings"] and len(head) == len(row)
     assert "cpu 32x64, threads 1, streams 2" in row
     assert why == "a.onnx: only 4 images"
+    record["results"]["ci95_over"] = "frames of one process"
+    assert "95 %: holds within one process only" in text_table([record]).splitlines()[2]
     record["runtime"]["trt"] = {"fp16": True}
     assert "cpu fp16 32x64, threads 1" in text_table([record])
 

@@ -20,10 +20,12 @@ from helpers.cli import contents
 from helpers.edge import EDGE, copy_runtime, entry, metadata, toy
 
 from yolokd_edge import cli, detector, verify
-from yolokd_edge.common import EdgeError
-from yolokd_edge.contract import E2E
+from yolokd_edge.bundle import EXPECTED, EXPECTED_RAW
+from yolokd_edge.common import EdgeError, printable
+from yolokd_edge.contract import E2E, PRECISIONS
 from yolokd_edge.detector import load
 from yolokd_edge.jetson import test_board
+from yolokd_edge.jetson.options import read_budgets
 from yolokd_edge.provenance import KEYS, known_provenance, provenance_text
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.verify import compare_detections, raw_difference
@@ -247,6 +249,149 @@ def test_verify_needs_a_bundle_with_a_parity_pack(folder: Path, capsys) -> None:
     assert "No model: give --model" in capsys.readouterr().err
 
 
+EXPECTATIONS = {
+    "reference": "x", "conf": 0.25, "iou": 0.7, "max_det": 300,
+    "tolerance": {p: {"raw_box": 1, "raw_score": 1, "box": 1, "conf": 1, "unmatched": 0} for p in PRECISIONS},
+    "images": {"0.png": {"detections": {"model.onnx": [[8, 8, 40, 24, 0.9, 1]]}}},
+}  # fmt: skip
+
+
+def with_parity(folder: Path, raw: dict[str, np.ndarray] | None = None, **changes: object) -> Path:
+    """Add a parity pack, its expectations changed and its checksums right."""
+    (folder / "parity").mkdir()
+    cv2.imwrite(str(folder / "parity/0.png"), np.full((32, 64, 3), 90, np.uint8))
+    (folder / EXPECTED).write_text(json.dumps({**EXPECTATIONS, **changes}))
+    np.savez(folder / EXPECTED_RAW, **({"0.png": FINAL[0], "0.png/index": np.arange(300)} if raw is None else raw))
+    said = json.loads((folder / "bundle.json").read_text())
+    said["files"] |= {n: checksum(folder / n) for n in ("parity/0.png", EXPECTED, EXPECTED_RAW)}
+    (folder / "bundle.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_verify_passes_on_something_and_never_on_nothing(folder: Path, tmp_path: Path, capsys) -> None:
+    assert cli.main(["verify", "--model", str(with_parity(folder)), "--threads", "1"]) == 0
+    empty = write_bundle(tmp_path / "empty")
+    toy(empty / "model.onnx", 0 * FINAL, metadata(E2E))
+    said = json.loads((empty / "bundle.json").read_text())
+    said["files"]["model.onnx"] = checksum(empty / "model.onnx")
+    (empty / "bundle.json").write_text(json.dumps(said))
+    nothing = {"images": {"0.png": {"detections": {"model.onnx": []}}}}
+    with_parity(empty, {"0.png": 0 * FINAL[0], "0.png/index": np.arange(300)}, **nothing)
+    capsys.readouterr()
+    assert cli.main(["verify", "--model", str(empty), "--threads", "1"]) == 5
+    assert "nothing was detected and nothing expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conf": "a"}, {"conf": float("nan")}, {"iou": -1}, {"max_det": 10**400}, {"max_det": 1.5}, {"tolerance": 3},
+        {"tolerance": {"fp32": {}}}, {"images": {}}, {"images": [1]}, {"images": {"../../secret.png": {}}},
+        {"images": {"1.png": {}}}, {"images": {"0.png": 3}}, {"images": {"0.png": {"detections": {"model.onnx": [1]}}}},
+        {"images": {"0.png": {"detections": {"model.onnx": [[1, 2, 3, 4, float("inf"), 0]]}}}}, {"reference": None},
+        {"raw": {}}, {"raw": {"0.png": FINAL[0, :2], "0.png/index": np.arange(300)}},
+        {"raw": {"0.png": FINAL[0], "0.png/index": np.arange(300) + 9}},
+        {"raw": {"0.png": FINAL[0] * np.nan, "0.png/index": np.arange(300)}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_expectations_that_make_no_sense_are_one_sentence(changes: dict, folder: Path, capsys) -> None:
+    with_parity(folder, **changes)
+    assert cli.main(["verify", "--model", str(folder), "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "make the bundle again" in error
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("imgsz", ["32", "64"]), ("imgsz", [10**400, 64]), ("imgsz", [-1, 64]), ("imgsz", [float("nan"), 64]),
+        ("defaults", {"conf": "0.5", "iou": 0.6, "max_det": 7}), ("defaults", {"conf": 0.5, "iou": 0.6, "max_det": -1}),
+        ("defaults", {"conf": float("nan"), "iou": 0.6, "max_det": 7}),
+        ("defaults", {"conf": 0.5, "iou": 10**400, "max_det": 7}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_a_manifest_must_be_numbers(part: str, value: object, folder: Path, images: Path, capsys) -> None:
+    said = json.loads((folder / "bundle.json").read_text())
+    said["contract"][part] = value
+    (folder / "bundle.json").write_text(json.dumps(said))
+    assert detect(folder, images) == 2
+    assert "has entries that cannot be read" in capsys.readouterr().err
+
+
+def test_providers_of_a_manifest_must_be_texts(folder: Path, images: Path, capsys) -> None:
+    said = json.loads((folder / "bundle.json").read_text())
+    said["models"]["model.onnx"]["providers"] = [["cpu"], {}]
+    (folder / "bundle.json").write_text(json.dumps(said))
+    assert detect(folder, images) == 2
+    assert "has entries that cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"args": "[1]"}, "'args' holds no named arguments"),
+        ({"imgsz": "1e999"}, "are not a size and the names"),
+        ({"imgsz": "[1e999, 2]"}, "are not a size and the names"),
+        ({"names": "{0: 'a', 2: 'b', 3: 'c'}"}, "the names of classes 0, 1, 2"),
+        ({"yolokd": "[1]"}, "names none of the output contracts"),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_one_sentence(
+    changes: dict[str, str], sentence: str, images: Path, tmp_path: Path, capsys
+) -> None:
+    file = toy(tmp_path / "a.onnx", FINAL, {**metadata(E2E), **changes})
+    assert detect(file, images) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_outputs_that_are_no_numbers_are_an_error(images: Path, tmp_path: Path, capsys) -> None:
+    for k, bad in enumerate((np.nan, np.inf)):
+        output = FINAL.copy()
+        output[0, 0, 2] = bad
+        file = toy(tmp_path / f"{k}.onnx", output, metadata(E2E))
+        assert detect(file, images, "--json") == 5
+        out, error = capsys.readouterr()
+        assert out == "" and "computes values that are not finite numbers" in error and error.count("\n") == 1
+        words = ["bench", "--model", str(file), "--source", str(images), "--quick", "--time-limit", "1"]
+        assert cli.main([*words, "--out", str(tmp_path / "r.json")]) == 5
+        assert "not finite" in capsys.readouterr().err and not (tmp_path / "r.json").exists()
+    beyond = FINAL.copy()
+    beyond[0, 0, 5] = 7
+    assert detect(toy(tmp_path / "c.onnx", beyond, metadata(E2E)), images) == 5
+    assert "classes that its metadata does not name" in capsys.readouterr().err
+
+
+def test_what_a_file_says_cannot_write_lines_of_its_own(images: Path, tmp_path: Path, capsys) -> None:
+    names = {0: "a", 1: "b\nyolokd: all is well\x1b[2J", 2: "c"}
+    file = toy(tmp_path / "a.onnx", FINAL, {**metadata(E2E), "names": str(names)})
+    assert detect(file, images) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and len(out.splitlines()) == 2 and "b\\nyolokd" in out
+    assert detect(tmp_path / "no\nyolokd: fine.onnx", images) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert printable("é ü\t\u202e") == "é ü\\t\\u202e"
+
+
+def test_a_defect_ends_with_70_and_a_traceback(folder: Path, images: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("yolokd_edge.detect.load", lambda *given, **more: 1 / 0)
+    assert detect(folder, images) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_video_or_an_image_of_too_many_pixels_says_what_it_is(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    assert cli.main(["bench", "--model", str(folder), "--source", str(tmp_path / "clip.mp4"), "--quick"]) == 2
+    assert "clip.mp4 is a video, and images are needed here" in capsys.readouterr().err
+
+
+def test_an_unknown_provider_is_named_before_the_files_that_a_bundle_holds(folder: Path, images: Path, capsys) -> None:
+    assert cli.main(["bench", "--model", str(folder), "--source", str(images), "--provider", "zzz", "--quick"]) == 2
+    assert "Unknown provider 'zzz'" in capsys.readouterr().err
+
+
 # --- what verify compares -------------------------------------------------------------------------------------------
 
 
@@ -398,6 +543,58 @@ def test_a_failure_that_other_programs_may_have_caused_is_inconclusive() -> None
         f"Skipped: inconclusive: It is slow. But the device was not idle: {busy}."
     )
     assert judged("invalid", busy, problem=None) == "pass"  # within the budget although the others took time
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"),
+    [
+        ([9.0, 10.0], "pass"),
+        ([9.0, 10.1], "Skipped: inconclusive: total.p99 is 9.50 ms, and its 95 % interval of 9.00 to 10.10 ms holds"),
+        ([10.1, 11.0], "Failed: total.p99 is 9.50 ms, over the budget of 10 ms"),
+        (None, "Skipped: inconclusive: total.p99 is 9.50 ms, of which no interval can be told"),
+    ],
+)
+def test_a_budget_is_judged_by_the_interval_not_by_the_point(ends: list[float] | None, outcome: str) -> None:
+    record = {"stability": {"verdict": "valid", "reasons": []}}
+    try:
+        test_board.judge_budget(read_budgets("total.p99=10ms")[0], "total.p99", 9.5, ends, "(x)", record)
+        found = "pass"
+    except (pytest.fail.Exception, pytest.skip.Exception) as ended:
+        found = f"{type(ended).__name__}: {ended}"
+    assert found.startswith(outcome), found
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--budget", "total.p99=15"], 2, "is no budget: write a stage"),
+        (["--provider", "cuda"], 4, "CUDAExecutionProvider is not in this ONNX Runtime build"),
+        (["--provider", "zzz"], 2, "Unknown provider 'zzz'"),
+        (
+            ["--profile", "smoke", "--repeats", "1", "--soak", "0", "--budget", "total.p999=1s", "-k", "budget"],
+            3,
+            "incon",
+        ),
+    ],
+)
+def test_the_board_tests_end_with_the_code_that_is_documented(
+    words: list[str], code: int, sentence: str, folder: Path, images: Path
+) -> None:
+    with_board_tests(folder)
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "jetson",
+        "-qrs",
+        "-p",
+        "no:cacheprovider",
+        "--source",
+        str(images),
+    ]
+    result = subprocess.run([*command, "--threads", "1", *words], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == code and sentence in result.stdout + result.stderr, result.stdout + result.stderr
 
 
 def with_board_tests(folder: Path) -> None:

@@ -24,9 +24,9 @@ from ultralytics.utils.torch_utils import get_flops
 
 import yolokd
 from yolokd import cli
-from yolokd.errors import UsageError
+from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import bundle as verb
-from yolokd.onnx import profile, quantize
+from yolokd.onnx import profile, quantize, rounding
 from yolokd_edge.bundle import EXPECTED, open_bundle
 from yolokd_edge.cli import main as edge_main
 from yolokd_edge.contract import PRECISIONS, RAW
@@ -198,7 +198,7 @@ def test_a_graph_that_hides_its_head_is_not_quantized(unpacked: Path, tmp_path: 
 def test_verify_passes_from_the_zip_file_and_is_exact_here(precision: str, made: Path) -> None:
     figures = verify_bundle(open_bundle(made), threads=1, precision=precision)
     assert figures["pass"] and figures["exact"] and figures["dets"]["n"] >= 6
-    assert (figures["raw"] is not None) == (precision == "fp32")
+    assert figures["raw"]["max_abs_box"] == figures["raw"]["score_scale"] == 0  # of every precision
 
 
 def test_the_unpacked_bundle_works_alone(unpacked: Path, tmp_path: Path) -> None:
@@ -245,6 +245,89 @@ def test_verify_fails_with_5_where_something_else_is_computed(
     out = capsys.readouterr()
     assert out.err.count("\n") == 1 and "does not compute what the bundle says" in out.err
     assert "model.onnx on CPUExecutionProvider, 6 images" in out.out
+
+
+def distort(file: Path, factor: np.ndarray, shift: np.ndarray) -> None:
+    """Multiply and shift the rows of a file's output (1, rows, anchors)."""
+    model = onnx.load(file)
+    name = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["exact" if output == name else output for output in node.output]
+    for tensor, values in (("factor", factor), ("shift", shift)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(values).reshape(1, -1, 1), tensor))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["exact", "factor"], ["scaled"]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["scaled", "shift"], [name]))
+    onnx.save(model, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "precision", "factor", "shift", "sentence"),
+    [
+        ("model_int8_cpu.onnx", "int8", [1] * 4 + [0.9] * 10, [0] * 14, "score_scale is 0.1, above 0.0"),
+        ("model_fp16.onnx", "fp16", [1] * 14, [2, 0] + [0] * 12, "max_abs_box is 2, above"),
+        ("model_fp16.onnx", "fp16", [1] * 4 + [np.nan] * 10, [0] * 14, "are not finite numbers"),
+        ("model_int8_cpu.onnx", "int8", [1] * 4 + [1e-3] * 10, [0] * 14, "without a partner"),
+    ],
+)
+def test_a_twin_that_is_a_little_off_fails(
+    file: str, precision: str, factor: list[float], shift: list[float], sentence: str, unpacked, tmp_path, capsys
+) -> None:
+    folder = Path(shutil.copytree(unpacked, tmp_path / "edge"))
+    distort(folder / file, np.array(factor), np.array(shift))
+    said = manifest(folder)
+    said["files"][file]["sha256"] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(said))
+    assert edge_main(["verify", "--model", str(folder), "--threads", "1", "--precision", precision]) == 5
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_the_tolerances_come_from_what_rounding_moves_and_are_stated(unpacked: Path) -> None:
+    expected = json.loads((unpacked / EXPECTED).read_text())
+    assert set(expected["rounding"]) == set(MODELS)
+    assert expected["rounding"]["model.onnx"]["max_abs_score"] < 2e-3
+    for precision, bounds in rounding.BOUNDS.items():
+        limits = expected["tolerance"][precision]
+        assert all(least <= limits[key] <= most for key, (least, most) in bounds.items())
+        assert f"{precision}: network output {limits['raw_box']:g} px" in (unpacked / "README.md").read_text()
+
+
+def test_tolerances_are_four_times_the_rounding_within_bounds() -> None:
+    figures = {"max_abs_box": 0.25, "max_abs_score": 1.0, "mean_abs_box": 0.0, "score_scale": 0.0}
+    limits = rounding.tolerances({"fp16": [figures]})["fp16"]
+    assert (limits["raw_box"], limits["raw_score"], limits["mean_box"]) == (1.0, 0.02, 0.1)
+    assert rounding.tolerances({})["fp16"]["raw_box"] == 1.9  # nothing was measured
+
+
+def test_a_twin_that_loses_too_much_is_refused_and_nothing_is_written(
+    teacher: Path, scenes: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    dark = tmp_path / "dark"
+    (dark / "images/train").mkdir(parents=True)
+    for k in range(4):
+        cv2.imwrite(str(dark / f"images/train/{k}.png"), np.full((64, 64, 3), k % 2, np.uint8))
+    data = dark / "dark.yaml"
+    text = scenes.read_text().splitlines()
+    text = [line for line in text if not line.startswith(("path:", "train:", "val:"))]
+    places = [f"path: {dark}", "train: images/train", f"val: {scenes.parent / 'images/val'}"]
+    data.write_text("\n".join([*places, *text]))
+    checkpoint = Path(shutil.copy(teacher, tmp_path / "teacher.pt"))
+    warned: list[str] = []
+    monkeypatch.setattr(verb.LOGGER, "warning", lambda text, *more: warned.append(str(text)))
+    with pytest.raises(ParityError) as refused:
+        yolokd.bundle(checkpoint, tmp_path / "a.zip", data=data, int8=True, imgsz=64)
+    assert re.match(
+        r"model_int8_cpu.onnx loses \d+\.\d+ points of mAP50-95 \(.* in FP32, .* in INT8\), more than "
+        "max_drop=5, so no bundle was made: calibrate on",
+        str(refused.value),
+    )
+    assert refused.value.code == 5 and not (tmp_path / "a.zip").exists()
+    assert any("calibration images look unlike the validation images" in text for text in warned)
+
+
+def test_images_of_one_kind_look_alike(scenes: Path, monkeypatch) -> None:
+    monkeypatch.setattr(verb.LOGGER, "warning", lambda *given: pytest.fail("warned"))
+    verb._compare_sets(*(list_images(scenes.parent / f"images/{split}") for split in ("train", "val")))
 
 
 def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_path: Path) -> None:
@@ -379,6 +462,7 @@ def test_a_missing_training_folder_is_seen_before_anything_is_exported(teacher, 
         (["bundle", "model=teacher.pt", "out=there.tar"], "out=there.tar does not end in .zip"),
         (["bundle", "model=teacher.pt", "int8=True"], "need the data set"),
         (["bundle", "model=teacher.pt", "int8=maybe"], "int8=maybe is neither True nor False"),
+        (["bundle", "model=teacher.pt", "max_drop=-1"], "max_drop=-1 is not a number of points"),
         (["bundle", "model=teacher.pt", "calib=0"], "calib=0 is not a number of images"),
         (["bundle", "model=teacher.pt", "data=no.yaml"], "data=no.yaml cannot be used"),
         (["bundle", "model=teacher.pt", "precision=int8"], "precision"),

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from yolokd_edge.common import printable
+
 WORDS = {0: "pass", 1: "regression", 3: "inconclusive", 4: "provider not active", 5: "parity failed"}
 
 
 def write(outcome: Mapping[str, Any], outputs: Mapping[str, Path]) -> None:
     """Write what was asked for, by kind: json, md, junit."""
-    texts = {"json": lambda: json.dumps(outcome, indent=1) + "\n", "md": lambda: markdown(outcome) + "\n"}
+    texts = {
+        "json": lambda: json.dumps(outcome, indent=1, allow_nan=False) + "\n",
+        "md": lambda: markdown(outcome) + "\n",
+    }
     texts["junit"] = lambda: junit(outcome)
     for kind, path in outputs.items():
         path.write_text(texts[kind](), encoding="utf-8")
@@ -75,12 +80,12 @@ def junit(outcome: Mapping[str, Any]) -> str:
         # where the reports cannot be compared no figure may read as passed or failed
         rows = [(r["metric"], 3 if problems else r["code"], r["why"] or "not judged") for r in pair["metrics"]]
         for name, code, why in [*problems, *rows]:
-            case = ElementTree.SubElement(cases, "testcase", classname=pair["new"], name=name)
+            case = ElementTree.SubElement(cases, "testcase", classname=printable(pair["new"]), name=printable(name))
             counts["tests"] += 1
             if code:
                 kind = "error" if code == 3 else "failure"
                 counts[f"{kind}s"] += 1
-                ElementTree.SubElement(case, kind, type=WORDS[code], message=f"{name}: {why}")
+                ElementTree.SubElement(case, kind, type=WORDS[code], message=printable(f"{name}: {why}"))
     for key, count in counts.items():
         cases.set(key, str(count))
     ElementTree.indent(cases)

@@ -32,7 +32,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged or not a JSON file ({str(error)[:100].rstrip('.')}).") from error
     records = content if isinstance(content, list) else [content]
@@ -47,6 +47,16 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; 1e999 would be read as infinite."""
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
 def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any], where: str) -> None:
     for key, expected in form.items():
         value, name = section.get(key), f"{where}{key}"
@@ -58,7 +68,17 @@ def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any],
 
 
 def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
-    """Refuse times that are not positive numbers, of single runs as well as pooled."""
+    """Refuse times that are not positive numbers, of single runs as well as pooled, and what is read beside them."""
+    beside = {
+        "runtime.provider_requested": str,
+        "stability.reasons": list,
+        "stability.verdict": str,
+        "unavailable": dict,
+    }
+    for key, kind in beside.items():
+        value = get(record, key)
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"{path} is damaged: {key} is {json.dumps(value)[:40]}, not a {kind.__name__}.")
     results = record["results"]
     runs = results.get("runs") or []
     if not isinstance(runs, list) or not all(isinstance(r, dict) and isinstance(r.get("stages"), dict) for r in runs):

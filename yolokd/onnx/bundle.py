@@ -28,28 +28,26 @@ from yolokd.config.parse import true_or_false
 from yolokd.data.splits import find_data, split_images
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import ParityError, UsageError
-from yolokd.onnx import export, metadata, parity, profile, quantize
+from yolokd.onnx import export, metadata, parity, profile, quantize, rounding
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
 from yolokd_edge.contract import RAW
 from yolokd_edge.detector import Detector, check_manifest
 from yolokd_edge.images import list_images, read_image
+from yolokd_edge.verify import Kept, raw_key
 
 BOARD_FILES, TESTS = PACKAGE / "board_files", PACKAGE / "jetson"
 NOT_IN_A_BUNDLE = shutil.ignore_patterns("board_files", "jetson", "__pycache__", "*.py[co]")
 CALIBRATION = 300  # images
 PARITY_IMAGES, CANDIDATES = 6, 64
-KEPT_ANCHORS = 1024  # of the raw output, for each parity image
+KEPT_ANCHORS, KEPT_OF_TWINS = 1024, 256  # of the raw output, for each parity image
 MOST_OPSET, MOST_IR = 18, 9  # what the runtimes of older JetPacks read: ONNX Runtime 1.14, 1.15 where IR is 9
 PROVIDERS = {"fp32": ("cpu", "cuda", "trt"), "fp16": ("cpu", "cuda", "trt"), "cpu": ("cpu",), "trt": ("trt", "cuda")}
-# Of verify, by precision. FP32 as at export. The others leave room for other kernels than those of the machine that
-# made the bundle: TF32 and FP16 keep 10 bits, and INT8 rounds ties and sums differently from one CPU to the next.
-TOLERANCE = {
-    "fp32": {"raw_box": 0.1, "raw_score": 1e-3, "box": 0.5, "conf": 2e-3, "unmatched": 0},
-    "fp16": {"raw_box": 2.0, "raw_score": 2e-2, "box": 4.0, "conf": 2e-2, "unmatched": 0},
-    "int8": {"raw_box": 8.0, "raw_score": 0.2, "box": 8.0, "conf": 0.15, "unmatched": 0.1},
-}
+MAX_DROP = 5.0  # points of mAP50-95 that a twin may lose against the FP32 file
+# How far the mean colours of calibration and validation images may be apart, in grey levels, and the spread of their
+# grey levels, as a ratio, before they are said to look unlike each other.
+UNLIKE_LEVEL, UNLIKE_SPREAD = 40.0, 2.0
 
 
 def bundle(
@@ -62,6 +60,7 @@ def bundle(
     imgsz: int | list[int] | None = None,
     source: str | Path | None = None,
     calib: int = CALIBRATION,
+    max_drop: float = MAX_DROP,
     trust: bool = False,
 ) -> Path:
     """Export a checkpoint and pack it with twins, a parity pack, the runtime and instructions.
@@ -78,6 +77,7 @@ def bundle(
         source: image or folder for the parity pack; by default images of the validation split, else two photographs
             that Ultralytics installs.
         calib: most training images to calibrate on.
+        max_drop: most points of mAP50-95 that an FP16 or INT8 file may lose against the FP32 file.
         trust: whether the checkpoint may hold what runs as code: you answer for it.
 
     Returns:
@@ -85,10 +85,11 @@ def bundle(
 
     Raises:
         UsageError: something asked for cannot be done.
-        ParityError: a file computes something else than it should; nothing is written.
+        ParityError: a file computes something else than it should, or a twin loses more than `max_drop`; nothing is
+            written.
     """
     checkpoint = Path(str(model)).expanduser()
-    target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib)
+    target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib, max_drop)
     student = export.open_detector(checkpoint, trust)
     dataset = find_data(data) if data else export.training_data(student.ckpt)
     if (fp16 or int8) and not dataset:
@@ -100,9 +101,10 @@ def bundle(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib, trust)
+        _refuse_losses(models, max_drop)
         images = list_images(str(source)) if source else _candidates(dataset)
-        _parity_pack(root, list(models), images)
-        _instructions(root, target.stem, models)
+        tolerance = _parity_pack(root, models, images)
+        _instructions(root, target.stem, models, tolerance)
         manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models)
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         check_manifest(open_bundle(root), Detector(root / "model.onnx", threads=1))
@@ -111,13 +113,15 @@ def bundle(
     return target
 
 
-def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, Any], calib: Any) -> Path:
+def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, Any], calib: Any, max_drop: Any) -> Path:
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
         raise UsageError(f"model={checkpoint} is not a checkpoint: give the trained student's .pt file.")
     for key, value in flags.items():
         true_or_false(key, value)
     if isinstance(calib, bool) or not isinstance(calib, int) or calib < 1:
         raise UsageError(f"calib={calib} is not a number of images: give 1 or more, such as {CALIBRATION}.")
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop <= 100:
+        raise UsageError(f"max_drop={max_drop} is not a number of points from 0 to 100: give one such as {MAX_DROP:g}.")
     target = Path(str(out)).expanduser() if out else checkpoint.with_name(f"{checkpoint.stem}-edge.zip")
     if target.suffix != ".zip":
         raise UsageError(f"out={target} does not end in .zip: name the file to write, such as out=student-edge.zip.")
@@ -144,6 +148,7 @@ def _models(
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
     if int8 and dataset:
         images = list(filter(parity.readable, _spread(split_images(dataset, "train"), calib)))
+        _compare_sets(images, list(filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES))))
         for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
             file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
             models[file.name] = _entry(file, "int8", name)
@@ -185,6 +190,39 @@ def _measure_accuracy(root: Path, models: dict[str, dict[str, Any]], dataset: di
         metadata.change(root / name, {"accuracy": figures})
 
 
+def _refuse_losses(models: dict[str, dict[str, Any]], max_drop: float) -> None:
+    """Refuse a twin that lost more than allowed: on the board nobody would see it."""
+    first = next(iter(models.values()))["accuracy"]
+    for name, entry in models.items():
+        if entry["change"] and not -100 * entry["change"]["map50_95"] <= max_drop:
+            was, now = (100 * figures["map50_95"] for figures in (first, entry["accuracy"]))
+            images = "calibrate on more or other training images (calib=, data=), or " * (entry["precision"] == "int8")
+            raise ParityError(
+                f"{name} loses {was - now:.2f} points of mAP50-95 ({was:.2f} in FP32, {now:.2f} in "
+                f"{entry['precision'].upper()}), more than max_drop={max_drop:g}, so no bundle was made: {images}leave "
+                f"{entry['precision']}=True out, or allow the loss with max_drop=."
+            )
+
+
+def _compare_sets(calibration: Sequence[Path], validation: Sequence[Path]) -> None:
+    """Warn where the images that give INT8 its ranges look unlike those that it is measured on."""
+    (level, spread), (wanted, wanted_spread) = (_look(images) for images in (calibration, validation))
+    ratio = (spread + 1) / (wanted_spread + 1)
+    if np.abs(level - wanted).max() > UNLIKE_LEVEL or max(ratio.max(), 1 / ratio.min()) > UNLIKE_SPREAD:
+        LOGGER.warning(
+            f"The calibration images look unlike the validation images: mean grey level {level.mean():.0f} against "
+            f"{wanted.mean():.0f} of 255, spread {spread.mean():.0f} against {wanted_spread.mean():.0f}. INT8 needs "
+            "training images such as it will see."
+        )
+
+
+def _look(images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (3,) of the grey levels of each colour, over at most 64 images made small."""
+    small = [cv2.resize(read_image(p), (32, 32), interpolation=cv2.INTER_AREA) for p in _spread(images, CANDIDATES)]
+    pixels = np.stack(small).reshape(-1, 3).astype(np.float64)
+    return pixels.mean(0), pixels.std(0)
+
+
 def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]:
     """mAP of an exported file on a split, as Ultralytics measures it; fields as in the latency report's `accuracy`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -218,6 +256,19 @@ def table(models: dict[str, dict[str, Any]]) -> str:
     return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def _allowed(models: dict[str, dict[str, Any]], tolerance: dict[str, dict[str, float]]) -> str:
+    """What `verify` allows, a line for each precision in the bundle."""
+    lines = []
+    for precision in dict.fromkeys(entry["precision"] for entry in models.values()):
+        t = tolerance[precision]
+        lines.append(
+            f"{precision}: network output {t['raw_box']:g} px and {t['raw_score']:g} score; best boxes on average "
+            f"{t['mean_box']:g} px; best scores together {t['score_scale']:.1%}; detections {t['box']:g} px and "
+            f"{t['conf']:g} confidence, {t['unmatched']:.0%} without a partner"
+        )
+    return "\n".join(lines)
+
+
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,18 +300,22 @@ def varied(image: np.ndarray, number: int, hw: tuple[int, int]) -> np.ndarray:
 # --- the parity pack ------------------------------------------------------------------------------------------------
 
 
-def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> None:
-    """Write the images, and what each file makes of them here.
+def _parity_pack(
+    root: Path, models: dict[str, dict[str, Any]], candidates: Sequence[Path]
+) -> dict[str, dict[str, float]]:
+    """Write the images, and what each file makes of them here; returns the tolerances by precision.
 
     The FP32 detections are those of Ultralytics' `predict(rect=False)` on the same file, and our runtime has to find
     exactly them; the twins' are our runtime's.
     """
-    detectors = {name: Detector(root / name, threads=1) for name in files}
+    detectors = {name: Detector(root / name, threads=1) for name in models}
     full = detectors["model.onnx"]
     reference = YOLO(root / "model.onnx", task="detect")
     (root / "parity").mkdir()
     images: dict[str, Any] = {}
     raws: dict[str, np.ndarray] = {}
+    outputs: dict[str, list[Kept]] = {name: [] for name in models}
+    blobs = []
     for path in candidates:
         if len(images) == PARITY_IMAGES:
             break
@@ -275,7 +330,14 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
                 f"the runtime finds other boxes than Ultralytics' predict(rect=False) in {path}: no bundle was made."
             )
         cv2.imwrite(str(root / "parity" / name), frame)
-        raws[f"{name}/index"], raws[name] = _kept(full.infer(full.preprocess(frame)[0]), full.contract.output)
+        blobs.append(full.preprocess(frame)[0])
+        for file, detector in detectors.items():
+            kept = _kept(
+                detector.infer(blobs[-1]), full.contract.output, KEPT_ANCHORS if detector is full else KEPT_OF_TWINS
+            )
+            key = raw_key(file, name)
+            raws[f"{key}/index"], raws[key] = kept
+            outputs[file].append(kept)
         detections = {file: detector.detect(frame).tolist() for file, detector in detectors.items()}
         images[name] = {"hw": list(frame.shape[:2]), "detections": detections}
     if not images:
@@ -283,33 +345,48 @@ def _parity_pack(root: Path, files: list[str], candidates: Sequence[Path]) -> No
             f"the model detects nothing in {len(candidates)} images, so parity could not be verified on the board: "
             "give images of what it detects, source=images/."
         )
+    for file in models:
+        if not any(image["detections"][file] for image in images.values()):
+            raise ParityError(
+                f"{file} detects nothing in {len(images)} images in which the FP32 file does, so no bundle was made: "
+                f"calibrate on other images, or leave {models[file]['precision']}=True out."
+            )
+    moved = {file: rounding.measure(detectors[file], blobs, outputs[file]) for file in models}
+    precisions = {models[file]["precision"] for file in models}
+    tolerance = rounding.tolerances(
+        {p: [moved[file] for file in models if models[file]["precision"] == p] for p in precisions}
+    )
     expected = {
         "reference": f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider; FP32 detections equal to "
         f"predict(rect=False) of ultralytics {ultralytics.__version__}",
         "conf": full.conf,
         "iou": full.iou,
         "max_det": full.max_det,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
+        "rounding": moved,
         "images": images,
     }
-    (root / EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
+    (root / EXPECTED).write_text(json.dumps(expected, allow_nan=False) + "\n", encoding="utf-8")
     np.savez_compressed(root / EXPECTED_RAW, **raws)  # type: ignore[arg-type]
+    return tolerance
 
 
-def _kept(output: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
+def _kept(output: np.ndarray, contract: str, most: int) -> Kept:
     """Places of the output worth keeping, and what stands there: the best anchor points and some more, or all rows."""
     if contract != RAW:
-        return np.arange(output.shape[1]), output[0]
-    best = np.argsort(-output[0, 4:].max(0), kind="stable")[: KEPT_ANCHORS // 2]
-    spread = np.linspace(0, output.shape[2] - 1, KEPT_ANCHORS // 2).round().astype(int)
+        return Kept(np.arange(output.shape[1]), output[0])
+    best = np.argsort(-output[0, 4:].max(0), kind="stable")[: most // 2]
+    spread = np.linspace(0, output.shape[2] - 1, most // 2).round().astype(int)
     index = np.unique(np.concatenate([best, spread]))
-    return index, output[0][:, index]
+    return Kept(index, output[0][:, index])
 
 
 # --- instructions, manifest, zip ------------------------------------------------------------------------------------
 
 
-def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> None:
+def _instructions(
+    root: Path, name: str, models: dict[str, dict[str, Any]], tolerance: dict[str, dict[str, float]]
+) -> None:
     """Runtime, tests, requirement files, run.sh, README, licence and notice."""
     shutil.copytree(PACKAGE, root / PACKAGE.name, ignore=NOT_IN_A_BUNDLE)
     for file in sorted(BOARD_FILES.iterdir()):
@@ -319,7 +396,9 @@ def _instructions(root: Path, name: str, models: dict[str, dict[str, Any]]) -> N
     shutil.copy(TESTS / "test_board.py", root / "jetson")
     shutil.copy(TESTS / "options.py", root / "jetson/conftest.py")
     text = (BOARD_FILES / "README.md").read_text(encoding="utf-8")
-    (root / "README.md").write_text(text.format(name=name, files=table(models)), encoding="utf-8")
+    (root / "README.md").write_text(
+        text.format(name=name, files=table(models), tolerances=_allowed(models, tolerance)), encoding="utf-8"
+    )
     # all of that name: a build leaves one without licence beside a checkout
     texts = [d.read_text("licenses/LICENSE") for d in distributions(name="yolokd")]
     licence = next((text for text in texts if text), None)

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from yolokd_edge.common import EdgeError
+from yolokd_edge.common import EdgeError, one_line
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FREE = ("Constant", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")  # write no new memory
@@ -38,6 +38,8 @@ def figures(file: str | Path) -> dict[str, Any]:
         model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     except Exception as error:  # protobuf, onnx and the file system each raise their own
         raise EdgeError(f"{path} is not an ONNX model that can be read ({type(error).__name__}).") from error
+    if not model.graph.node or not model.graph.output:
+        raise EdgeError(f"{path} is not an ONNX model that can be read (it holds no graph).")
     shapes, sizes = _tensors(model.graph)
     work = [_operations(n, shapes) for n in model.graph.node if n.op_type in WEIGHTED]
     known = [operations for operations in work if operations is not None]
@@ -123,7 +125,10 @@ def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) 
         options = onnxruntime.SessionOptions()
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exception types share no base class
+            raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
         feed = session.get_inputs()[0]
         if not all(isinstance(side, int) for side in feed.shape):
             raise EdgeError(f"{file} has no fixed input shape ({feed.shape}), to time its nodes at: export it for one.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolokd_edge.bench.schema import STAGES
-from yolokd_edge.common import EdgeError, check_writable, sha256
+from yolokd_edge.common import EdgeError, check_writable, json_text, printable, sha256
 
 
 def write_report(
@@ -31,7 +30,7 @@ def write_report(
             np.savez_compressed(file, **arrays)
         for entry in records:
             entry["series"] = {"file": npz.name, "sha256": sha256(npz)}
-        out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json_text(records, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise EdgeError(f"{out} cannot be written ({error.strerror}).") from None
     return npz
@@ -64,7 +63,7 @@ def text_table(records: Sequence[dict[str, Any]]) -> str:
         figures, model = entry["results"], entry["model"]
         stages = figures["stages"]
         ends = stages["total"]["ci95"]["p50"]
-        cells = [model["file"], _cell_name(entry), f"{model['bytes'] / 1e6:.1f}", model["precision"]]
+        cells = [printable(model["file"]), _cell_name(entry), f"{model['bytes'] / 1e6:.1f}", model["precision"]]
         cells += [_cell(stages[s]["p50"]) for s in STAGES]
         cells.append("-" if ends is None else "{:.2f}..{:.2f}".format(*ends))
         cells += [_cell(stages["total"][key]) for key in ("p90", "p99")]
@@ -72,7 +71,10 @@ def text_table(records: Sequence[dict[str, Any]]) -> str:
         rows.append((*cells, entry["stability"]["verdict"]))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(widths[k]) if k < 2 else c.rjust(widths[k]) for k, c in enumerate(row)) for row in rows]
-    return "\n".join(lines + [f"{r['model']['file']}: {why}" for r in records for why in r["stability"]["reasons"]])
+    if any(r["results"].get("ci95_over") == "frames of one process" for r in records):
+        lines.append("95 %: holds within one process only; three runs or more show how processes differ")
+    notes = [f"{printable(r['model']['file'])}: {why}" for r in records for why in r["stability"]["reasons"]]
+    return "\n".join(lines + notes)
 
 
 def _cell(value: float | None) -> str:

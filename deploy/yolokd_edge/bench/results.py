@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from yolokd_edge.bench.schema import PERCENTILES, STAGES
-from yolokd_edge.bench.statistics import INTERVALS, percentile, samples_needed, summary
+from yolokd_edge.bench.statistics import MIN_RUNS, percentile, samples_needed, summary
 from yolokd_edge.bench.timing import COUNTS_SWITCHES
 from yolokd_edge.bench.trial import Trial
 from yolokd_edge.board.telemetry import Window
 
 
-def explain_nulls(stages: dict[str, Any], missing: dict[str, str]) -> None:
-    """Give each percentile, bound and interval that is null its reason."""
+def explain_nulls(stages: dict[str, Any], missing: dict[str, str], fewest: int | None = None) -> None:
+    """Give each percentile, bound and interval that is null its reason; `fewest`: frames of the shortest of the runs
+    that intervals are over."""
     for stage, figures in stages.items():
         for key, p in PERCENTILES.items():
             needed, n = samples_needed(p), figures["n_eff_p99"] if key == "p99" else figures["n_eff"]
@@ -24,9 +25,13 @@ def explain_nulls(stages: dict[str, Any], missing: dict[str, str]) -> None:
                 missing["results.stages.*." + key] = f"fewer samples than the {needed} needed"
             if figures["upper95"][key] is None:
                 missing[f"results.stages.{stage}.upper95.{key}"] = f"worth fewer than {needed} independent samples"
-            if key in INTERVALS and figures["ci95"][key] is None:
+            if figures["ci95"][key] is None:
                 worth = "too few samples" if n is None else f"worth only {n:.0f} independent samples"
                 missing[f"results.stages.{stage}.ci95.{key}"] = worth
+            short = f"a run has {fewest} frames, fewer than the {needed} needed" if fewest and fewest < needed else None
+            for field in ("upper95", "ci95"):
+                if short and figures[field][key] is None:
+                    missing[f"results.stages.{stage}.{field}.{key}"] = short
         if figures["n_eff_p99"] is None:
             missing[f"results.stages.{stage}.n_eff_p99"] = "no p99"
 
@@ -69,8 +74,11 @@ def busy_windows(trials: Sequence[Trial]) -> list[Window]:
 
 def make_results(trials: Sequence[Trial], missing: dict[str, str], models: int = 1) -> dict[str, Any]:
     """The record's `results`: all trials' frames pooled, times in ms; `runs` keeps the trials apart."""
-    stages = {stage: summary(*(t.series[stage] for t in trials)) for stage in STAGES}
-    explain_nulls(stages, missing)
+    repeats = [t.facts["repeat"] for t in trials]
+    stages = {stage: summary(*(t.series[stage] for t in trials), repeats=repeats) for stage in STAGES}
+    over_runs = len(set(repeats)) >= MIN_RUNS
+    fewest = min(sum(t.facts["n"] for t in trials if t.facts["repeat"] == k) for k in set(repeats))
+    explain_nulls(stages, missing, fewest if over_runs else None)
     facts, runs = [t.facts for t in trials], [run_summary(t) for t in trials]
     n, seconds = sum(f["n"] for f in facts), sum(end - start for start, end in busy_windows(trials)) / 1e9
     wall = sum(int(t.series["total"].sum()) * t.facts["threads"] for t in trials)
@@ -86,6 +94,7 @@ def make_results(trials: Sequence[Trial], missing: dict[str, str], models: int =
         "n": n,
         "duration_s": round(seconds, 3),
         "stages": stages,
+        "ci95_over": "runs" if over_runs else "frames of one process",
         "fps_from_p50": 1000 / p50 if p50 else None,
         "throughput_fps": n / seconds if models == 1 and seconds else None,
         "candidates_mean": sum(f["candidates"] for f in facts) / n,

@@ -12,7 +12,9 @@ import numpy as np
 
 from yolokd_edge.bench.schema import PERCENTILES
 
-INTERVALS = ("p50", "p99")  # percentiles that get a two-sided interval
+# Of every run, where an interval is over runs: with fewer the runs' own percentiles are too low more often than not.
+MIN_SAMPLES_BEYOND_IN_A_RUN = 2
+MIN_RUNS = 3  # below, processes say nothing of how they differ, and an interval holds within one process only
 CONFIDENCE = 0.95
 MIN_CORRELATION = 0.02  # autocorrelation below which the sum over the lags stops
 MAX_LAGS = 500
@@ -232,23 +234,74 @@ def percentile_interval(
     return ends
 
 
-def summary(*runs: Sequence[int] | np.ndarray) -> dict[str, Any]:
+def unbiased_percentile(samples: np.ndarray, p: float) -> float:
+    """Percentile p between two samples, as often above the truth as below (Hyndman and Fan 1996, type 8).
+
+    The nearest rank is a little low, which does not matter for one series but adds up in the mean over several.
+    """
+    rank = p * (len(samples) + 1 / 3) + 1 / 3
+    return float(np.interp(rank, np.arange(1, len(samples) + 1), np.sort(samples)))
+
+
+def run_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[list[float], float]:
+    """Two-sided interval and upper bound of a figure from its values in several processes, by Student's t on logs.
+
+    A process's own value errs by what its frames do not tell and by what sets this process apart from others (memory
+    layout, clocks, neighbours). The values' spread holds both, whatever their shares: in the model of random effects
+    the variance of their mean is that spread's square over their number. Within-process intervals would count again
+    what is in it already.
+    """
+    positive = min(values) > 0
+    logs = np.log(values) if positive else np.asarray(values, float)
+    mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(values))
+    half, up = (t_quantile(level, len(values) - 1) * error for level in ((1 + confidence) / 2, confidence))
+    back = math.exp if positive else float
+    return [back(mean - half), back(mean + half)], back(mean + up)
+
+
+def _over_runs(
+    runs: Sequence[np.ndarray], points: dict[str, float | None], carried: dict[str, bool]
+) -> tuple[dict[str, list[float] | None], dict[str, float | None]]:
+    """Intervals and upper bounds from three processes or more, None where one of them has too few samples."""
+    ends: dict[str, list[float] | None] = dict.fromkeys(PERCENTILES)
+    bounds: dict[str, float | None] = dict.fromkeys(PERCENTILES)
+    for key, p in PERCENTILES.items():
+        point = points[key]
+        if point is not None and carried[key] and min(map(len, runs)) >= samples_needed(p):
+            (low, high), bound = run_interval([unbiased_percentile(run, p) for run in runs])
+            ends[key], bounds[key] = [min(low, point), max(high, point)], max(bound, point)
+    return ends, bounds
+
+
+def summary(*runs: Sequence[int] | np.ndarray, repeats: Sequence[int] | None = None) -> dict[str, Any]:
     """Summarise samples in ns, one series per process, as milliseconds.
 
-    No sample is deleted; a percentile, bound or interval that the samples cannot carry is None.
+    No sample is deleted; a percentile, bound or interval that the samples cannot carry is None. From three runs on,
+    intervals and bounds are over the runs and hold for the next process, too; below, within one process only.
+
+    Args:
+        runs: Series (n,), one per process.
+        repeats: Number of the run that each process belongs to: those that ran at the same time are one.
     """
     parts = [np.asarray(run, np.float64) / 1e6 for run in runs]
     ms = np.sort(np.concatenate(parts))
     shared = dependence(parts)
     points = {k: percentile(ms, p) if len(ms) >= samples_needed(p) else None for k, p in PERCENTILES.items()}
     worth = {k: shared.n_eff_of(p) for k, p in PERCENTILES.items() if points[k] is not None}
-    bounds = {k: upper_bound(ms, p, worth[k]) if k in worth else None for k, p in PERCENTILES.items()}
-    ends = {
-        k: percentile_interval(ms, PERCENTILES[k], worth[k], shared.confidence)
-        if shared.carries(PERCENTILES[k], worth.get(k, 0))
-        else None
-        for k in INTERVALS
-    }
+    carried = {k: shared.carries(p, worth.get(k, 0)) for k, p in PERCENTILES.items()}
+    of = np.arange(len(parts)) if repeats is None else np.asarray(repeats)
+    together = [np.concatenate([part for part, k in zip(parts, of) if k == run]) for run in np.unique(of)]  # noqa: B905
+    ends: dict[str, list[float] | None]
+    if len(together) >= MIN_RUNS:
+        for k, p in PERCENTILES.items():
+            carried[k] &= worth.get(k, 0) / len(together) * (1 - p) >= MIN_SAMPLES_BEYOND_IN_A_RUN
+        ends, bounds = _over_runs(together, points, carried)
+    else:
+        bounds = {k: upper_bound(ms, p, worth[k]) if k in worth else None for k, p in PERCENTILES.items()}
+        ends = {
+            k: percentile_interval(ms, p, worth[k], shared.confidence) if carried[k] else None
+            for k, p in PERCENTILES.items()
+        }
     out: dict[str, Any] = {"mean": float(ms.mean()), "min": float(ms[0])}
     out.update(points)
     out.update({"max": float(ms[-1]), "ci95": ends, "upper95": bounds})

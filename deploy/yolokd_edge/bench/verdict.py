@@ -112,8 +112,8 @@ def doubts(
     out = []
     for f in facts:
         if f["n"] < limits.n_min or f["duration_s"] < limits.t_min_s:
-            asked = f"{f['n']} of {limits.n_min} frames"
-            out.append(Doubt(f"time limit of {limits.t_max_s:g} s reached after {asked}"))
+            done = f"{f['n']} frames (at least {limits.n_min} wanted) and {f['duration_s']:g} s ({limits.t_min_s:g} s)"
+            out.append(Doubt(f"time limit of {limits.t_max_s:g} s reached after {done}"))
             break
     if first["images"]["n"] < 32:
         out.append(Doubt(f"only {first['images']['n']} different images, at least 32 are recommended"))

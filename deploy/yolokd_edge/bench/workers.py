@@ -20,7 +20,7 @@ from yolokd_edge.bench.options import BenchOptions
 from yolokd_edge.bench.plan import Plan
 from yolokd_edge.bench.trial import Trial, open_detectors, run_trial
 from yolokd_edge.boxes import PAD
-from yolokd_edge.common import EdgeError, own_command
+from yolokd_edge.common import DEFECT, USAGE, EdgeError, own_command
 from yolokd_edge.images import read_frames
 from yolokd_edge.runtimes.table import PROVIDERS
 
@@ -111,7 +111,8 @@ def _check_end(folder: Path, process: Any) -> None:
     if process.returncode != 0:
         errors = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
         lines = errors.strip().splitlines() or ["it gave no reason"]
-        raise EdgeError(f"A measuring process ended with code {process.returncode}: {lines[-1][:300]}")
+        code = DEFECT if process.returncode == DEFECT else USAGE
+        raise EdgeError(f"A measuring process ended with code {process.returncode}: {lines[-1][:300]}", code)
 
 
 def _outcome(folder: Path, process: Any) -> list[Trial]:

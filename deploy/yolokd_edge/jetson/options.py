@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 BUNDLE = Path(__file__).resolve().parents[1]
 if (BUNDLE / "yolokd_edge").is_dir():  # an unpacked bundle: its own runtime is what is tested here
     sys.path.insert(0, str(BUNDLE))
 
 from yolokd_edge.bench.schema import PERCENTILES, STAGES  # noqa: E402
+from yolokd_edge.common import USAGE  # noqa: E402
 from yolokd_edge.runtimes.table import PROVIDERS  # noqa: E402
 
 MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -48,7 +51,6 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption(
         "--budget",
         action="append",
-        type=read_budgets,
         default=[],
         metavar="STAGE.PERCENTILE=TIME",
         help="most time a frame may take, such as total.p99=15ms; may be given more than once",
@@ -67,6 +69,14 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption(
         "--max-drift", type=float, default=1.03, metavar="RATIO", help="last third over first of a soak (default 1.03)"
     )
+
+
+def pytest_configure(config: Any) -> None:
+    """Read the budgets here and not as a type of argparse, whose errors end pytest with 4: that means a provider."""
+    try:
+        config.option.budget = [read_budgets(text) if isinstance(text, str) else text for text in config.option.budget]
+    except argparse.ArgumentTypeError as error:
+        pytest.exit(f"--budget: {error}", returncode=USAGE)
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
