@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
 from helpers.cli import contents, refusal
 from helpers.models import layout
@@ -161,7 +160,7 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path, capsys
         ("a: {", "not a readable YAML"),
         ("../a: {method: pkd}", "cannot name a folder"),
         ("a: {method: pkd}\nA: {method: cwd}", "cannot name a folder"),
-        ("a: {method: builtin, pkd.gain: 2}", "which builtin has not"),
+        ("a: {method: builtin, pkd.gain: 2}", "which builtin does not have"),
         ("a: {method: pkd, seed: 3}", "arm a: seed=3"),
         ("a: {method: pkd, epoch: 3}", "arm a: unknown option 'epoch', did you mean 'epochs'"),
         ("pkd: {pkd.gain: 2}", "stands in methods= and in arms="),
@@ -288,13 +287,15 @@ def test_a_teacher_of_another_task_has_no_score_of_its_own(given, tmp_path):
     assert plan.teacher is None and len(plan.jobs) == 2
 
 
-def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
-    """Ultralytics cannot resume what has no epoch left, however often it is asked."""
+def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path, monkeypatch):
+    """Ultralytics' own trainer cannot resume what has no epoch left, however often it is asked."""
     file = tmp_path / "weights" / "last.pt"
     file.parent.mkdir()
+    file.touch()
     for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
-        torch.save({"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}, file)
-        assert interrupted(tmp_path) == wanted
+        checkpoint = {"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}
+        monkeypatch.setattr("yolokd.detectors.opening.read_checkpoint", lambda *a, c=checkpoint: (None, c))
+        assert interrupted(tmp_path, False) == wanted
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):
