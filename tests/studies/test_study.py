@@ -6,8 +6,10 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -323,6 +325,58 @@ def test_leaving_early_ends_the_running_processes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         next(runs)
     assert [p.returncode for p in begun] == [-signal.SIGTERM] * 2
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(pid: int) -> bool:
+    until = time.monotonic() + 30
+    while not gone(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return gone(pid)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ending_a_run_ends_what_it_started(tmp_path, monkeypatch):
+    """A run has loaders' processes of its own."""
+    code = "import os, subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    monkeypatch.setattr(runner, "RUNNER", [sys.executable, "-c", code])
+    process = start_run(Job("a", tmp_path / "a", {}), 1)
+    log = tmp_path / "a" / "log.txt"
+    while not log.read_text().strip():
+        time.sleep(0.02)
+    runner.end_all([process])
+    assert process.returncode == -signal.SIGTERM and wait_for(int(log.read_text()))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_ends_when_its_study_is_killed_hard(tmp_path):
+    child = "import os, time; from yolokd.studies.worker import PARENT, end_with_parent; "
+    child += "end_with_parent(os.environ[PARENT]); print('ready', flush=True); time.sleep(60)"
+    parent = f"""
+import sys, time
+from pathlib import Path
+from yolokd.studies import runner
+from yolokd.studies.plan import Job
+runner.RUNNER = [sys.executable, "-c", {child!r}]
+print(runner.start_run(Job("a", Path({str(tmp_path)!r}), {{}}), 1).pid, flush=True)
+time.sleep(60)
+"""
+    study_process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(study_process.stdout.readline())
+    until = time.monotonic() + 60
+    while "ready" not in (tmp_path / "log.txt").read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not gone(pid)
+    study_process.kill()
+    study_process.wait()
+    assert wait_for(pid)
 
 
 # --- The statistics and tables ---
