@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from yolokd.verbs import VERBS, load
 
 CODES = (1, 2, 3, 4, 5)
 DEFECT = 70  # not 1, by which Python ends and a gate means a regression
+INTERRUPTED, TERMINATED = 130, 143  # as of a program that SIGINT or SIGTERM ends
 READER_GONE = 141  # as of a program that SIGPIPE ends
 HELP = {"-h", "--help"}
 
@@ -35,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from yolokd import compat
 
             compat.check()
-        module.run(words)
+        with ended_by_sigterm():
+            module.run(words)
         code = 0
+    except KeyboardInterrupt as stop:
+        print(f"yolokd: {stop}" if str(stop) else f"yolokd: {verb} was stopped.", file=sys.stderr)
+        code = getattr(stop, "code", INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():  # as `| head` does; another pipe's break is a defect
             _flush()
@@ -49,6 +57,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = given
     _flush()
     return code
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is at work as Ctrl-C does, so that it can tidy up and say how to go on."""
+    if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+        yield
+        return
+
+    def end(*_: object) -> None:
+        from yolokd.errors import Interrupted
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the tidying short
+        raise Interrupted("", code=TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _reader_gone() -> bool:

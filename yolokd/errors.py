@@ -33,6 +33,17 @@ class GateError(RuntimeError):
         self.code = code
 
 
+class Interrupted(KeyboardInterrupt):
+    """What was at work was stopped by Ctrl-C or SIGTERM: one sentence that says how to go on.
+
+    No `Exception`, which somebody's handler on the way would take for a failure.
+    """
+
+    def __init__(self, message: str = "stopped", stop: BaseException | None = None, code: int = 130) -> None:
+        super().__init__(message)
+        self.code: int = getattr(stop, "code", code)  # 130 for SIGINT, 143 for SIGTERM
+
+
 def one_line(error: Exception) -> str:
     """The first paragraph of somebody else's exception as one line of at most 200 characters."""
     return " ".join(str(error).strip().split("\n\n")[0].split())[:200].rstrip(". ")

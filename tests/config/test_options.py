@@ -12,6 +12,7 @@ from helpers.training import ASSETS, TINY
 from yolokd.config import options
 from yolokd.config.options import CacheOptions, DistillOptions
 from yolokd.config.recipes import asked_methods
+from yolokd.detectors.teachers import digest
 from yolokd.distill.trainer import KDTrainer
 from yolokd.errors import UsageError
 
@@ -93,4 +94,5 @@ def test_the_trainer_writes_nothing_into_the_options(scenes, tmp_path):
     trainer.setup_model()
     trainer.set_model_attributes()
     assert trainer.distillation is before and trainer.start == "teacher"
-    assert trainer.args.kd == {**before.to_dict(), "start": "teacher"}
+    found = {"start": "teacher", "sha256": [digest(str(ASSETS / "teacher.pt"))]}
+    assert trainer.args.kd == {**before.to_dict(), **found}

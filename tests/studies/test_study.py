@@ -6,11 +6,12 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from helpers.cli import contents, refusal
 from helpers.models import layout
@@ -288,13 +289,15 @@ def test_a_teacher_of_another_task_has_no_score_of_its_own(given, tmp_path):
     assert plan.teacher is None and len(plan.jobs) == 2
 
 
-def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path):
-    """Ultralytics cannot resume what has no epoch left, however often it is asked."""
+def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path, monkeypatch):
+    """Ultralytics' own trainer cannot resume what has no epoch left, however often it is asked."""
     file = tmp_path / "weights" / "last.pt"
     file.parent.mkdir()
+    file.touch()
     for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
-        torch.save({"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}, file)
-        assert interrupted(tmp_path) == wanted
+        checkpoint = {"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}
+        monkeypatch.setattr("yolokd.detectors.opening.read_checkpoint", lambda *a, c=checkpoint: (None, c))
+        assert interrupted(tmp_path, False) == wanted
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):
@@ -322,6 +325,58 @@ def test_leaving_early_ends_the_running_processes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         next(runs)
     assert [p.returncode for p in begun] == [-signal.SIGTERM] * 2
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(pid: int) -> bool:
+    until = time.monotonic() + 30
+    while not gone(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return gone(pid)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ending_a_run_ends_what_it_started(tmp_path, monkeypatch):
+    """A run has loaders' processes of its own."""
+    code = "import os, subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    monkeypatch.setattr(runner, "RUNNER", [sys.executable, "-c", code])
+    process = start_run(Job("a", tmp_path / "a", {}), 1)
+    log = tmp_path / "a" / "log.txt"
+    while not log.read_text().strip():
+        time.sleep(0.02)
+    runner.end_all([process])
+    assert process.returncode == -signal.SIGTERM and wait_for(int(log.read_text()))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_ends_when_its_study_is_killed_hard(tmp_path):
+    child = "import os, time; from yolokd.studies.worker import PARENT, end_with_parent; "
+    child += "end_with_parent(os.environ[PARENT]); print('ready', flush=True); time.sleep(60)"
+    parent = f"""
+import sys, time
+from pathlib import Path
+from yolokd.studies import runner
+from yolokd.studies.plan import Job
+runner.RUNNER = [sys.executable, "-c", {child!r}]
+print(runner.start_run(Job("a", Path({str(tmp_path)!r}), {{}}), 1).pid, flush=True)
+time.sleep(60)
+"""
+    study_process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(study_process.stdout.readline())
+    until = time.monotonic() + 60
+    while "ready" not in (tmp_path / "log.txt").read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not gone(pid)
+    study_process.kill()
+    study_process.wait()
+    assert wait_for(pid)
 
 
 # --- The statistics and tables ---

@@ -20,7 +20,7 @@ from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, 
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
-from yolokd.detectors.teachers import locate_all
+from yolokd.detectors.teachers import digest, locate_all, title
 from yolokd.errors import UsageError
 
 OURS = (  # beside the dotted ones
@@ -172,7 +172,19 @@ def resumed(stored: Any, given: Mapping[str, Any] | None) -> dict[str, Any] | No
     if not isinstance(stored, dict) or not stored.keys() & {"methods", "recipe"}:
         return None
     plain = {**{k: v for k, v in stored.items() if k != "trust"}, **(given or {})}  # a file cannot vouch for itself
-    return {**plain, "teacher": locate_all(plain["teacher"])}
+    found, before = locate_all(plain["teacher"]), list(stored["teacher"])
+    if len(found) != len(before):
+        raise UsageError(
+            f"teacher={','.join(found)} cannot change in a resumed run, which began with {len(before)} of them: give "
+            f"{','.join(map(title, before))}."
+        )
+    for file, was, known in zip(found, before, stored.get("sha256") or [None] * len(found), strict=True):
+        if known and (now := digest(file)) and now != known:
+            raise UsageError(
+                f"teacher={file} is another file than the {title(was)} that the run began with (SHA-256 {now[:12]}, "
+                f"then {known[:12]}): give that one."
+            )
+    return {**plain, "teacher": found}
 
 
 def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions:

@@ -10,8 +10,8 @@ import torch
 
 from yolokd import __version__
 from yolokd.detectors.teachers import digest, title
-
-OURS = "yolokd"  # the checkpoint's entry
+from yolokd.distill.checkpoints import SIGNED as OURS
+from yolokd.distill.checkpoints import replacing
 
 
 @dataclass(frozen=True)
@@ -77,4 +77,5 @@ def sign(file: Path, made_by: Provenance) -> None:
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # written by this process a moment ago
     for model in filter(None, (checkpoint.get("model"), checkpoint.get("ema"))):
         model.to(memory_format=torch.contiguous_format)  # older releases of Ultralytics cannot fuse another one
-    torch.save({**checkpoint, OURS: made_by.to_dict()}, file)
+    with replacing(file) as part:
+        torch.save({**checkpoint, OURS: made_by.to_dict()}, part)

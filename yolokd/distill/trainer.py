@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
@@ -41,12 +40,13 @@ from yolokd.distill.distiller import Distiller
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
+from yolokd.distill.saving import SavingMixin
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.errors import UsageError
 from yolokd.init import transfer
 
 
-class KDMixin(BaseTrainer):
+class KDMixin(SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -64,7 +64,7 @@ class KDMixin(BaseTrainer):
     world_size: int
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
-        overrides = options.fold(dict(overrides or {}))  # before super() makes any folder
+        overrides = absolute(options.fold(dict(overrides or {})))  # before super() makes any folder
         # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
         super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
         self.distillation, self.start = DistillOptions.from_dict(self.args.kd), str(self.args.kd.get("start", "own"))
@@ -85,7 +85,8 @@ class KDMixin(BaseTrainer):
         super().check_resume({k: v for k, v in overrides.items() if k != "kd"})
         if not self.resume:
             return
-        self.args.kd = options.resumed(getattr(self.args, "kd", None), overrides.get("kd"))
+        stored, given = getattr(self.args, "kd", None), overrides.get("kd")
+        self.args.kd = options.resumed(stored or given, given)
         if self.args.kd is None:
             raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
 
@@ -98,7 +99,9 @@ class KDMixin(BaseTrainer):
             raise
         except Exception as error:
             raise RuntimeError(f"data={args.data} cannot be used: {error}") from error
-        return super().get_dataset()
+        data = super().get_dataset()
+        args.data = absolute({"data": args.data})["data"]  # a run may be resumed from another working directory
+        return data
 
     def set_model_attributes(self) -> None:
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
@@ -117,7 +120,8 @@ class KDMixin(BaseTrainer):
             varied = bool(self.args.multi_scale or self.args.rect)
             made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied)
             self.start = self._start_student(reader, made[0])
-            self.args.kd = {**distillation.to_dict(), "start": self.start}  # for checkpoints, from which a run resumes
+            # for checkpoints, from which a run resumes
+            self.args.kd = {**distillation.to_dict(), "start": self.start, "sha256": self._digests(made)}
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
                 for buffer in student.buffers():
                     torch.distributed.broadcast(buffer, 0)
@@ -140,6 +144,13 @@ class KDMixin(BaseTrainer):
                 LOGGER.info(f"Left out: {reason}")
             if self.start == "teacher":
                 LOGGER.info(f"The student starts with weights solved from the teacher's (init={distillation.init})")
+
+    def _digests(self, made: list[Plan]) -> list[str | None]:
+        """SHA-256 of the teachers' files: a resumed run must have the same."""
+        return self.args.kd.get("sha256") or [
+            digest(file) or digest(str(getattr(plan.teacher.model, "pt_path", file)))
+            for file, plan in zip(self.distillation.teacher, made, strict=True)
+        ]
 
     def _start_student(self, student: Reader, plan: Plan) -> str:
         """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
@@ -322,7 +333,13 @@ class KDMixin(BaseTrainer):
         state = ckpt.get("optimizer") or {}
         for key, module in (("kd", self.distiller.methods), ("kd_balance", self.distiller.balance)):
             if module is not None and key in state:
-                module.load_state_dict(state[key])
+                try:
+                    module.load_state_dict(state[key])
+                except RuntimeError as error:
+                    raise UsageError(
+                        f"resume={self.args.resume}: what the run had learnt about its teacher does not fit "
+                        f"teacher={','.join(self.distillation.teacher)}: give the file that the run began with."
+                    ) from error
 
     def get_validator(self) -> Any:
         """Upstream's validator, which checks its arguments against the stock schema: it must not see ours."""
@@ -343,18 +360,15 @@ class KDMixin(BaseTrainer):
             return {k: v for k, v in labelled.items() if k not in ours}
         return [k for k in labelled if k not in ours]
 
-    def final_eval(self) -> None:
-        """As upstream; the finished checkpoints then say how they were made, in plain values under the key "yolokd"."""
-        super().final_eval()
-        if RANK in {-1, 0}:
-            made_by = trained(
-                list(self.distillation.teacher), self.recipe, self.distillation.gain, self.start, str(self.args.data)
-            )
-            for file in (self.best, self.last):
-                if file.exists():
-                    # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
-                    validated = file == (self.best if self.best.exists() else self.last)
-                    sign(file, replace(made_by, accuracy=self._accuracy() if validated else None))
+    def sign_checkpoints(self) -> None:
+        """The finished checkpoints say how they were made, in plain values under the key "yolokd"."""
+        teachers, args = list(self.distillation.teacher), self.args
+        made_by = trained(teachers, self.recipe, self.distillation.gain, self.start, str(args.data))
+        for file in (self.best, self.last):
+            if file.exists():
+                # the figures are best.pt's, or without one (save=False) the last epoch's: never both files'
+                validated = file == (self.best if self.best.exists() else self.last)
+                sign(file, replace(made_by, accuracy=self._accuracy() if validated else None))
 
     def _accuracy(self) -> dict[str, Any]:
         """The final validation's figures, in the fields of the latency report's `accuracy`."""
@@ -401,6 +415,16 @@ class KDOBBTrainer(KDMixin, OBBTrainer):
 TRAINERS: dict[type, type[KDMixin]] = {
     RTDETRDecoder: KDRTDETRTrainer, Segment: KDSegmentationTrainer, Pose: KDPoseTrainer, OBB: KDOBBTrainer,
 }  # fmt: skip
+
+
+def absolute(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with their files found from every working directory, from which a run may be resumed."""
+    found = {}
+    for key in ("data", "pretrained"):
+        given = arguments.get(key)
+        if isinstance(given, (str, Path)) and str(given) and Path(given).exists():
+            found[key] = os.path.abspath(given)
+    return {**arguments, **found}
 
 
 def trainer_for(model: Any) -> type[KDMixin]:

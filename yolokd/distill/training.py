@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,12 @@ from yolokd.config.checks import check_arguments
 from yolokd.config.parse import non_negative, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.detectors.opening import open_student, scaled_yaml
+from yolokd.distill import checkpoints
 from yolokd.distill.preflight import preflight
 from yolokd.distill.trainer import trainer_for
-from yolokd.errors import UsageError
+from yolokd.errors import Interrupted, UsageError
+
+UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def train(**arguments: Any) -> YOLO | RTDETR:
@@ -47,21 +54,76 @@ def train(**arguments: Any) -> YOLO | RTDETR:
     if (task := arguments.get("task") or student.task) != student.task:
         raise UsageError(f"task={task}: model={model} is for the task {student.task}, leave task= out.")
     preflight(student, folded, trust)
-    student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
+    with saying_how_to_go_on(student):
+        student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
     return student
 
 
 def _resume(arguments: dict[str, Any]) -> YOLO | RTDETR:
-    """Continue an interrupted run from its last.pt, given as model= with resume=True or as resume= itself."""
+    """Go on with an interrupted run, given by its folder or last.pt as model= with resume=True or as resume= itself."""
     given = arguments.pop("resume")
-    checkpoint = arguments.pop("model", None) if given is True else given
-    if not checkpoint or not Path(str(checkpoint)).is_file():
-        raise UsageError(f"resume={checkpoint or given} is not a file: give the interrupted run's weights/last.pt.")
-    options.fold({**arguments, "resume": True})
+    named = arguments.pop("model", None) if given is True else given
+    folded = options.fold({**arguments, "resume": True})
+    if not named:
+        raise UsageError(f"resume={given} is not a file: give the interrupted run's folder or its weights/last.pt.")
     trust = bool(arguments.get("trust"))
-    student = open_student(checkpoint, "model" if given is True else "resume", trust)
-    distilled = isinstance((student.ckpt.get("train_args") or {}).get("kd"), dict)
-    if student.ckpt.get("optimizer") is None or not distilled:
-        raise UsageError(f"resume={checkpoint} is not an interrupted run of yolokd: give such a run's weights/last.pt.")
-    student.train(trainer=trainer_for(student.model), resume=True, **arguments)
+    state = checkpoints.find(named, trust)
+    student = open_student(state.file, "resume", trust)
+    check_resumed(student, state, folded, trust)
+    theirs = {k: v for k, v in folded.items() if k not in ("resume", "kd")}
+    # the distillation's options as stored, of which a stripped checkpoint has none
+    kd = {**state.arguments["kd"], **folded.get("kd", {})}
+    with saying_how_to_go_on(student):
+        student.train(trainer=trainer_for(student.model), resume=str(state.file), kd=kd, **theirs)
     return student
+
+
+def check_resumed(student: YOLO | RTDETR, state: checkpoints.State, folded: dict[str, Any], trust: bool) -> None:
+    """Refuse what `train` would refuse, of the interrupted run's arguments and of those given anew."""
+    kd = options.resumed(state.arguments["kd"], folded.get("kd"))
+    if kd is None:
+        raise UsageError(f"resume={state.file} is not an interrupted run of yolokd: {checkpoints.GIVE_LAST}.")
+    if state.place is None and not folded.get("save_dir"):
+        raise UsageError(
+            f"resume={state.file} does not lie in a run's folder weights/: give save_dir= for where it shall go on."
+        )
+    data = folded.get("data") or state.arguments.get("data")
+    if "://" not in str(data) and os.path.isabs(str(data)) and not Path(str(data)).exists():
+        raise UsageError(f"data={data} of the interrupted run is not there: give its new place, data=my.yaml.")
+    no_matter = ("save_dir", "project", "pretrained", "resume")  # of a run whose folder and weights are there
+    now = {**state.arguments, **{k: v for k, v in folded.items() if k not in ("resume", "kd")}, "kd": kd, "data": data}
+    check_arguments({k: v for k, v in now.items() if k not in no_matter}, trust)
+    preflight(student, now, trust)
+
+
+# --- ended early ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def saying_how_to_go_on(student: YOLO | RTDETR) -> Iterator[None]:
+    """Say in one sentence how a training goes on that was stopped, or could not be written."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"the training was stopped: {_how_to_go_on(student)}.", stop) from stop
+    except (OSError, RuntimeError) as error:
+        if (why := _unwritten(error)) is None:
+            raise
+        raise UsageError(f"the training cannot write its files ({why}): {_how_to_go_on(student)}.") from error
+
+
+def _how_to_go_on(student: YOLO | RTDETR) -> str:
+    last = getattr(getattr(student, "trainer", None), "last", None)
+    if last is None or not Path(last).is_file():
+        return "no epoch was saved yet, give the same command to begin anew"
+    return f"`yolokd train resume={last}` goes on after the last saved epoch"
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Why a file could not be written; None where the error is about something else."""
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else str(cause.strerror)
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch's own, which says no reason
+        return "a checkpoint could not be written whole"
+    return None

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from yolokd.errors import StudyError, UsageError
+from yolokd.errors import Interrupted, StudyError, UsageError
 from yolokd.studies.plan import SCHEMA, Job, Study, plan_study
 from yolokd.studies.report import summarise, write
-from yolokd.studies.worker import SPEC, write_json
+from yolokd.studies.worker import PARENT, SPEC, write_json
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
 # The working directory is no place to import from: a checkout of yolokd there, or somebody's random.py.
 RUNNER = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "yolokd.studies.worker"]
 
@@ -59,6 +62,11 @@ def study(
     try:
         with FileLock(plan.out / ".lock", timeout=0):
             return carry_out(plan, jobs, threads or max(1, usable_cores() // jobs))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"the study was stopped and its runs ended: the same command goes on in {plan.out} with what is missing.",
+            stop,
+        ) from stop
     except Timeout as error:
         raise UsageError(
             f"out={plan.out} is being worked on by another process: wait for it or name another."
@@ -72,16 +80,17 @@ def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
     waiting = [job for job in everything if job.result() is None]
     done = len(everything) - len(waiting)
     print(f"{len(everything)} runs in {plan.out}, {done} already done, {jobs} at a time with {threads} threads each")
-    for job, code in run_all(waiting, jobs, threads):
-        done += 1
-        if code == 0 and (result := job.result()) is not None:
-            said = f"mAP50 {100 * result['map50']:.1f}, mAP50-95 {100 * result['map50_95']:.1f}"
-            said += f", {result['wall_s']:.0f} s" if result.get("wall_s") else ""
-        else:
-            plan.failed[job.label] = _last_line(job.folder / "log.txt")
-            said = f"failed: {plan.failed[job.label]}"
-        print(f"[{done}/{len(everything)}] {job.label}: {said}", flush=True)
-        _report(plan, jobs)
+    with closing(run_all(waiting, jobs, threads)) as runs:  # ends what runs, whatever happens in between
+        for job, code in runs:
+            done += 1
+            if code == 0 and (result := job.result()) is not None:
+                said = f"mAP50 {100 * result['map50']:.1f}, mAP50-95 {100 * result['map50_95']:.1f}"
+                said += f", {result['wall_s']:.0f} s" if result.get("wall_s") else ""
+            else:
+                plan.failed[job.label] = _last_line(job.folder / "log.txt")
+                said = f"failed: {plan.failed[job.label]}"
+            print(f"[{done}/{len(everything)}] {job.label}: {said}", flush=True)
+            _report(plan, jobs)
     report = _report(plan, jobs, plot=True)
     print(f"\n{(plan.out / 'compare.md').read_text(encoding='utf-8')}\nTables, figures and runs: {plan.out}")
     if plan.failed:
@@ -92,7 +101,7 @@ def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
     return report
 
 
-def run_all(waiting: list[Job], jobs: int, threads: int) -> Iterator[tuple[Job, int]]:
+def run_all(waiting: list[Job], jobs: int, threads: int) -> Generator[tuple[Job, int], None, None]:
     """Run the jobs, so many at a time, each in a fresh process; yields each with its exit code when it ends."""
     queue = list(waiting)
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}  # by process id
@@ -109,9 +118,19 @@ def run_all(waiting: list[Job], jobs: int, threads: int) -> Iterator[tuple[Job, 
             if not ended:
                 time.sleep(0.2)
     finally:  # also after Ctrl-C: what is half done goes on next time
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
+        end_all([process for _, process in running.values()])
+
+
+def end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End runs with all the processes that they started, and wait for them."""
+    for number in (signal.SIGTERM, KILL):
+        for process in processes:
+            with suppress(OSError):  # all of it is gone
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, number)
+                else:
+                    process.terminate()
+        for process in processes:
             process.wait()
 
 
@@ -126,7 +145,8 @@ def start_run(job: Job, threads: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **count},
+            env={**os.environ, **count, PARENT: str(os.getpid())},
+            start_new_session=True,  # a group of its own, which is ended as a whole
         )
 
 

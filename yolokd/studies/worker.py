@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from yolokd.detectors.class_map import ClassMap, match_classes
 from yolokd.errors import UsageError
 
 SPEC, RESULT = "run.json", "result.json"
+PARENT = "YOLOKD_STUDY"  # the environment's word for the study's process
 
 
 def main() -> None:
     """Arguments: the run's folder and the number of CPU threads."""
+    end_with_parent(os.environ.get(PARENT))
     from filelock import FileLock, Timeout
 
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
@@ -30,6 +34,18 @@ def main() -> None:
             write_json(folder / RESULT, {**work(folder, spec["arguments"], threads), "versions": _versions()})
     except Timeout:
         sys.exit("another process is still at this run")
+
+
+def end_with_parent(parent: str | None) -> None:
+    """End when the study's process is gone: nobody else would end a run whose study was killed hard."""
+
+    def watch() -> None:
+        while os.getppid() == int(parent or 0):
+            time.sleep(0.5)
+        os._exit(143)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     trust = bool(arguments.get("trust"))
     if "teacher" not in arguments:
         arguments.pop("trust", None)  # Ultralytics' own training does not know the word
-    last = interrupted(target, trust)
+    last = begun(target, trust) if "teacher" in arguments else interrupted(target, trust)
     if last is None and target.exists():
         shutil.rmtree(target)  # this run's own leftovers, of no use
     student = open_student(last or arguments["model"], trust=trust)
@@ -51,7 +67,11 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     trainer = trainer_for(student.model) if "teacher" in arguments else None
     if last is not None:
         student.train(
-            trainer=trainer, resume=True, save_dir=str(target), **({"trust": True} if trust and trainer else {})
+            trainer=trainer,
+            # by its path Ultralytics takes a run with no epoch left too, which only our trainer can finish
+            resume=str(last) if trainer else True,
+            save_dir=str(target),
+            **({"trust": True} if trust and trainer else {}),
         )
     else:
         given = {k: v for k, v in arguments.items() if k != "model"}
@@ -120,8 +140,18 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"map50": float(metrics["metrics/mAP50(B)"]), "map50_95": float(metrics["metrics/mAP50-95(B)"])}
 
 
+def begun(target: Path, trust: bool) -> Path | None:
+    """The checkpoint from which a run of our trainer can go on or be finished, if there is one."""
+    from yolokd.distill.checkpoints import NothingLeftError, find
+
+    try:
+        return find(target, trust).file if target.is_dir() else None
+    except NothingLeftError:
+        return None
+
+
 def interrupted(target: Path, trust: bool = False) -> Path | None:
-    """The checkpoint from which an interrupted training can go on, if there is one."""
+    """The checkpoint from which an interrupted training of Ultralytics' own can go on, if there is one."""
     last = target / "weights" / "last.pt"
     if not last.is_file():
         return None

@@ -61,7 +61,7 @@ VERB = Verb(
     examples=(
         "yolokd train model=yolo11n.pt teacher=big.pt data=my.yaml epochs=100 imgsz=640",
         "yolokd train model=yolo11n.yaml width=0.125 depth=0.5 teacher=big.pt data=my.yaml method=logit,pkd",
-        "yolokd train resume=True model=runs/detect/train/weights/last.pt",
+        "yolokd train resume=runs/detect/train",
     ),
     passes_on=True,
     stands_on_ultralytics=True,
