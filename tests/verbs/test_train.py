@@ -128,6 +128,25 @@ def test_a_class_map_that_is_wrong(refused, place):
     assert "classes=gone.yaml does not exist" in refused("classes=gone.yaml")
 
 
+@pytest.mark.parametrize("value", ["bag", "map.txt", "['bag']", "True", "[]", "0.5", "[0,True]"])
+def test_classes_that_are_neither_a_map_nor_indices(refused, place, value):
+    (place / "map.txt").write_text("bag: bag")
+    said = refused(f"classes={value}")
+    assert said.startswith(f"yolokd: classes={value.replace(',', ', ')} is neither a class map") and "[0,3]" in said
+
+
+def test_classes_that_the_data_does_not_have(refused):
+    assert "classes=[0, 10] names class 10, and the data's are numbered from 0 to 9" in refused("classes=[0,10]")
+    assert "classes=-1 names class -1" in refused("classes=-1")
+    assert "classes=[0] and single_cls=True cannot be combined" in refused("classes=[0]", "single_cls=True")
+
+
+def test_a_class_name_that_could_be_two(refused, teacher, place):
+    names = dict(YOLO(teacher).names)
+    other = renamed(teacher, place / "other.pt", {**names, 0: f" {names[1].upper()}", 1: f"{names[1].title()}"})
+    assert f"the data's {names[1]!r} differ in case" in refused(f"teacher={other}")
+
+
 def test_some_classes_in_common(teacher, scenes, place, started):
     names = YOLO(teacher).names
     other = renamed(teacher, place / "other.pt", {0: "frock", 1: names[5], 2: names[2].upper()})

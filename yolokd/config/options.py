@@ -137,11 +137,26 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
 def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our arguments, and those for Ultralytics, which must all be known."""
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
-    if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
-        del ours["classes"]  # Ultralytics' own, a list of classes to keep
+    if "classes" in ours and is_filter(ours["classes"]):
+        del ours["classes"]  # Ultralytics' own
     theirs = {k: v for k, v in arguments.items() if k not in ours}
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     return ours, theirs
+
+
+def is_filter(classes: Any) -> bool:
+    """Whether classes= is Ultralytics' own, the indices of the classes whose labels are kept, and not our class map."""
+    if classes is None:
+        return True
+    if is_file_name(classes) or isinstance(classes, dict):
+        return False
+    indices = [classes] if isinstance(classes, int) else classes
+    if isinstance(indices, (list, tuple)) and indices and all(type(k) is int for k in indices):
+        return True
+    raise UsageError(
+        f"classes={classes} is neither a class map, a YAML file such as classes=map.yaml with lines "
+        "`name in teacher: name in data`, nor the indices of the classes to train on, such as classes=[0,3]."
+    )
 
 
 def refuse_combinations(theirs: dict[str, Any]) -> None:

@@ -28,5 +28,5 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
         reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
-    made = plans(reader, distillation, data, side, single_cls, varied)
+    made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
     transfer.partners(distillation.init, reader, made[0].teacher)

@@ -115,7 +115,8 @@ class KDMixin(BaseTrainer):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             varied = bool(self.args.multi_scale or self.args.rect)
-            made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied)
+            kept = self.args.classes
+            made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied, kept)
             self.start = self._start_student(reader, made[0])
             self.args.kd = {**distillation.to_dict(), "start": self.start}  # for checkpoints, from which a run resumes
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
@@ -136,6 +137,8 @@ class KDMixin(BaseTrainer):
         if RANK in {-1, 0}:
             terms = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
             LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {terms}")
+            for one in made if self.distiller.gains else ():
+                LOGGER.info(f"Classes: {one.coverage}")
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(f"Left out: {reason}")
             if self.start == "teacher":
