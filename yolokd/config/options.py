@@ -8,7 +8,6 @@ with the nearest match.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml, true_or_false
+from yolokd.config.parse import (
+    check_keys,
+    is_file_name,
+    is_number,
+    non_negative,
+    one_of,
+    pixels,
+    read_yaml,
+    shortened,
+    true_or_false,
+)  # fmt: skip
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
@@ -209,11 +218,11 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
         values["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
         values["classes"] = read_classes(ours["classes"])
-    values |= read_unlabeled(ours)
+    unlabeled = read_unlabeled(ours)
     values["trust"] = true_or_false("trust", ours.get("trust", False))
     cache = read_cache(ours, theirs)
     if gain:  # a student alone sees its images as without a teacher
-        values["cache"] = cache
+        values |= {"cache": cache, **unlabeled}
     return DistillOptions(teachers, gain, **values)
 
 
@@ -293,10 +302,10 @@ def read_cache(ours: dict[str, Any], theirs: dict[str, Any]) -> CacheOptions | N
 
 def read_balance(value: Any) -> float | Literal["log"]:
     """Share of the task's gradient that a gain of 1 is kept at, "log" to measure only."""
-    if value in {"auto", "log"}:
+    if value in ("auto", "log"):
         return BALANCE_SHARE if value == "auto" else "log"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    if not is_number(value) or value <= 0:
+        raise UsageError(f"balance={shortened(value)} is not auto, log, off or a share of the task's gradient above 0.")
     return float(value)
 
 

@@ -143,7 +143,7 @@ def plans(
         said = coverage(data["names"], shared, title(path), kept) if model.names else f"{title(path)} knows no classes"
         made.append(replace(one, coverage=said))
     terms = [term for one in made for term in one.terms.values()]
-    if distillation.unlabeled_ratio and all(term.method.truth for term in terms):
+    if distillation.unlabeled_ratio and terms and all(term.method.truth for term in terms):
         raise UsageError(
             f"unlabeled={distillation.unlabeled} has no ground truth, which every method asked for needs: "
             "add one that does without, such as method=pkd."
