@@ -42,6 +42,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.engine.trainer", "BaseTrainer.get_dataset", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.get_validator", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.label_loss_items", ("loss_items", "prefix")),
+    ("ultralytics.engine.trainer", "BaseTrainer.optimizer_step", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.preprocess_batch", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.run_callbacks", ("event",)),
     ("ultralytics.engine.trainer", "BaseTrainer.plot_metrics", ()),

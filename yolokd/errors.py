@@ -6,6 +6,9 @@ class UsageError(ValueError):
 
     code = 2
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it names files, classes and values, which others may have written
+
 
 class CompatError(ImportError):
     """An Ultralytics internal that yolokd stands on has moved."""
@@ -47,3 +50,10 @@ class Interrupted(KeyboardInterrupt):
 def one_line(error: Exception) -> str:
     """The first paragraph of somebody else's exception as one line of at most 200 characters."""
     return " ".join(str(error).strip().split("\n\n")[0].split())[:200].rstrip(". ")
+
+
+def printable(text: str) -> str:
+    """Foreign text as one line that a terminal only shows: escapes in place of what could move the cursor, begin a line
+    that looks like ours, or turn the direction of writing.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

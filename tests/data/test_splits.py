@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
 
-from yolokd.data.splits import split_images
+from yolokd.data.splits import describe_labels, split_images
 from yolokd.data.unlabeled import list_folder
 from yolokd.errors import UsageError
 from yolokd.onnx import parity
@@ -57,3 +58,23 @@ def test_a_split_without_images_is_refused(shared, tmp_path):
         places = str(tmp_path / given) if given else given
         with pytest.raises(UsageError, match=said):
             split_images({"val": places, "yaml_file": "mine.yaml"}, "val")
+
+
+def test_labels_beside_their_images_are_counted_and_named(tmp_path):
+    """Ultralytics reads those in labels/ only, and takes the other images for empty ones."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    labels = []
+    for i, place in enumerate(("labels", "images", "images", "")):
+        if place:
+            (tmp_path / place / f"{i}.txt").write_text("0 0.5 0.5 0.2 0.2")
+        labels.append({"im_file": str(tmp_path / "images" / f"{i}.png"), "cls": [0] if place == "labels" else []})
+    dataset = SimpleNamespace(labels=labels, label_files=["x"] * 5)
+    said, warning = describe_labels(dataset)
+    assert said.startswith("1 training images have objects, 3 have none, 1 is skipped")
+    beside, right = (tmp_path / folder / "1.txt" for folder in ("images", "labels"))
+    assert warning.startswith("2 images count") and f"such as {beside}: it is read from {right}" in warning
+    assert describe_labels(SimpleNamespace(labels=labels[:1], label_files=["x"])) == (
+        "1 training images have objects, 0 have none",
+        None,
+    )

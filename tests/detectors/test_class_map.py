@@ -12,7 +12,7 @@ from helpers.models import NAMES, batch, build
 from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
 from yolokd.detectors import read
-from yolokd.detectors.class_map import match_classes
+from yolokd.detectors.class_map import coverage, match_classes
 from yolokd.distill.applicability import plan
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.pairing import Pairing
@@ -78,6 +78,56 @@ def test_a_name_that_a_side_lacks_is_refused(given, named):
     with pytest.raises(UsageError) as refusal:
         match_classes(ABC, ABC, given)
     assert named in str(refusal.value)
+
+
+def test_an_equal_name_comes_before_one_that_differs_in_case():
+    """Two classes of a teacher that differ in case mean two things, and the data's name says which."""
+    for given in (None, {"b": "b"}):
+        found = match_classes({0: "b"}, {0: "b", 1: "B"}, given)
+        assert (found.student.tolist(), found.teacher.tolist()) == ([0], [[0]])
+    found = match_classes({0: "B", 1: "b"}, {0: "b", 1: " B"}, None)
+    assert (found.student.tolist(), found.teacher.tolist()) == ([0, 1], [[1], [0]]), "what is left is matched by case"
+    assert match_classes({0: "b", 1: "B"}, {0: "b"}, None).student.tolist() == [0], "no teacher's class means two"
+
+
+@pytest.mark.parametrize(
+    ("data", "teacher", "given", "named"),
+    [
+        (["B "], ["b", "B"], None, "the teacher's 'b' and 'B' and the data's 'B ' differ in case.*classes=map.yaml"),
+        (["B ", " b"], ["b"], None, "the teacher's 'b' and the data's 'B ' and ' b' differ in case"),
+        (["b", "b"], ["b", "c"], None, "two classes named 'b'.*rename one"),
+        (["b", "b"], ["b", "b"], None, "two classes named 'b'"),
+        (["x"], ["b", "B"], {"B ": "x"}, "names 'B ', and the teacher has 'b' and 'B': write one of these"),
+        (["b", "B"], ["x"], {"x": " b"}, "names ' b', and the data has 'b' and 'B'"),
+        (["x", "y"], ["b"], {"b": "x", "B": "y"}, "names 'b' of the teacher twice, for 'x' and 'y'"),
+    ],
+)
+def test_a_name_that_fits_two_classes_is_refused(data, teacher, given, named):
+    with pytest.raises(UsageError, match=named):
+        match_classes(dict(enumerate(data)), dict(enumerate(teacher)), given)
+
+
+def test_a_name_that_the_teacher_has_twice_means_both():
+    assert match_classes({0: "b"}, {0: "b", 1: "c", 2: "b"}, None).teacher.tolist() == [[0, 2]]
+
+
+def test_of_classes_without_labels_nothing_is_taught():
+    """Ultralytics' classes=[0,2] makes background of the others' objects: no score of theirs may be compared."""
+    found = match_classes(ABC, ABC, None, {0, 2})
+    assert (found.student.tolist(), found.teacher.tolist()) == ([0, 2], [[0], [2]])
+    assert match_classes(ABC, ABC, None, {0, 1, 2}) is None
+    assert match_classes(ABC, ABC, {"a": "b", "c": "c"}, {0, 2}).student.tolist() == [2]
+
+
+def test_the_log_says_how_many_classes_are_taught():
+    some = match_classes(ABC, {0: "c", 1: "x"}, None)
+    assert coverage(ABC, some, "big.pt") == "1 of 3 classes of the data are taught by big.pt; not: a, b"
+    assert coverage(ABC, None, "big.pt") == "all 3 classes of the data are taught by big.pt"
+    assert coverage(ABC, match_classes(ABC, ABC, None, {0, 2}), "t", {0, 2}).startswith("all 2 classes that classes= ")
+    many = {i: f"c{i}" for i in range(80)}
+    said = coverage(many, match_classes(many, {0: "c79"}, None), "big.pt")
+    assert said.startswith("1 of 80 classes") and said.endswith("c18, c19 and 59 more")
+    assert "\n" not in coverage({0: "a\nyolokd: done"}, match_classes({0: "a\nyolokd: done"}, {}, None), "big.pt")
 
 
 ORDER = [3, 0, 4, 1, 2]  # new index -> old

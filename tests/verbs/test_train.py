@@ -19,6 +19,7 @@ from yolokd.data import splits
 from yolokd.data.splits import read_data
 from yolokd.detectors import opening
 from yolokd.detectors.opening import scaled_yaml
+from yolokd.distill import preflight
 from yolokd.distill.trainer import KDTrainer
 from yolokd.errors import UsageError
 
@@ -126,6 +127,34 @@ def test_a_class_map_that_is_wrong(refused, place):
         file.write_text(text)
         assert named in refused(f"classes={file}")
     assert "classes=gone.yaml does not exist" in refused("classes=gone.yaml")
+
+
+@pytest.mark.parametrize("value", ["bag", "map.txt", "['bag']", "True", "[]", "0.5", "[0,True]"])
+def test_classes_that_are_neither_a_map_nor_indices(refused, place, value):
+    (place / "map.txt").write_text("bag: bag")
+    said = refused(f"classes={value}")
+    assert said.startswith(f"yolokd: classes={value.replace(',', ', ')} is neither a class map") and "[0,3]" in said
+
+
+@pytest.mark.parametrize("key", ["model", "teacher", "pretrained"])
+def test_a_checkpoint_with_values_that_are_no_numbers(refused, place, key):
+    model = YOLO(ASSETS / "student.pt")
+    model.model.model[0].bn.running_var[0] = float("nan")
+    model.save(place / "nan.pt")
+    said = refused(f"{key}={place / 'nan.pt'}")
+    assert f"{key}={place / 'nan.pt'} has values that are not finite, first in model.0.bn.running_var" in said
+
+
+def test_classes_that_the_data_does_not_have(refused):
+    assert "classes=[0, 10] names class 10, and the data's are numbered from 0 to 9" in refused("classes=[0,10]")
+    assert "classes=-1 names class -1" in refused("classes=-1")
+    assert "classes=[0] and single_cls=True cannot be combined" in refused("classes=[0]", "single_cls=True")
+
+
+def test_a_class_name_that_could_be_two(refused, teacher, place):
+    names = dict(YOLO(teacher).names)
+    other = renamed(teacher, place / "other.pt", {**names, 0: f" {names[1].upper()}", 1: f"{names[1].title()}"})
+    assert f"the data's {names[1]!r} differ in case" in refused(f"teacher={other}")
 
 
 def test_some_classes_in_common(teacher, scenes, place, started):
@@ -355,3 +384,90 @@ def test_a_second_run_leaves_the_first_as_it_was(teacher, scenes, place):
             first = contents(place / "runs" / "kd")
     assert sorted(p.name for p in (place / "runs").iterdir()) == ["kd", "kd-2"]
     assert contents(place / "runs" / "kd") == first
+
+
+# What would end in a traceback
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("optimizer=LBFGS", "optimizer=LBFGS is not one of Ultralytics', auto, SGD, MuSGD"),
+        ("optimizer=Rprop", "optimizer=Rprop is not one"),
+        ("optimizer=SparseAdam", "optimizer=SparseAdam is not one"),
+        ("balance=[]", "balance=[] is not auto, log, off"),
+        (f"kd={10**400}", "kd=a number beyond 1e308 is not a number of 0 or more"),
+        (f"balance={10**400}", "balance=a number beyond 1e308 is not auto"),
+        (f"teacher_imgsz={10**400}", "teacher_imgsz=a number beyond 1e308 is not a number of pixels"),
+        ("freeze=24", "freeze=24 leaves nothing to train: the model has 24 layers"),
+        (f"freeze={list(range(24))}", "leaves nothing to train"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(refused, argument, named):
+    assert named in refused(argument)
+
+
+def test_a_project_that_is_a_file(refused, place, monkeypatch):
+    (place / "taken").write_text("")
+    assert f"project={place / 'taken'} cannot be written" in refused(f"project={place / 'taken'}")
+    monkeypatch.setitem(preflight.SETTINGS, "runs_dir", str(place))
+    (place / "detect").mkdir()
+    (place / "detect" / "taken").write_text("")
+    assert "project=taken cannot be written" in refused("project=taken")
+
+
+def test_a_student_alone_may_be_given_unlabelled_images(scenes, teacher, place, started):
+    images = scenes.parent / "images"
+    yolokd.train(model="yolo11n.yaml", teacher=teacher, data=scenes, kd=0, unlabeled=images, method="fgd")
+    assert "unlabeled" not in started[0][2]["kd"]
+
+
+def test_a_name_cannot_write_to_the_terminal(refused, capsys):
+    said = refused("model=\x1b[2Jgone\nyolokd: done.pt")
+    assert "\\x1b[2Jgone\\nyolokd: done.pt" in said and "\x1b" not in said
+
+
+def test_images_of_another_number_of_channels_and_a_list_that_is_no_text(refused, scenes, place):
+    data = yaml.safe_load(scenes.read_text())
+    root = scenes.parent if not Path(str(data.get("path", "."))).is_absolute() else Path(data["path"])
+    (place / "five.yaml").write_text(yaml.safe_dump({**data, "path": str(root), "channels": 5}))
+    assert "says channels: 5" in refused(f"data={place / 'five.yaml'}")
+    (place / "list.txt").write_bytes(b"\xff\xfe\x00\x81")
+    (place / "binary.yaml").write_text(yaml.safe_dump({**data, "path": str(root), "train": str(place / "list.txt")}))
+    assert "list.txt is not a list of images" in refused(f"data={place / 'binary.yaml'}")
+
+
+def copied(scenes: Path, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A copy of the scenes to spoil, its YAML and the images' folders."""
+    shutil.copytree(scenes.parent, folder)
+    for cache in folder.rglob("*.cache"):
+        cache.unlink()
+    file = folder / scenes.name
+    data = {**yaml.safe_load(scenes.read_text()), "path": str(folder)}
+    file.write_text(yaml.safe_dump(data))
+    return file, {split: folder / data[split] for split in ("train", "val")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoilt", ["labels", "val images"])
+def test_data_that_nothing_can_be_learnt_from_ends_in_a_sentence(scenes, teacher, tmp_path, capsys, spoilt):
+    file, images = copied(scenes, tmp_path / "data")
+    if spoilt == "labels":
+        for label in (tmp_path / "data").rglob("*.txt"):
+            label.write_text("77 0.5 0.5 0.2 0.2\n")
+    else:
+        for image in images["val"].rglob("*.*"):
+            image.write_bytes(b"not an image")
+    given = {**TINY, "model": ASSETS / "student.pt", "teacher": teacher, "data": file, "project": tmp_path / "runs"}
+    code = cli.main(["train", *(f"{k}={v}" for k, v in given.items())])
+    error = capsys.readouterr().err
+    assert code == 2 and f"yolokd: data={file} cannot be used" in error and "Traceback" not in error, error
+
+
+@pytest.mark.slow
+def test_a_last_batch_of_one_small_image_ends_in_a_sentence(scenes, teacher, tmp_path, capsys):
+    given = {**TINY, "imgsz": 32, "batch": 1, "init": "own", "model": ASSETS / "student.pt", "teacher": teacher}
+    code = cli.main(
+        ["train", *(f"{k}={v}" for k, v in given.items()), f"data={scenes}", f"project={tmp_path / 'runs'}"]
+    )
+    assert code == 2 and "yolokd: batch=1 cannot be used: final batch=1" in capsys.readouterr().err

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
@@ -14,6 +13,8 @@ from ultralytics.utils.torch_utils import select_device
 from yolokd.detectors.opening import open_student
 from yolokd.errors import UsageError, one_line
 from yolokd_edge import common as edge
+
+OPTIMIZERS = ("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop")
 
 
 def check_values(arguments: dict[str, Any]) -> None:
@@ -27,7 +28,7 @@ def check_values(arguments: dict[str, Any]) -> None:
             raise ValueError(f"batch={arguments['batch']} is for one device, not device={device}: give a whole number")
         if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
             select_device(device, verbose=False)
-    except (TypeError, ValueError, SyntaxError) as error:
+    except (TypeError, ValueError, SyntaxError, OverflowError) as error:
         raise UsageError(f"{one_line(error)}.") from error
 
 
@@ -55,12 +56,14 @@ def check_arguments(arguments: dict[str, Any], trust: bool = False) -> None:
     check_values(arguments)
     if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
         open_student(pretrained, "pretrained", trust)
-    optimizer = str(arguments.get("optimizer") or "auto").lower()
-    if optimizer not in {"auto", "musgd", *(name.lower() for name in vars(torch.optim))}:
-        raise UsageError(f"optimizer={arguments['optimizer']} is not one of Ultralytics': leave it out for its choice.")
+    if str(arguments.get("optimizer") or "auto").lower() not in {name.lower() for name in OPTIMIZERS}:
+        raise UsageError(
+            f"optimizer={arguments['optimizer']} is not one of Ultralytics', {', '.join(OPTIMIZERS)}: leave it out for "
+            "its choice."
+        )
     for key in ("project", "save_dir"):
         if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
-            check_writable(Path(str(place)), f"{key}={place}")
+            check_writable(Path(str(place)) / "train", f"{key}={place}")  # it must be a folder
     folder = arguments.get("save_dir")
     if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         # over what is there Ultralytics writes, and with several GPUs it empties the folder first

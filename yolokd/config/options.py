@@ -8,7 +8,6 @@ with the nearest match.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from yolokd.config.parse import check_keys, is_file_name, non_negative, one_of, pixels, read_yaml, true_or_false
+from yolokd.config.parse import (
+    check_keys,
+    is_file_name,
+    is_number,
+    non_negative,
+    one_of,
+    pixels,
+    read_yaml,
+    shortened,
+    true_or_false,
+)  # fmt: skip
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
@@ -137,11 +146,26 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
 def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our arguments, and those for Ultralytics, which must all be known."""
     ours = {k: v for k, v in arguments.items() if k in OURS or "." in k}
-    if "classes" in ours and not (is_file_name(ours["classes"]) or isinstance(ours["classes"], dict)):
-        del ours["classes"]  # Ultralytics' own, a list of classes to keep
+    if "classes" in ours and is_filter(ours["classes"]):
+        del ours["classes"]  # Ultralytics' own
     theirs = {k: v for k, v in arguments.items() if k not in ours}
     check_keys(theirs, [*DEFAULT_CFG_DICT, *OURS, *HIDDEN])
     return ours, theirs
+
+
+def is_filter(classes: Any) -> bool:
+    """Whether classes= is Ultralytics' own, the indices of the classes whose labels are kept, and not our class map."""
+    if classes is None:
+        return True
+    if is_file_name(classes) or isinstance(classes, dict):
+        return False
+    indices = [classes] if isinstance(classes, int) else classes
+    if isinstance(indices, (list, tuple)) and indices and all(type(k) is int for k in indices):
+        return True
+    raise UsageError(
+        f"classes={classes} is neither a class map, a YAML file such as classes=map.yaml with lines "
+        "`name in teacher: name in data`, nor the indices of the classes to train on, such as classes=[0,3]."
+    )
 
 
 def refuse_combinations(theirs: dict[str, Any]) -> None:
@@ -206,11 +230,11 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
         values["teacher_imgsz"] = pixels("teacher_imgsz", ours["teacher_imgsz"])
     if "classes" in ours:
         values["classes"] = read_classes(ours["classes"])
-    values |= read_unlabeled(ours)
+    unlabeled = read_unlabeled(ours)
     values["trust"] = true_or_false("trust", ours.get("trust", False))
     cache = read_cache(ours, theirs)
     if gain:  # a student alone sees its images as without a teacher
-        values["cache"] = cache
+        values |= {"cache": cache, **unlabeled}
     return DistillOptions(teachers, gain, **values)
 
 
@@ -290,10 +314,10 @@ def read_cache(ours: dict[str, Any], theirs: dict[str, Any]) -> CacheOptions | N
 
 def read_balance(value: Any) -> float | Literal["log"]:
     """Share of the task's gradient that a gain of 1 is kept at, "log" to measure only."""
-    if value in {"auto", "log"}:
+    if value in ("auto", "log"):
         return BALANCE_SHARE if value == "auto" else "log"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UsageError(f"balance={value} is not auto, log, off or a share of the task's gradient above 0.")
+    if not is_number(value) or value <= 0:
+        raise UsageError(f"balance={shortened(value)} is not auto, log, off or a share of the task's gradient above 0.")
     return float(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 
 from yolokd.errors import UsageError, one_line
 
+MAX_PIXELS = 2**16  # of a side; more is a slip of the keyboard
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 
 
@@ -65,8 +66,8 @@ def true_or_false(key: str, value: Any) -> bool:
 
 def pixels(key: str, value: Any) -> int:
     """A number of pixels, 32 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 32:
-        raise UsageError(f"{key}={value} is not a number of pixels: give a whole number of 32 or more.")
+    if type(value) is not int or not 32 <= value <= MAX_PIXELS:
+        raise UsageError(f"{key}={shortened(value)} is not a number of pixels: give a whole number of 32 or more.")
     return value
 
 
@@ -77,9 +78,21 @@ def is_file_name(value: Any) -> bool:
 
 def non_negative(key: str, value: Any) -> float:
     """A finite number >= 0, or a UsageError that names the key."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise UsageError(f"{key}={value} is not a number of 0 or more.")
+    if not is_number(value) or value < 0:
+        raise UsageError(f"{key}={shortened(value)} is not a number of 0 or more.")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, also as a float: Python's integers have no end."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def shortened(value: Any) -> str:
+    """A value as a sentence shows it; Python refuses to write a number of thousands of digits."""
+    if type(value) is int and abs(value) > sys.float_info.max:
+        return "a number beyond 1e308"
+    return str(value)
 
 
 def typed(value: Any) -> Any:

@@ -12,6 +12,7 @@ from tarfile import is_tarfile
 from typing import Any
 
 import ultralytics
+from cv2 import IMREAD_UNCHANGED
 from ultralytics.data.utils import (
     IMG_FORMATS,
     check_det_dataset,
@@ -54,12 +55,45 @@ def read_data(arguments: dict[str, Any], trust: bool = False) -> dict[str, Any]:
         for place in places(found, key) or [""]:
             if not place or next(list_images(Path(place)), None) is None:
                 raise UsageError(f"{named} cannot be used ({key}: {place} has no images): mend its paths.")
-    if not any(map(is_labelled, chain.from_iterable(list_images(Path(place)) for place in places(found, "train")))):
+    images = chain.from_iterable(list_images(Path(place)) for place in places(found, "train"))
+    if (first := next(filter(is_labelled, images), None)) is None:
         raise UsageError(
             f"{named} cannot be used (train: no image with a label): labels are text files in a folder labels/ "
             "beside images/, one for each image, by its name."
         )
+    if (channels := found.get("channels", 3)) not in (1, 3):  # to these OpenCV converts whatever it reads
+        shape = imread(str(first), flags=IMREAD_UNCHANGED).shape
+        if (own := shape[2] if len(shape) > 2 else 1) != channels:
+            raise UsageError(
+                f"{named} says channels: {channels}, and {first} has {own}: mend the number or the images."
+            )
     return found
+
+
+def describe_labels(dataset: Any) -> tuple[str, str | None]:
+    """What a training will see of its images: a line for the log, and a warning where labels lie in a place that
+    nothing reads.
+
+    Args:
+        dataset: Ultralytics', once it has read its labels.
+    """
+    images = [label["im_file"] for label in dataset.labels]
+    bare = [label["im_file"] for label in dataset.labels if not len(label["cls"])]
+    skipped = len(dataset.label_files) - len(images)
+    said = f"{len(images) - len(bare)} training images have objects, {len(bare)} have none"
+    if skipped:
+        said += f", {skipped} {'is' if skipped == 1 else 'are'} skipped because image or label cannot be read"
+    stray = [
+        image
+        for image, file in zip(bare, img2label_paths(bare), strict=True)
+        if Path(image).with_suffix(".txt").is_file() and not Path(file).is_file()
+    ]
+    if not stray:
+        return said, None
+    return said, (
+        f"{len(stray)} images count as images without objects although a label file lies beside them, such as "
+        f"{Path(stray[0]).with_suffix('.txt')}: it is read from {img2label_paths(stray[:1])[0]}, move it there."
+    )
 
 
 def find_data(data: str | Path) -> dict[str, Any]:
@@ -114,7 +148,12 @@ def list_images(place: Path) -> Iterator[Path]:
     if place.is_dir():
         found = glob.iglob(str(Path(glob.escape(str(place))) / "**" / "*.*"), recursive=True)
     elif place.is_file():
-        lines = place.read_text(encoding="utf-8-sig").strip().splitlines()
+        try:
+            lines = place.read_text(encoding="utf-8-sig").strip().splitlines()
+        except (UnicodeDecodeError, OSError) as error:
+            raise UsageError(
+                f"{place} is not a list of images ({one_line(error)}): give a folder, or a text of one path a line."
+            ) from error
         found = (str(place.parent / line[2:]) if line.startswith("./") else line for line in lines)
     else:
         found = iter(())

@@ -62,6 +62,7 @@ def open_model(model: Any, key: str = "model", trust: bool = False, remedy: str 
     if not isinstance(opened.model, nn.Module):
         raise UsageError(f"{key}={model} cannot be trained: give a model's YAML or a trained .pt file.")
     refuse_layouts_within(opened.model, f"{key}={model}", trust)
+    refuse_non_finite(opened.model, f"{key}={model}")
     return opened
 
 
@@ -90,7 +91,15 @@ def open_teacher(path: str, trust: bool = False) -> Any:
         )
     if not isinstance(model, DetectionModel):
         raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
+    refuse_non_finite(model, f"teacher={path}")
     return model
+
+
+def refuse_non_finite(model: nn.Module, given: str) -> None:
+    """Refuse a model with weights or batch norm statistics that are no numbers: whatever it computes is none either."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UsageError(f"{given} has values that are not finite, first in {name}: give a checkpoint without.")
 
 
 def read_content(path: str | Path, key: str, trust: bool = False) -> dict[str, Any]:

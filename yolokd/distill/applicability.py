@@ -11,9 +11,9 @@ from ultralytics.utils.checks import check_imgsz
 from yolokd.config.options import DistillOptions
 from yolokd.config.schedule import GAIN, Gain
 from yolokd.detectors import read
-from yolokd.detectors.class_map import ClassMap, match_classes
+from yolokd.detectors.class_map import ClassMap, coverage, match_classes
 from yolokd.detectors.reader import Reader
-from yolokd.detectors.teachers import fit_channels, load_teacher
+from yolokd.detectors.teachers import fit_channels, load_teacher, title
 from yolokd.distill import response_cache, teacher_selection
 from yolokd.distill.teacher import round_up_to_stride
 from yolokd.errors import UsageError
@@ -43,6 +43,7 @@ class Plan:
     refused: list[str]  # a sentence for each method that an optional recipe has and the pair cannot have
     classes: ClassMap | None  # shared classes, None where teacher and data have the same
     scale: float  # sides of the teacher's images, as a multiple of the student's
+    coverage: str = ""  # how many classes of the data the teacher teaches, and which it does not
 
 
 def plan(
@@ -110,6 +111,7 @@ def plans(
     side: int,
     single_cls: bool,
     varied: bool = False,
+    kept: Any = None,
 ) -> list[Plan]:
     """A plan for each teacher of the options; loads the teachers.
 
@@ -118,7 +120,9 @@ def plans(
         side: of the student's images, in pixels.
         single_cls: every class of the data counts as one, and so every class of a teacher that stands for one of it.
         varied: whether images of other sizes come too (multi_scale, rect).
+        kept: Ultralytics' classes=: indices of the classes whose labels are kept, None for all.
     """
+    kept = kept_classes(kept, data["names"], single_cls)
     made = []
     for path in distillation.teacher:
         model = load_teacher(path, distillation.teacher_contract, distillation.teacher_names, distillation.trust)
@@ -134,15 +138,29 @@ def plans(
                 f"teachers=best compares detections, and {reader.spec.name} shows no {', no '.join(sorted(missing))}: "
                 "use teachers=average."
             )
-        shared = match_classes(data["names"], model.names, class_names)
-        made.append(plan(student, reader, distillation, data["names"], shared, scale, other_size))
+        shared = match_classes(data["names"], model.names, class_names, kept)
+        one = plan(student, reader, distillation, data["names"], shared, scale, other_size)
+        said = coverage(data["names"], shared, title(path), kept) if model.names else f"{title(path)} knows no classes"
+        made.append(replace(one, coverage=said))
     terms = [term for one in made for term in one.terms.values()]
-    if distillation.unlabeled_ratio and all(term.method.truth for term in terms):
+    if distillation.unlabeled_ratio and terms and all(term.method.truth for term in terms):
         raise UsageError(
             f"unlabeled={distillation.unlabeled} has no ground truth, which every method asked for needs: "
             "add one that does without, such as method=pkd."
         )
     return made
+
+
+def kept_classes(kept: Any, names: dict[int, str], single_cls: bool) -> frozenset[int] | None:
+    """The classes whose labels Ultralytics' classes= keeps, None for all."""
+    if kept is None:
+        return None
+    if single_cls:
+        raise UsageError(f"classes={kept} and single_cls=True cannot be combined with distillation: give one of them.")
+    indices = [kept] if isinstance(kept, int) else list(kept)
+    if lost := [k for k in indices if k not in names]:
+        raise UsageError(f"classes={kept} names class {lost[0]}, and the data's are numbered from 0 to {max(names)}.")
+    return frozenset(indices)
 
 
 def build_method(

@@ -15,6 +15,7 @@ from yolokd.distill import teacher_selection
 from yolokd.distill.gradient_balance import COLUMN, Balance, tensors
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.response_cache import Cache
+from yolokd.methods import METHODS
 from yolokd.views import ViewsAt
 
 Values = dict[str, list[tuple[float, Tensor]]]  # of a term: images, mean over them
@@ -50,6 +51,7 @@ class Distiller(nn.Module):
         self.taught = [0] * len(pairings)  # labelled images of this epoch, by teacher
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
         self.caches: list[Cache] = []  # one per teacher, or none
+        self.finite: Tensor | None = None  # whether the task's loss and each term were, since it was last taken
 
     def __getattr__(self, name: str) -> Any:
         """What is not the wrapper's is the student's: stride, names, yaml, args, criterion ..."""
@@ -102,8 +104,31 @@ class Distiller(nn.Module):
             terms = self.weighted({name: parts + more[name] for name, parts in values.items()})
             if self.balance is not None:  # measured on labelled images, which alone the task's loss sees
                 terms = dict(zip(terms, torch.stack([*terms.values()]) * self.balance.factors(), strict=True))
-        added = [term.reshape(1) * factor for term in terms.values()]
-        return torch.cat([loss.reshape(-1), *added]), {**items, **{n: t.detach() for n, t in terms.items()}}
+        added = torch.stack([*terms.values()]) * factor if terms else loss.new_zeros(0)
+        finite = added.isfinite()
+        self._note(torch.cat((loss.isfinite().all().reshape(1), finite)))
+        # without what is not finite: the step is left out anyway, but Ultralytics would go back to the last epoch
+        added = torch.where(finite, added, 0.0)
+        return torch.cat([loss.reshape(-1), added]), {**items, **{n: t.detach() for n, t in terms.items()}}
+
+    def _note(self, finite: Tensor) -> None:
+        self.finite = finite if self.finite is None else self.finite & finite
+
+    def take_finite(self) -> Tensor | None:
+        """Whether the task's loss and each term were finite since this was last asked; None if no term was computed."""
+        finite, self.finite = self.finite, None
+        return finite
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What to call the task's loss and each term in a sentence, in the order of `take_finite`."""
+        named = {name: method for pairing in self.pairings for name, method in pairing.methods.items()}
+        keys = {cls: key for key, cls in METHODS.items()}
+        found = {"": "the student's own loss"}
+        for name in self.gains:
+            tap = named[name].tap
+            found[name] = f"the term {name} (method {keys.get(type(named[name]), name)}{f'@{tap}' if tap else ''})"
+        return found
 
     @property
     def columns(self) -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ultralytics import RTDETR, YOLO
+from ultralytics.utils import SETTINGS
 
+from yolokd.config.checks import check_writable
 from yolokd.config.options import DistillOptions
 from yolokd.data.splits import read_data
 from yolokd.detectors import read
@@ -17,6 +20,8 @@ from yolokd.init import transfer
 
 def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = False) -> None:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
+    check_place(arguments, student.task)
+    check_freeze(arguments.get("freeze"), student.model)
     data = read_data(arguments, trust)
     distillation, single_cls = DistillOptions.of(arguments), bool(arguments.get("single_cls"))
     if single_cls:
@@ -28,5 +33,23 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
         reader.spec = replace(reader.spec, keypoints=data["kpt_shape"][0])
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
-    made = plans(reader, distillation, data, side, single_cls, varied)
+    made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
     transfer.partners(distillation.init, reader, made[0].teacher)
+
+
+def check_place(arguments: dict[str, Any], task: str) -> None:
+    """Refuse a relative project=, or none, where no folder can be made; absolute ones are checked before."""
+    project = arguments.get("project")
+    if not arguments.get("save_dir") and not (project and Path(str(project)).is_absolute()):
+        said = f"project={project}" if project else "the folder of runs in Ultralytics' settings"
+        check_writable(Path(SETTINGS["runs_dir"]) / task / str(project or "") / "train", said)
+
+
+def check_freeze(freeze: Any, model: Any) -> None:
+    """Refuse to freeze every layer, as Ultralytics will after it made its folder."""
+    layers = range(freeze) if isinstance(freeze, int) else freeze or ()
+    frozen = (".dfl", *(f"model.{layer}." for layer in layers))
+    if layers and all(any(layer in name for layer in frozen) for name, _ in model.named_parameters()):
+        raise UsageError(
+            f"freeze={freeze} leaves nothing to train: the model has {len(model.model)} layers, give a smaller number."
+        )

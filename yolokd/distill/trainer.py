@@ -28,13 +28,13 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolokd.config import options
 from yolokd.config.options import DistillOptions
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
-from yolokd.data.splits import checked_data
+from yolokd.data.splits import checked_data, describe_labels
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
-from yolokd.detectors.opening import check_checkpoint
+from yolokd.detectors.opening import check_checkpoint, refuse_non_finite
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import digest
-from yolokd.distill import response_cache
+from yolokd.distill import finite, response_cache
 from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.gradient_balance import Balance
@@ -42,7 +42,7 @@ from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
 from yolokd.distill.saving import SavingMixin
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, one_line, printable
 from yolokd.init import transfer
 
 
@@ -56,6 +56,7 @@ class KDMixin(SavingMixin):
     distillation: DistillOptions  # what the user asked for; `args.kd` is its plain form, which Ultralytics saves
     start: str  # how the student started, "own" or "teacher": found out by the run, saved beside the options
     distiller: Distiller  # set before the optimizer is built
+    steps: finite.Steps
     unlabeled: Unlabeled | None = None
     images: dict[str, int]  # of the last epoch, by kind
     recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
@@ -107,6 +108,7 @@ class KDMixin(SavingMixin):
         """Wrap the student: it is on its device by now, and compile, freeze, AMP, DDP, optimizer and EMA come after."""
         super().set_model_attributes()
         student, distillation = self.model, self.distillation
+        refuse_non_finite(student, f"model={self.args.model}")
         self.args.imgsz = rounded_imgsz(self.args.imgsz, student)  # upstream does so a moment later
         if type(self) in {KDTrainer, *TRAINERS.values()} and type(self) is not trainer_for(student):
             raise UsageError(
@@ -118,7 +120,8 @@ class KDMixin(SavingMixin):
             torch.manual_seed(self.args.seed)
             reader = read(student)
             varied = bool(self.args.multi_scale or self.args.rect)
-            made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied)
+            kept = self.args.classes
+            made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied, kept)
             self.start = self._start_student(reader, made[0])
             # for checkpoints, from which a run resumes
             self.args.kd = {**distillation.to_dict(), "start": self.start, "sha256": self._digests(made)}
@@ -136,10 +139,13 @@ class KDMixin(SavingMixin):
                 self.distiller.balance = Balance(list(self.distiller.gains), share).to(self.device)
         if unwrap_model(self.model) is not student:
             raise RuntimeError("Ultralytics' unwrap_model() no longer finds the student in its wrapper")
+        self.steps = finite.Steps(self.distiller.titles)
         self.recipe = {key: options for one in made for key, options in one.methods.items()}
         if RANK in {-1, 0}:
             terms = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
             LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {terms}")
+            for one in made if self.distiller.gains else ():
+                LOGGER.info(f"Classes: {one.coverage}")
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(f"Left out: {reason}")
             if self.start == "teacher":
@@ -197,12 +203,32 @@ class KDMixin(SavingMixin):
         """As upstream, once per epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
         super()._model_train()
         self.distiller.start_epoch(self.epoch, self.epochs)
+        self.steps.start_epoch()
         if self.unlabeled:
             self.unlabeled.start_epoch(self.epoch)
 
+    def optimizer_step(self) -> None:
+        """As upstream, but for a step whose loss or gradient is not finite: no weight follows it."""
+        parts = self.distiller.take_finite()
+        if parts is not None:
+            # a scaler (AMP) finds its scale by gradients that are not finite, and makes no step by them either
+            searching = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+            gradients = [] if searching else [p.grad for p in self.model.parameters() if p.grad is not None]
+            if not self.steps.allow(parts, gradients, self.epoch):
+                self.optimizer.zero_grad()
+                return
+        super().optimizer_step()
+
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream; where responses are stored, a data set with a fixed number of augmented views of an image."""
-        dataset, cache = super().build_dataset(*args, **kwargs), self.distillation.cache
+        try:
+            dataset, cache = super().build_dataset(*args, **kwargs), self.distillation.cache
+        except UsageError:
+            raise
+        except (FileNotFoundError, RuntimeError, ValueError) as error:  # every label invalid, every image broken ...
+            raise UsageError(
+                f"data={self.args.data} cannot be used ({one_line(error)}): mend its images and labels."
+            ) from error
         return FixedViewsDataset(dataset, cache.views, self.args.seed) if cache and dataset.augment else dataset
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
@@ -246,7 +272,13 @@ class KDMixin(SavingMixin):
 
     def _build_train_pipeline(self) -> None:
         """As upstream, with stored teacher responses and unlabelled images for the steps of its loader."""
-        super()._build_train_pipeline()
+        try:
+            super()._build_train_pipeline()
+        except ValueError as error:
+            if "BatchNorm" not in str(error):
+                raise
+            raise UsageError(f"batch={self.args.batch} cannot be used: {one_line(error)}.") from error
+        self._log_labels()
         distillation, loader, ranks = self.distillation, self.train_loader, max(self.world_size, 1)
         if distillation.cache and self.distiller.gains:
             self.distiller.caches = self._open_caches()
@@ -262,6 +294,14 @@ class KDMixin(SavingMixin):
         steps = Steps(len(images), sizes, distillation.unlabeled_ratio, self.args.seed, max(RANK, 0), ranks)
         self.unlabeled = Unlabeled(images, steps, loader.num_workers, self.device.type == "cuda")
 
+    def _log_labels(self) -> None:
+        dataset = self.train_loader.dataset
+        if RANK in {-1, 0} and hasattr(dataset, "label_files"):
+            said, warning = describe_labels(dataset)
+            LOGGER.info(f"Labels: {said}.")
+            if warning:
+                LOGGER.warning(printable(warning))
+
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """As upstream, with the step's unlabelled images under a key of their own."""
         batch = super().preprocess_batch(batch)
@@ -274,6 +314,8 @@ class KDMixin(SavingMixin):
     def run_callbacks(self, event: str) -> None:
         """As upstream; at the end of an epoch the log counts its images, and by teacher and cache."""
         super().run_callbacks(event)
+        if event == "on_train_epoch_end":
+            self.steps.end_epoch(self.epoch)
         if event == "on_train_epoch_end" and (self.unlabeled or self.distiller.best or self.distiller.caches):
             self._log_images()
         if event == "on_train_end" and self.unlabeled:

@@ -25,7 +25,7 @@ from ultralytics.utils import LOGGER
 from yolokd.detectors.class_map import ClassMap
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.yolo import YoloReader
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, one_line
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
 from yolokd.init.teacher_statistics import TeacherStatistics, raw_outputs
@@ -63,6 +63,15 @@ def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], 
                 f"init=teacher: too little memory to run {teacher.spec.name} on one image with gradients: "
                 "leave init= out, or choose a smaller imgsz= or teacher."
             ) from error
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        if how == "teacher":
+            raise UsageError(
+                f"init=teacher: what {teacher.spec.name} computes cannot be solved for ({one_line(error)}): "
+                "leave init= out."
+            ) from error
+        student.model.load_state_dict(own)
+        LOGGER.warning("init=auto: what was solved from the teacher is not finite, so the student keeps its own start.")
+        return "own"
     student.model.load_state_dict(own)
     torch.cuda.empty_cache()
     LOGGER.warning("init=auto: too little memory to compute the teacher's start, so the student keeps its own.")
@@ -79,6 +88,8 @@ def choose_start(
     statistics = TeacherStatistics(teacher, matched, images)
     LayerFitter(student.model, matched, statistics, classes).fit(images)
     if how == "teacher":
+        if not all(x.isfinite().all() for x in student.model.state_dict().values() if x.is_floating_point()):
+            raise UsageError(f"init=teacher: what was solved from {teacher.spec.name} is not finite: leave init= out.")
         return how
     unseen = part(batch, fitted)
     inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)

@@ -116,8 +116,8 @@ def check_bins(student: Spec, teacher: Spec) -> None:
     for role, spec in (("student", student), ("teacher", teacher)):
         if not spec.bins:
             raise ValueError(
-                f"ld compares box distributions, and {role} {spec.name} predicts box sides without one: "
-                "use bckd_box, the box term of BCKD, instead."
+                f"ld compares box distributions, and {role} {spec.name} has none, or none in the student's "
+                "cells because its images are of another size: use bckd_box, the box term of BCKD, instead."
             )
     if student.bins != teacher.bins:
         raise ValueError(
