@@ -327,7 +327,7 @@ def test_a_twin_that_loses_too_much_is_refused_and_nothing_is_written(
 
 def test_images_of_one_kind_look_alike(scenes: Path, monkeypatch) -> None:
     monkeypatch.setattr(verb.LOGGER, "warning", lambda *given: pytest.fail("warned"))
-    verb._compare_sets(*(list_images(scenes.parent / f"images/{split}") for split in ("train", "val")))
+    verb.compare_sets(*(list_images(scenes.parent / f"images/{split}") for split in ("train", "val")))
 
 
 def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_path: Path) -> None:
