@@ -327,7 +327,7 @@ def test_a_twin_that_loses_too_much_is_refused_and_nothing_is_written(
 
 def test_images_of_one_kind_look_alike(scenes: Path, monkeypatch) -> None:
     monkeypatch.setattr(verb.LOGGER, "warning", lambda *given: pytest.fail("warned"))
-    verb._compare_sets(*(list_images(scenes.parent / f"images/{split}") for split in ("train", "val")))
+    verb.compare_sets(*(list_images(scenes.parent / f"images/{split}") for split in ("train", "val")))
 
 
 def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_path: Path) -> None:
@@ -336,12 +336,15 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     budgets = ["--budget", "total.p50=60s,total.p90=1us", "--budget", "infer.p999=1s"]
     package = ["--pyargs", "yolokd_edge.jetson", "--bundle", made, "-rs"]
     result = run(tmp_path, "-m", "pytest", *package, *common, *measured, *budgets)
-    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.returncode in (1, 3), (
+        result.stdout + result.stderr
+    )  # 3: other work made the missed budget inconclusive
     assert re.search(r"total.p90 is [0-9.]+ ms, over the budget of 0.001 ms", result.stdout)
     assert "infer.p999 cannot be told from" in result.stdout  # 100 frames are too few
     # what this machine's other work can make inconclusive: the missed budget and the soak
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (failed|passed|skipped)", result.stdout.splitlines()[-1])}
-    assert counts["failed"] >= 1 and counts["passed"] >= 4 and sum(counts.values()) == 7
+    assert result.returncode == (1 if "failed" in counts else 3)
+    assert counts["passed"] >= 4 and sum(counts.values()) == 7
     assert result.stdout.count("inconclusive: ") == counts.get("skipped", 0)
     report = (tmp_path / "report.xml").read_text()
     for name in (

@@ -336,3 +336,11 @@ def test_other_models_are_refused_before_the_export(tmp_path, capsys):
 def test_the_python_function_says_the_same(tmp_path):
     with pytest.raises(UsageError, match="is not a checkpoint"):
         yolokd.export(tmp_path / "gone.pt")
+
+
+def test_a_proof_on_stock_photographs_alone_is_a_warning(teacher: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(verb.LOGGER, "warning", lambda text, *more: said.append(str(text)))
+    monkeypatch.setattr(verb, "training_data", lambda checkpoint: None)
+    yolokd.export(teacher, tmp_path / "a.onnx", imgsz=160)
+    assert any("was proven on 2 stock photographs only" in text for text in said), said

@@ -296,7 +296,7 @@ def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path, monkeypatch):
     file.touch()
     for epoch, wanted in ((0, file), (1, file), (2, None), (-1, None)):
         checkpoint = {"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}
-        monkeypatch.setattr("yolokd.detectors.opening.read_checkpoint", lambda *a, c=checkpoint: (None, c))
+        monkeypatch.setattr("yolokd.detectors.opening.read_content", lambda *a, c=checkpoint: c)
         assert interrupted(tmp_path, False) == wanted
 
 

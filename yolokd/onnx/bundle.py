@@ -148,7 +148,7 @@ def _models(
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
     if int8 and dataset:
         images = list(filter(parity.readable, _spread(split_images(dataset, "train"), calib)))
-        _compare_sets(images, list(filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES))))
+        compare_sets(images, list(filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES))))
         for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
             file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
             models[file.name] = _entry(file, "int8", name)
@@ -204,7 +204,7 @@ def _refuse_losses(models: dict[str, dict[str, Any]], max_drop: float) -> None:
             )
 
 
-def _compare_sets(calibration: Sequence[Path], validation: Sequence[Path]) -> None:
+def compare_sets(calibration: Sequence[Path], validation: Sequence[Path]) -> None:
     """Warn where the images that give INT8 its ranges look unlike those that it is measured on."""
     (level, spread), (wanted, wanted_spread) = (_look(images) for images in (calibration, validation))
     ratio = (spread + 1) / (wanted_spread + 1)

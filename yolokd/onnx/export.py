@@ -105,6 +105,11 @@ def export(
         onnx.save(graph, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
+    if not source and figures["n_images"] == figures["n_stock_images"]:
+        LOGGER.warning(
+            f"{target} was proven on {figures['n_images']} stock photographs only, which need not show what it is for: "
+            "give images of its own, source=images/."
+        )
     LOGGER.info(
         f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures, proven_on, source)}"
     )
