@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from yolokd.errors import printable
 from yolokd.verbs import VERBS, load
 
 CODES = (1, 2, 3, 4, 5)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(given, int) or given not in CODES:  # an HTTP error has a code too
             traceback.print_exc()
             return DEFECT
-        print(f"yolokd: {error}", file=sys.stderr)
+        print(f"yolokd: {printable(str(error))}", file=sys.stderr)
         code = given
     _flush()
     return code
