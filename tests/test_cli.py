@@ -166,3 +166,12 @@ def test_a_broken_pipe_elsewhere_is_a_defect(monkeypatch, capsys):
     monkeypatch.setattr(version, "run", fail)
     assert cli.main(["version"]) == 70
     assert "BrokenPipeError" in capsys.readouterr().err
+
+
+def test_names_in_any_error_cannot_write_to_the_terminal(monkeypatch, capsys):
+    def fail(verb):
+        raise ParityError("\x1b[2Jmodel\nyolokd: all is well\u202e")
+
+    monkeypatch.setattr(cli, "load", fail)
+    assert cli.main(["train"]) == 5
+    assert capsys.readouterr().err == "yolokd: \\x1b[2Jmodel\\nyolokd: all is well\\u202e\n"

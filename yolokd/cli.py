@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from yolokd.errors import printable
 from yolokd.verbs import VERBS, load
 
 CODES = (1, 2, 3, 4, 5)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(given, int) or given not in CODES:  # an HTTP error has a code too
             traceback.print_exc()
             return DEFECT
-        print(f"yolokd: {error}", file=sys.stderr)
+        print(f"yolokd: {printable(str(error))}", file=sys.stderr)
         code = given
     _flush()
     return code

@@ -27,6 +27,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.data.build", "_RepeatSampler", ()),
     ("ultralytics.data.utils", "check_det_dataset", ("split", "autodownload")),
     ("ultralytics.engine.trainer", "BaseTrainer._build_train_pipeline", ()),
+    ("ultralytics.engine.trainer", "BaseTrainer._handle_nan_recovery", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._model_train", ()),
     ("ultralytics.engine.trainer", "BaseTrainer._clear_memory", ()),

@@ -219,6 +219,16 @@ class KDMixin(SavingMixin):
                 return
         super().optimizer_step()
 
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """As upstream; where it gives up, in a sentence."""
+        try:
+            return bool(super()._handle_nan_recovery(epoch))
+        except RuntimeError as error:
+            raise UsageError(
+                f"training stopped in epoch {epoch + 1}: {one_line(error)}. Lower lr0= or kd=; {self.wdir} holds what "
+                "was saved before."
+            ) from error
+
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream; where responses are stored, a data set with a fixed number of augmented views of an image."""
         try:
