@@ -32,6 +32,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 import yolokd
 from yolokd.cli import main
+from yolokd.config.options import DistillOptions
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.teacher import memory_layout
 from yolokd.distill.trainer import KDMixin, KDTrainer

@@ -105,9 +105,9 @@ def export(
         onnx.save(graph, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
-    if not source and figures["n_images"] == figures["n_stock_images"]:
+    if not source and not proven_on["own_images"]:
         LOGGER.warning(
-            f"{target} was proven on {figures['n_images']} stock photographs only, which need not show what it is for: "
+            f"{target} was proven on {stock} stock photographs only, which need not show what it is for: "
             "give images of its own, source=images/."
         )
     LOGGER.info(
