@@ -81,7 +81,7 @@ def judge(run: Path, whole: Path) -> tuple[bool, bool]:
 
 def main(kills: int) -> int:
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    print(folder)
+    print(folder, flush=True)
     data = compose(folder / "scenes", train=24, val=8, imgsz=64, seed=3)
     words = [f"model={ASSETS / 'student.pt'}", f"teacher={ASSETS / 'teacher.pt'}", f"data={data}", "method=pkd,logit"]
     words += ["imgsz=64", "batch=8", f"epochs={EPOCHS}", "workers=0", "plots=False", "amp=False", "device=cpu", "nbs=8"]
@@ -97,7 +97,7 @@ def main(kills: int) -> int:
         killed = wait(child, 1e9 if write else draw.uniform(0.3, 1) * lasts) != 0
         moment = f"within checkpoint write {write}" if write else "at a random time"
         if not (run / "weights" / "last.pt").is_file():
-            print(f"{k}: {moment}: before its first epoch was saved, nothing to go on from")
+            print(f"{k}: {moment}: before its first epoch was saved, nothing to go on from", flush=True)
             continue
         held = torch.load(run / "weights" / "last.pt", map_location="cpu", weights_only=False)
         code = wait(begin(folder, [f"resume={run}"])) if killed and held["epoch"] >= 0 else 0
