@@ -105,8 +105,8 @@ def main(kills: int) -> int:
         right, same = judge(run, folder / "whole") if code == 0 else (False, False)
         lost += not right or (held["epoch"] == EPOCHS - 1 and not same)
         print(
-            f"{k}: {moment}{'' if killed else ' (was done by then)'}: {saved[0].name} of epoch {held['epoch'] + 1}, resume "
-            f"ends with {code}, epochs, files and origin {'right' if right else 'WRONG'}, weights "
+            f"{k}: {moment}{'' if killed else ' (was done by then)'}: {saved[0].name} of epoch {held['epoch'] + 1}, "
+            f"resume ends with {code}, epochs, files and origin {'right' if right else 'WRONG'}, weights "
             f"{'the same' if same else 'others'}",
             flush=True,
         )
