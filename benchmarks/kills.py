@@ -96,16 +96,17 @@ def main(kills: int) -> int:
         child = begin(folder, [*words, f"save_dir={run}"], write)
         killed = wait(child, 1e9 if write else draw.uniform(0.3, 1) * lasts) != 0
         moment = f"within checkpoint write {write}" if write else "at a random time"
-        if not (run / "weights" / "last.pt").is_file():
+        saved = [file for name in ("last.pt", "best.pt") if (file := run / "weights" / name).is_file()]
+        if not saved:
             print(f"{k}: {moment}: before its first epoch was saved, nothing to go on from", flush=True)
             continue
-        held = torch.load(run / "weights" / "last.pt", map_location="cpu", weights_only=False)
+        held = torch.load(saved[0], map_location="cpu", weights_only=False)
         code = wait(begin(folder, [f"resume={run}"])) if killed and held["epoch"] >= 0 else 0
         right, same = judge(run, folder / "whole") if code == 0 else (False, False)
         lost += not right or (held["epoch"] == EPOCHS - 1 and not same)
         print(
-            f"{k}: {moment}{'' if killed else ' (was done by then)'}: last.pt of epoch {held['epoch'] + 1}, resume "
-            f"ends with {code}, epochs, files and origin {'right' if right else 'WRONG'}, weights "
+            f"{k}: {moment}{'' if killed else ' (was done by then)'}: {saved[0].name} of epoch {held['epoch'] + 1}, "
+            f"resume ends with {code}, epochs, files and origin {'right' if right else 'WRONG'}, weights "
             f"{'the same' if same else 'others'}",
             flush=True,
         )

@@ -99,10 +99,9 @@ def _instead(path: Path, given: Any, place: Path | None, trust: bool, error: Exc
             arguments = begun(checkpoint, None)
             if arguments is not None:
                 found.append((checkpoint["epoch"], State(file, arguments, place)))
-    said = f"{path} cannot be read ({one_line(error) or type(error).__name__})"
+    why = f"cannot be read ({one_line(error) or type(error).__name__})" if path.is_file() else "is not there"
+    said = f"{path} {why}"
     if not found:
-        if not path.is_file() or "is not a file" in said:
-            said = f"{path} is not there"
         raise NothingLeftError(
             f"resume={given}: {said}, and no other checkpoint beside it can be gone on from: begin the training anew."
         )
