@@ -307,7 +307,7 @@ def test_bad_input(refused, tmp_path, teacher):
     assert "has no class names" in refused("teacher=bare.onnx", "teacher.names=empty.yaml")
     assert "is about an ONNX teacher" in refused(f"teacher={teacher}", "teacher.contract=raw")
     assert "share no class name" in refused("teacher=d.onnx", "method=match")
-    assert "there is no file gone.pth" in refused("teacher=timm:vit@gone.pth")
+    assert "the file gone.pth does not exist" in refused("teacher=timm:vit@gone.pth")
 
 
 def test_names_from_a_list_a_mapping_and_a_data_set(tmp_path):

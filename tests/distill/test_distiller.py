@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
-from helpers.distillers import make
+from helpers.distillers import SIZE, backward, half, make, train_one_rank
 from helpers.models import NAMES, batch, build
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
@@ -23,7 +22,6 @@ from yolokd.distill.pairing import Pairing
 from yolokd.methods import METHODS
 
 OWN = ["box_loss", "cls_loss", "dfl_loss"]
-SIZE = 4
 
 
 def spied(distiller: Distiller) -> dict:
@@ -218,37 +216,10 @@ def test_a_level_without_a_partner_takes_the_nearest_by_choice():
     assert len(adapters) == 4 and all(a.weight.grad.abs().max() > 0 for a in adapters)
 
 
-def half(data: dict, rank: int) -> dict:
-    """One rank's part of a batch of SIZE images."""
-    first, count = rank * SIZE // 2, SIZE // 2
-    mine = (data["batch_idx"] >= first) & (data["batch_idx"] < first + count)
-    objects = {k: data[k][mine] for k in ("cls", "bboxes", "batch_idx")}
-    objects["batch_idx"] = objects["batch_idx"] - first
-    return {"img": data["img"][first : first + count], **objects}
-
-
-def backward(model: nn.Module, distiller: Distiller, data: dict) -> dict:
-    """Gradients and loss items of one pass."""
-    loss, items = model(data)
-    loss.sum().backward()
-    return {"items": items, "grads": {n: p.grad for n, p in distiller.named_parameters() if p.grad is not None}}
-
-
-def worker(rank: int, folder: str) -> None:
-    """One of two processes that train together."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    distiller = make("yolo26n", "yolo11n")
-    together = nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=True)
-    torch.save(backward(together, distiller, half(batch(SIZE), rank)), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow  # two processes import everything anew
 def test_two_ranks_share_the_gradients_of_student_and_adapters(tmp_path: Path):
     """Adapters outside DDP's buckets drift apart, rank by rank, without any error."""
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(train_one_rank, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone = []
     for rank in range(2):
