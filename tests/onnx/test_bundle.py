@@ -339,7 +339,8 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     assert result.returncode in (1, 3), (
         result.stdout + result.stderr
     )  # 3: other work made the missed budget inconclusive
-    assert re.search(r"total.p90 is [0-9.]+ ms, over the budget of 0.001 ms", result.stdout)
+    # frames that other work slowed in long stretches say too little for an interval: inconclusive, never a pass
+    assert re.search(r"total.p90 is [0-9.]+ ms, (over the budget of 0.001 ms|of which no interval can)", result.stdout)
     assert "infer.p999 cannot be told from" in result.stdout  # 100 frames are too few
     # what this machine's other work can make inconclusive: the missed budget and the soak
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (failed|passed|skipped)", result.stdout.splitlines()[-1])}
