@@ -133,7 +133,7 @@ def scan(file: str | Path) -> Any:
 
     Raises:
         UnknownContentError: it names something that is no known data or model class.
-        Exception: of a dozen types, where it is no file of torch.save.
+        Exception: of a dozen types, where it is not a file of torch.save.
     """
     with Path(file).open("rb") as opened:
         start = opened.read(4)

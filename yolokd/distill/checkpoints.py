@@ -137,7 +137,7 @@ def is_over(checkpoint: dict[str, Any], epochs: int, patience: int, timed: bool)
 
 
 def cut_table(file: Path, epochs: int) -> None:
-    """Leave in results.csv the rows of so many epochs: those after them are trained again, or were cut short."""
+    """Leave in results.csv the rows of the first epochs only: those after them are trained again, or were cut short."""
     if not file.is_file():
         return
     header, *rows = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]

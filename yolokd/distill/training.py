@@ -85,7 +85,7 @@ def check_resumed(student: YOLO | RTDETR, state: checkpoints.State, folded: dict
         raise UsageError(f"resume={state.file} is not an interrupted run of yolokd: {checkpoints.GIVE_LAST}.")
     if state.place is None and not folded.get("save_dir"):
         raise UsageError(
-            f"resume={state.file} does not lie in a run's folder weights/: give save_dir= for where it shall go on."
+            f"resume={state.file} does not lie in a run's folder weights/: give save_dir= for where it is to go on."
         )
     data = folded.get("data") or state.arguments.get("data")
     if "://" not in str(data) and os.path.isabs(str(data)) and not Path(str(data)).exists():

@@ -117,7 +117,9 @@ def _check_outputs(asked: dict[str, str | Path | None]) -> dict[str, Path]:
         if path.exists() or list(outputs.values()).count(path) > 1:
             raise UsageError(f"{kind}={path} exists already or is named twice: name a new file.")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{kind}={path} cannot be written: {path.parent} is no folder of yours, name another.")
+            raise UsageError(
+                f"{kind}={path} cannot be written: you cannot write to the folder {path.parent}, name another."
+            )
     return outputs
 
 

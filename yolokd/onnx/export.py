@@ -80,7 +80,7 @@ def export(
     if contract == "e2e" and getattr(student.model.model[-1], "one2one_cv2", None) is None:
         raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} does not have: choose raw or nms.")
     if not isinstance(student.model.model[-1], Detect):
-        raise UsageError(f"model={checkpoint} is no YOLO: yolokd exports models with a Detect head so far.")
+        raise UsageError(f"model={checkpoint} is not a YOLO: yolokd exports models with a Detect head so far.")
     if (channels := int(student.model.yaml.get("channels", 3))) != 3:
         raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
     made_by = Provenance.of_checkpoint(student.ckpt)

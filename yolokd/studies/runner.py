@@ -102,7 +102,7 @@ def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
 
 
 def run_all(waiting: list[Job], jobs: int, threads: int) -> Generator[tuple[Job, int], None, None]:
-    """Run the jobs, so many at a time, each in a fresh process; yields each with its exit code when it ends."""
+    """Run the jobs, the given number at a time, each in a fresh process; yields each and its exit code at its end."""
     queue = list(waiting)
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}  # by process id
     try:
