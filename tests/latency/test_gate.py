@@ -271,7 +271,7 @@ def test_a_bad_report_is_refused(tmp_path, capsys, content, named, side):
         (["--min-map-delta", "low"], "min_map_delta=low"),
         (["--max-regres=5%"], "did you mean 'max_regress'"),
         (["--junit=new.json"], "junit=new.json exists already"),
-        (["--junit=gone/j.xml"], "no folder"),
+        (["--junit=gone/j.xml"], "cannot write to the folder"),
         (["--junit=a.xml", "--md=a.xml"], "named twice"),
         (["third.json"], "was given 3"),
     ],
