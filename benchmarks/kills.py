@@ -48,7 +48,7 @@ def begin(folder: Path, words: Sequence[str], write: int = 0) -> int:
 
 
 def wait(child: int, seconds: float = 1e9) -> int:
-    """How a fork ended; after so many seconds it is killed."""
+    """How a fork ended; after `seconds` it is killed."""
     until = time.monotonic() + seconds
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > until:
