@@ -570,17 +570,17 @@ def test_a_budget_is_judged_by_the_interval_not_by_the_point(ends: list[float] |
         (["--budget", "total.p99=15"], 2, "is no budget: write a stage"),
         (["--provider", "cuda"], 4, "CUDAExecutionProvider is not in this ONNX Runtime build"),
         (["--provider", "zzz"], 2, "Unknown provider 'zzz'"),
-        (
-            ["--profile", "smoke", "--repeats", "1", "--soak", "0", "--budget", "total.p999=1s", "-k", "budget"],
-            3,
-            "incon",
-        ),
+        (["--soak", "0", "-k", "doubtful"], 3, "incon"),
     ],
 )
 def test_the_board_tests_end_with_the_code_that_is_documented(
     words: list[str], code: int, sentence: str, folder: Path, images: Path
 ) -> None:
     with_board_tests(folder)
+    # A test of its own: how many frames a real run gets, and so whether it can tell, is a matter of the machine.
+    (folder / "jetson/test_doubtful.py").write_text(
+        "import pytest\ndef test_doubtful(): pytest.skip('inconclusive: too few frames.')\n"
+    )
     command = [
         sys.executable,
         "-B",
