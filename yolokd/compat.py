@@ -24,6 +24,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.data.utils", "convert_ndjson_to_yolo_if_needed", ()),
     ("ultralytics.data.utils", "find_dataset_yaml", ()),
     ("ultralytics.data.utils", "img2label_paths", ()),
+    ("ultralytics.data.utils", "verify_image_label", ()),
     ("ultralytics.data.build", "_RepeatSampler", ()),
     ("ultralytics.data.utils", "check_det_dataset", ("split", "autodownload")),
     ("ultralytics.engine.trainer", "BaseTrainer._build_train_pipeline", ()),
