@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "config": {"errors", "methods", "detectors", "data"},
     "init": {"errors", "detectors"},
     "distill": {"yolokd", "errors", "views", "methods", "detectors", "data", "config", "init"},
+    "checks": {"yolokd", "errors", "detectors", "data", "config", "distill", "init", "studies"},
     "onnx": {"yolokd", "errors", "compat", "config", "detectors", "data", "distill"},
     "latency": {"errors"},
     "studies": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency"},
     "demo": {"errors", "detectors", "distill", "onnx", "latency"},
-    "verbs": {"yolokd", "errors", "compat", "config", "distill", "onnx", "latency", "studies", "demo"},
+    "verbs": {"yolokd", "errors", "compat", "checks", "config", "distill", "onnx", "latency", "studies", "demo"},
     "cli": {"errors", "compat", "config", "verbs"},
     "__main__": {"cli"},
 }

@@ -28,6 +28,12 @@ class StudyError(RuntimeError):
     code = 3
 
 
+class DoubtError(RuntimeError):
+    """A training that could start, but whose data has faults or that may not pay."""
+
+    code = 3
+
+
 class GateError(RuntimeError):
     """A comparison of reports that does not pass: 1 regression, 3 inconclusive, 4 wrong provider, 5 parity."""
 

@@ -19,6 +19,7 @@ from ultralytics.nn.modules.block import A2C2f
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
+from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.yolo import YoloReader
 from yolokd.distill.trainer import KDTrainer
@@ -339,3 +340,27 @@ def test_the_order_of_pairs_does_not_depend_on_the_process():
         for seed in ("0", "1", "2")
     }
     assert len(orders) == 1
+
+
+def test_fitting_the_head_alone_leaves_the_other_weights(monkeypatch):
+    """As "auto" judges the student's own start: only last convolutions and batch norm statistics change, for which the
+    predictions come nearer to the teacher's."""
+    monkeypatch.setattr(teacher_statistics, "POINTS", 2**12)
+    student, teacher, x = student_of("yolo11n", *HALF["yolo11n"]), build("yolo11n"), images(8, 64, 64)
+    before, target = copy.deepcopy(student.state_dict()), raw(teacher, x)
+    far = [float((a - b).square().mean()) for a, b in zip(raw(student, x), target, strict=True)]
+    assert transfer.fit_head(YoloReader(student), YoloReader(teacher), x)
+    names = {id(m): name for name, m in student.named_modules()}
+    last = {f"{names[id(p.student)]}." for p in layer_pairs(student, teacher) if p.last}
+    changed = {k for k, v in student.state_dict().items() if not torch.equal(v, before[k])}
+    assert last and all("running_" in k or any(k.startswith(name) for name in last) for k in changed)
+    assert {k.rpartition(".")[0] + "." for k in changed if "running_" not in k} == last
+    near = [float((a - b).square().mean()) for a, b in zip(raw(student, x), target, strict=True)]
+    assert all(a < b for a, b in zip(near, far, strict=True))
+
+
+def test_a_head_without_a_partner_is_not_fitted():
+    student, teacher = build("yolo11n"), build("rtdetr-l", dtype=torch.float32)
+    before = copy.deepcopy(student.state_dict())
+    assert not transfer.fit_head(read(student), read(teacher), images(2, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())

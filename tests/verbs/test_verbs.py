@@ -134,11 +134,11 @@ def test_options_in_a_dataclass_are_options_too(tmp_path, monkeypatch):
 def test_train_and_export_tell_what_they_take():
     """These functions take **arguments, so that a signature does not name them."""
     train = {o.name for o in load("train").VERB.all_options()}
-    assert train == {*options.OURS, "model", "data", "cfg", "cache", "NAME.option"}
+    assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "NAME.option"}
     taken = {*export.TAKEN, *export.BAKED["nms"]}
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
-    assert study == train - {"method"} | {"methods", "arms", "seeds", "out", "jobs", "threads"}
+    assert study == train - {"method", "check"} | {"methods", "arms", "seeds", "out", "jobs", "threads"}
 
 
 # --- The documents ---

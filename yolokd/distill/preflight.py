@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,23 @@ from yolokd.config.checks import check_writable
 from yolokd.config.options import DistillOptions
 from yolokd.data.splits import read_data
 from yolokd.detectors import read
-from yolokd.distill.applicability import plans, rounded_imgsz
+from yolokd.detectors.reader import Reader
+from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.errors import UsageError
 from yolokd.init import transfer
 
 
-def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a training will begin with."""
+
+    data: dict[str, Any]  # Ultralytics' description of it
+    student: Reader
+    plans: list[Plan]  # one for each teacher
+    side: int  # of the student's images, in pixels
+
+
+def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = False) -> Ready:
     """Refuse a pair, data set or method that cannot work; the trainer checks again, but after making its folder."""
     check_place(arguments, student.task)
     check_freeze(arguments.get("freeze"), student.model)
@@ -35,6 +46,7 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
     made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
     transfer.partners(distillation.init, reader, made[0].teacher)
+    return Ready(data, reader, made, side)
 
 
 def check_place(arguments: dict[str, Any], task: str) -> None:

@@ -16,7 +16,7 @@ from yolokd.config.checks import check_arguments
 from yolokd.config.parse import non_negative, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.detectors.opening import open_student, scaled_yaml
-from yolokd.distill import checkpoints
+from yolokd.distill import checkpoints, outlook
 from yolokd.distill.preflight import preflight
 from yolokd.distill.trainer import trainer_for
 from yolokd.errors import Interrupted, UsageError
@@ -38,24 +38,46 @@ def train(**arguments: Any) -> YOLO | RTDETR:
     Raises:
         UsageError: something asked for cannot be done; nothing was written and no epoch run.
     """
-    if arguments.get("cfg"):
-        arguments = {**read_arguments(arguments.pop("cfg")), **arguments}
+    arguments = with_file(arguments)
+    check = true_or_false("check", arguments.pop("check", True))
     non_negative("kd", arguments.get("kd", 1.0))  # folded options, a dict, are not for users
     trust = true_or_false("trust", arguments.get("trust", False))
     if arguments.get("resume"):
         return _resume(arguments)
+    scaling, folded = fold(arguments)
+    check_arguments(folded, trust)
+    student = build_student(folded, scaling, trust)
+    ready = preflight(student, folded, trust)
+    if check:
+        outlook.tell(student, ready, folded, trust)
+    del ready  # and the teachers in it
+    with saying_how_to_go_on(student):
+        student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
+    return student
+
+
+def with_file(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with those of the file that cfg= names."""
+    given = {k: v for k, v in arguments.items() if k != "cfg"}
+    return {**read_arguments(arguments["cfg"]), **given} if arguments.get("cfg") else given
+
+
+def fold(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The student's width and depth, where they are given, and the other arguments, folded."""
     if not arguments.get("model"):
         raise UsageError("no student: give a model, such as model=yolo11n.yaml or model=yolo11n.pt.")
-    scaling = {k: v for k in ("width", "depth") if (v := arguments.pop(k, None)) is not None}
-    folded = options.fold(arguments)
-    check_arguments(folded, trust)
-    model = scaled_yaml(str(arguments["model"]), **scaling, trust=trust) if scaling else arguments["model"]
+    scaling = {k: v for k in ("width", "depth") if (v := arguments.get(k)) is not None}
+    return scaling, options.fold({k: v for k, v in arguments.items() if k not in ("width", "depth")})
+
+
+def build_student(arguments: dict[str, Any], scaling: dict[str, Any], trust: bool) -> YOLO | RTDETR:
+    """The student that model= names, of another size where its width or depth is given."""
+    model = arguments["model"]
+    if scaling:
+        model = scaled_yaml(str(model), **scaling, trust=trust)
     student = open_student(model, trust=trust)
     if (task := arguments.get("task") or student.task) != student.task:
         raise UsageError(f"task={task}: model={model} is for the task {student.task}, leave task= out.")
-    preflight(student, folded, trust)
-    with saying_how_to_go_on(student):
-        student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
     return student
 
 

@@ -94,12 +94,41 @@ def choose_start(
     unseen = part(batch, fitted)
     inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)
     student.model.load_state_dict(own)
-    LayerFitter(student.model, [p for p in matched if p.last], statistics, classes).fit(images)
+    fit_last(student.model, matched, statistics, classes, images)
     if not math.isfinite(cost):
         LOGGER.warning("init=auto: the teacher's start has no finite loss, so the student keeps its own.")
     better = cost < detection_loss(student.model, unseen)
     student.model.load_state_dict(inherited if better else own)
     return "teacher" if better else "own"
+
+
+def fit_head(student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None) -> bool:
+    """Fit the student's last convolutions and batch norm statistics as "auto" does to judge the student's own start.
+
+    Args:
+        student: the reader of the student, whose weights are changed.
+        teacher: the reader of the teacher, on the same device.
+        images: two or more training images, (B, C, H, W) in [0, 1].
+        classes: the classes that both models have; None if their classes are the same.
+
+    Returns:
+        Whether it could be done: the two have layers in common, and enough memory; else the weights may be changed.
+    """
+    if not (matched := partners("auto", student, teacher)):
+        return False
+    try:
+        last = [p for p in matched if p.last]
+        fit_last(student.model, last, TeacherStatistics(teacher, last, images), classes, images)
+    except (torch.OutOfMemoryError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return False
+    return all(bool(x.isfinite().all()) for x in student.model.state_dict().values() if x.is_floating_point())
+
+
+def fit_last(
+    model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None, images: Tensor
+) -> None:
+    """Set the last convolutions and the batch norm statistics, and leave every other weight as it is."""
+    LayerFitter(model, [p for p in matched if p.last], statistics, classes).fit(images)
 
 
 def images_for(side: int) -> int:

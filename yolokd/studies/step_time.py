@@ -101,7 +101,7 @@ def steptime(
 
 def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
     cached = arms.get(CACHED)
-    batches = _batches(cached or arms["student alone"])
+    batches = batches_of(cached or arms["student alone"])
     times: dict[str, list[float]] = {arm: [] for arm in (*arms, FORWARD)}
     order = list(arms)
     for i in range(WARMUP + steps):
@@ -110,7 +110,7 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
             on_device = cached.preprocess_batch(dict(batch))
             cached.distiller.teacher_views(on_device["img"], on_device["view"])
         for arm in order[i % len(order) :] + order[: i % len(order)]:  # so that no arm is always the first
-            seconds = _step_seconds(arms[arm], dict(batch))
+            seconds = step_seconds(arms[arm], dict(batch))
             if i >= WARMUP:
                 times[arm].append(1000 * seconds)
         if i >= WARMUP:
@@ -118,12 +118,12 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
     return {arm: statistics.median(samples) for arm, samples in times.items()}
 
 
-def _batches(trainer: Any) -> Any:
+def batches_of(trainer: Any) -> Any:
     while True:
         yield from trainer.train_loader
 
 
-def _step_seconds(trainer: Any, batch: dict[str, Any]) -> float:
+def step_seconds(trainer: Any, batch: dict[str, Any]) -> float:
     """Seconds of one whole step as Ultralytics takes it: preprocess, forward, loss, backward, clip, optimizer, EMA."""
     wait(trainer.device)
     start = time.perf_counter()

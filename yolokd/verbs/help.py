@@ -19,9 +19,9 @@ GROUPS = {
 }
 END = """\
 Arguments are written key=value, as for `yolo`. `yolokd help VERB` explains one command.
-Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive or some runs of a study failed,
-4 the provider that was asked for was not active, 5 parity failed: an exported file computes something else
-than the checkpoint, 70 anything else, with a traceback."""
+Exit codes: 0 done or pass, 1 regression, 2 bad input, 3 inconclusive, some runs of a study failed or a
+check has warnings, 4 the provider that was asked for was not active, 5 parity failed: an exported file computes
+something else than the checkpoint, 70 anything else, with a traceback."""
 
 VERB = Verb(
     summary="prints this list, or all about one command",

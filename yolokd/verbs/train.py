@@ -38,6 +38,16 @@ DISTILLATION = (
     Option("unlabeled_ratio", "unlabelled images for each labelled one", "1"),
 )
 DOTTED = Option("NAME.option", "an option of a method, such as cwd.tau=2 or pkd@backbone.gain=0.5", "the method's")
+TRAINING = (
+    *PAIR,
+    Option(
+        "method",
+        "which methods: a comma list (pkd,bckd_cls), at a tap if wanted (pkd@backbone), or a recipe file",
+        "default, a recipe that comes with yolokd",
+    ),
+    DOTTED,
+    *DISTILLATION,
+)
 
 VERB = Verb(
     summary="trains a student under a teacher",
@@ -45,14 +55,8 @@ VERB = Verb(
         "yolokd train model=yolo11n.pt teacher=big.pt data=my.yaml [method=pkd,logit] [cwd.tau=2] [epochs=100] ...",
     ),
     options=(
-        *PAIR,
-        Option(
-            "method",
-            "which methods: a comma list (pkd,bckd_cls), at a tap if wanted (pkd@backbone), or a recipe file",
-            "default, a recipe that comes with yolokd",
-        ),
-        DOTTED,
-        *DISTILLATION,
+        *TRAINING,
+        Option("check", "False: start without looking at data and scores first", "True"),
     ),
     notes=(
         "Everything that `yolo train` takes is passed on to Ultralytics untouched.",
