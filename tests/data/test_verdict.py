@@ -80,7 +80,7 @@ def test_images_that_cannot_be_read(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "images" / "train" / name).write_bytes(b"no image")
         label(tmp_path / "images" / "train" / name, BOTH)
-    sentence = one(said(file), "cannot be read and will be skipped")
+    sentence = one(said(file), "images will be skipped, ")
     assert sentence.startswith("warning: train: 2 images") and "a.png (no picture in a format" in sentence
     whole = picture(tmp_path / "images" / "train" / "c.jpg")
     whole.write_bytes(whole.read_bytes() + b"more")

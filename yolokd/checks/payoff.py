@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ultralytics import RTDETR, YOLO
 
 from yolokd.data.findings import NOTE, Finding
 from yolokd.detectors import read
-from yolokd.detectors.opening import YAML, open_model
+from yolokd.detectors.opening import open_model
 from yolokd.detectors.teachers import title
 from yolokd.distill.applicability import Plan
 from yolokd.distill.outlook import doubt_of
@@ -55,8 +54,7 @@ def scores(
     how |= {"device": trainer.args.device, "plots": False, "save_dir": str(trainer.save_dir / "val")}
     pairs = zip(options.teacher, plans, strict=True)
     found = [teacher_score(file, plan, student.task, options, how) for file, plan in pairs]
-    if not str(arguments["model"]).lower().endswith(YAML) or isinstance(arguments.get("pretrained"), (str, Path)):
-        found.append(student_score("as it is", student, start, how))
+    found.append(student_score("as it is", student, start, how))
     teacher = plans[0].teacher
     teacher.model.to(trainer.device)
     side = round_up_to_stride(how["imgsz"], max(teacher.strides))
@@ -125,10 +123,6 @@ def judge(found: list[Score], images: int, total: int) -> list[Finding]:
     if doubt := doubt_of(best, own):
         return [doubt]
     if images < FEW:
-        return [
-            Finding(
-                NOTE,
-                f"the teacher's lead of {best - own:.1f} points is rough, {on}: images={FEW} or more are surer.",
-            )
-        ]
+        more = f": images={FEW} or more are surer" if total > images else ""
+        return [Finding(NOTE, f"the teacher's lead of {best - own:.1f} points is rough, {on}{more}.")]
     return []

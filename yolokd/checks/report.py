@@ -109,7 +109,11 @@ def _cost(cost: dict[str, Any] | None) -> list[str]:
         f"estimate on {cost['device']}, from a few steps: {cost['step_seconds']:.2f} s for a step of {cost['batch']} "
         f"images, {cost['steps_per_epoch']} steps in each of {cost['epochs']} epochs",
         f"  time: about {duration(cost['total_seconds'])}"
-        + ("" if validation is None else f", with a validation of {duration(validation)} in each epoch"),
+        + (
+            ", without validations"
+            if validation is None
+            else f", with a validation of {duration(validation)} in each epoch"
+        ),
         f"  memory: about {memory / 1e9:.1f} GB" if memory else "  memory: unknown on this system",
     ]
 

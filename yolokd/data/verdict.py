@@ -41,7 +41,7 @@ def of_images(split: Split, form: Form) -> list[Finding]:
         found.append(Finding(level, f"{split.name}: no image has an object that can be used: mend the labels."))
     broken = [s for s in split.seen if s.skipped and not s.faults]
     if broken:
-        said = f"{split.name}: {counted(len(broken), 'image')} cannot be read and will be skipped, "
+        said = f"{split.name}: {counted(len(broken), 'image')} will be skipped, "
         said += f"{named([f'{s.image} ({s.skipped})' for s in broken])}: mend or remove them."
         found.append(Finding(WARNING, said))
     if restored := [s.image for s in split.seen if s.restored]:
