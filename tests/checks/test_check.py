@@ -71,6 +71,13 @@ def test_arguments_that_cannot_be_used(argument, named, place, capsys, scenes, u
     )
 
 
+def test_a_teacher_is_opened_also_where_the_data_cannot_be_used(place, unmeasured):
+    (place / "text.pt").write_text("no checkpoint")
+    outcome = yolokd.check(model=STUDENT, teacher=place / "text.pt", data="none.yaml", **SMALL)
+    told = " ".join(levels(outcome, "problem"))
+    assert "data=none.yaml cannot be used" in told and f"teacher={place / 'text.pt'} is not a checkpoint" in told
+
+
 def test_a_faulty_data_set_is_doubtful(place, capsys, unmeasured):
     file = data_set(place / "data", [GOOD, "1 0.5 0.5 0.5 0.5", "7 0.5 0.5 0.2 0.2"], [GOOD, GOOD])
     before = contents(place)
