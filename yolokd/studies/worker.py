@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from yolokd.detectors.class_map import ClassMap, match_classes
+from yolokd.distill.parent import end_with_parent
 from yolokd.errors import UsageError
 
 SPEC, RESULT = "run.json", "result.json"
@@ -34,18 +33,6 @@ def main() -> None:
             write_json(folder / RESULT, {**work(folder, spec["arguments"], threads), "versions": _versions()})
     except Timeout:
         sys.exit("another process is still at this run")
-
-
-def end_with_parent(parent: str | None) -> None:
-    """End when the study's process is gone: nobody else would end a run whose study was killed hard."""
-
-    def watch() -> None:
-        while os.getppid() == int(parent or 0):
-            time.sleep(0.5)
-        os._exit(143)
-
-    if parent:
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
