@@ -104,7 +104,8 @@ def one_at_a_time() -> Iterator[None]:
 
 def is_loss_of_another(error: BaseException) -> bool:
     """Whether a process could not exchange something because another one is gone."""
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+    theirs = getattr(distributed, "DistError", ())  # which not every build of torch has
+    return isinstance(error, theirs) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
 # --- the launcher and its processes ---------------------------------------------------------------------------------
