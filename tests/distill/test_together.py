@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.cli import processes_with
 from helpers.models import layout
 from helpers.training import TINY, read, rows
 from ultralytics import RTDETR, YOLO
@@ -69,20 +70,12 @@ class Place:
 
     def left(self) -> list[int]:
         """Processes that have this place in their environment."""
-        mark = f"YOLO_CONFIG_DIR={self.config}\0".encode()
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mark in environ(pid)]
+        return processes_with("YOLO_CONFIG_DIR", str(self.config))
 
     def await_epoch(self, process: subprocess.Popen[str]) -> None:
         while not self.last.is_file() and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, self.log()[-2000:]
-
-
-def environ(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # it has ended, or is another user's
-        return b""
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 
 import pytest
-from helpers.cli import refusal
+from helpers.cli import processes_with, refusal
 from helpers.studies import SCRIPTED, starts
 from helpers.training import ASSETS, TINY
 
@@ -64,6 +67,33 @@ def test_a_killed_run_is_run_again_a_failed_one_is_told_and_a_finished_one_is_le
     (out / "cwd" / "seed0" / "fault").write_text("")
     assert cli.main(["study", *argv, "threads=1"]) == 0
     assert starts(out) == {**once, "pkd/seed0": 2, "pkd/seed1": 2, "cwd/seed0": 2}
+
+
+STOPPED = """
+import sys
+from yolokd import cli
+from yolokd.studies import plan, processes
+plan.preflight_arm = lambda arm: arm
+processes.WORKER = ["-c", "import pathlib, sys, time; (pathlib.Path(sys.argv[1]) / 'begun').touch(); time.sleep(100)"]
+sys.exit(cli.main(["study", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_stopped_study_leaves_no_process(argv, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray")
+    mark = {"YOLOKD_TEST": str(tmp_path)}
+    with (tmp_path / "log.txt").open("w") as log:
+        command = [sys.executable, "-c", STOPPED, *argv, "threads=1"]
+        process = subprocess.Popen(command, env={**os.environ, **mark}, stdout=log, stderr=log)
+    while process.poll() is None and not list((tmp_path / "study").rglob("begun")):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith("yolokd: the study was stopped")
+    time.sleep(2)  # Ray's own processes end by themselves
+    assert not processes_with("YOLOKD_TEST", str(tmp_path))
 
 
 def test_without_ray_it_is_one_sentence(argv, tmp_path, monkeypatch, capsys):

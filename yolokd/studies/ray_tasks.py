@@ -22,7 +22,7 @@ from yolokd.studies.plan import Job
 from yolokd.studies.processes import Engine, end_all, start_run
 
 AGAIN = 2  # times that a killed run is begun again
-PATIENCE = 20  # seconds that stopped tasks have to end their runs
+PATIENCE = 5  # seconds that stopped tasks have to end their runs; one that Ray was still loading never answers
 
 
 class KilledError(RuntimeError):
@@ -60,16 +60,27 @@ def run_all(waiting: list[Job], threads: int, gpu: bool, begun: bool) -> Generat
     running = {task.remote(job, threads, processes.WORKER): job for job in waiting}
     try:
         while running:
-            (ended, *_), _ = ray.wait(list(running))
-            job = running.pop(ended)
-            yield job, _code(ended, job)
+            ended, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
+            for ref in ended:
+                job = running.pop(ref)
+                yield job, _code(ref, job)
+            if not ended:
+                time.sleep(0.2)  # and not in Ray, which takes SIGTERM for Ctrl-C
     finally:  # also after Ctrl-C: what is half done goes on next time
-        for ref in running:
-            ray.cancel(ref)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
+        stop(list(running))
         if begun:  # here, for this study
             ray.shutdown()
+
+
+def stop(tasks: list[Any]) -> None:
+    """End tasks and so their runs."""
+    import ray
+
+    for task in tasks:
+        ray.cancel(task)
+    _, left = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE) if tasks else ([], [])
+    for task in left:
+        ray.cancel(task, force=True)
 
 
 def run(job: Job, threads: int, worker: list[str]) -> int:
