@@ -49,6 +49,7 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.engine.trainer", "BaseTrainer.run_callbacks", ("event",)),
     ("ultralytics.engine.trainer", "BaseTrainer.plot_metrics", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.resume_training", ("ckpt",)),
+    ("ultralytics.engine.trainer", "BaseTrainer.train", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.save_metrics", ("metrics",)),
     ("ultralytics.engine.trainer", "BaseTrainer.save_model", ()),
     ("ultralytics.engine.trainer", "BaseTrainer.set_model_attributes", ()),
@@ -72,10 +73,14 @@ INTERNALS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ultralytics.utils", "YAML.load", ()),
     ("ultralytics.utils.checks", "check_file", ("download_dir",)),
     ("ultralytics.utils.checks", "check_model_file_from_stem", ()),
+    ("ultralytics.utils.dist", "ddp_cleanup", ()),
+    ("ultralytics.utils.dist", "generate_ddp_command", ()),
     ("ultralytics.utils.downloads", "attempt_download_asset", ()),
     ("ultralytics.utils.loss", "E2ELoss", ()),
     ("ultralytics.utils.patches", "imread", ("flags",)),
     ("ultralytics.utils.tal", "make_anchors", ()),
+    ("ultralytics.utils.torch_utils", "parse_device", ()),
+    ("ultralytics.utils.torch_utils", "unset_deterministic", ()),
     ("ultralytics.utils.torch_utils", "unwrap_model", ()),
 )
 

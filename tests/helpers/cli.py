@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from yolokd import cli
@@ -22,3 +23,16 @@ def refusal(capsys, folder: Path, *argv: object) -> str:
     assert error.startswith("yolokd: ") and error.count("\n") == 1 and error.endswith(".\n"), error
     assert contents(folder) == before
     return error
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Processes that have this in their environment, by /proc."""
+    mark = f"{variable}={value}\0".encode()
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mark in _environment(pid)]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return b""

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from helpers.cli import contents, refusal
 from helpers.models import layout
+from helpers.studies import SCRIPTED, starts
 from helpers.training import ASSETS, TINY
 from ultralytics import YOLO
 
@@ -23,28 +24,13 @@ from yolokd.detectors import teachers
 from yolokd.errors import UsageError
 from yolokd.latency.intervals import NO_EVIDENCE, ONE_RUN
 from yolokd.studies import plan as planning
-from yolokd.studies import report, runner
+from yolokd.studies import processes, report
 from yolokd.studies.plan import Job, build_arms, plan_study, read_arms, read_seeds
-from yolokd.studies.runner import run_all, start_run, study
+from yolokd.studies.processes import run_all, start_run
+from yolokd.studies.runner import study
 from yolokd.studies.worker import RESULT, interrupted, validate
 
 TEACHER = str(ASSETS / "teacher.pt")
-# A training that takes no time: its score is the arm's plus the seed's, and it counts how often it ran.
-SCRIPTED = """
-import json, os, pathlib, sys
-folder, threads = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-spec = json.loads((folder / "run.json").read_text())
-with (folder / "starts").open("a") as file:
-    file.write(f"{threads} {os.environ['OMP_NUM_THREADS']}\\n")
-if (folder / "crash").exists():
-    print("CUDA out of memory")
-    os.kill(os.getpid(), 9)
-arguments = spec["arguments"]
-score = {"val": 0.6}.get(spec["kind"], 0.2)
-score += 0.1 * ("teacher" in arguments) + 0.02 * ("distill_model" in arguments) + 0.01 * arguments.get("seed", 0)
-result = {"map50": score, "map50_95": score / 2, "wall_s": 10 + 5 * ("teacher" in arguments)}
-(folder / "result.json").write_text(json.dumps(result))
-"""
 
 
 @pytest.fixture
@@ -58,11 +44,7 @@ def given(scenes, teacher, tmp_path, monkeypatch):
 def scripted(monkeypatch):
     """Runs are processes still, but nothing is trained in them, and no model is opened to check an arm."""
     monkeypatch.setattr(planning, "preflight_arm", lambda arm: arm)
-    monkeypatch.setattr(runner, "RUNNER", [sys.executable, "-c", SCRIPTED])
-
-
-def starts(out) -> dict[str, int]:
-    return {str(f.parent.relative_to(out)): len(f.read_text().splitlines()) for f in sorted(out.rglob("starts"))}
+    monkeypatch.setattr(processes, "WORKER", ["-c", SCRIPTED])
 
 
 # --- The plan ---
@@ -137,7 +119,12 @@ def test_arms_are_interleaved_by_seed(given, tmp_path):
         ("threads=two", "threads=two"),
         ("epoch=3", "did you mean 'epochs'"),
         ("epochs=three", "epochs"),
-        ("device=0,1", "device"),
+        ("device=0,1", "give devices= for several"),
+        ("devices=0,0", "names a device twice"),
+        ("devices=0,,1", "or none"),
+        ("devices=cpu,cpu", "device=cpu and devices= both say"),
+        ("devices=gpu", "device"),
+        ("engine=slurm", "engine=slurm"),
         ("teacher=gone.pt", "teacher=gone.pt"),
         ("model=gone.pt", "model=gone.pt"),
         ("data=gone.yaml", "data=gone.yaml"),
@@ -182,7 +169,7 @@ def test_a_study_runs_once_and_grows(given, scripted, tmp_path, capsys):
     study("builtin,pkd", seeds=2, out=out, jobs=2, threads=3, **given)
     once = ["alone/seed0", "alone/seed1", "builtin/seed0", "builtin/seed1", "pkd/seed0", "pkd/seed1", "teacher"]
     assert starts(out) == dict.fromkeys(once, 1)
-    assert (out / "pkd" / "seed0" / "starts").read_text() == "3 3\n", "its share of threads"
+    assert (out / "pkd" / "seed0" / "starts").read_text() == "3 3 \n", "its share of threads"
     before = {k: v for k, v in contents(out).items() if "seed" in k}
 
     report = study("builtin,pkd,cwd", seeds=3, out=out, **given)
@@ -194,6 +181,31 @@ def test_a_study_runs_once_and_grows(given, scripted, tmp_path, capsys):
     assert report["missing"] == 0 and len(report["runs"]) == 12
     assert {f.name for f in out.iterdir() if f.is_file()} >= {"compare.json", "compare.md", "runs.csv", "compare.png"}
     assert "7 already done" in capsys.readouterr().out
+
+
+def test_each_run_has_a_device_of_its_own(tmp_path, monkeypatch):
+    """Two at a time, for so many devices are there; a device that is free again is given to the next run."""
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    once = f"import os, time; os.mkdir({str(busy)!r} + '/' + sys.argv[3]); time.sleep(0.5)"
+    free = f"os.rmdir({str(busy)!r} + '/' + sys.argv[3])"
+    monkeypatch.setattr(processes, "WORKER", ["-c", f"import sys\n{once}\n{SCRIPTED}\n{free}"])
+    pool = ["0", "1"]
+    jobs = [Job(name, tmp_path / name, {"kind": "val", "arguments": {}}) for name in "abcde"]
+    assert {job.label: code for job, code in run_all(jobs, pool, 1)} == dict.fromkeys("abcde", 0)
+    used = [(tmp_path / name / "starts").read_text().split()[2] for name in "abcde"]
+    assert set(used) == {"0", "1"} and min(used.count("0"), used.count("1")) == 2
+
+
+def test_other_devices_make_no_other_study(given, scripted, tmp_path, capsys):
+    del given["device"]
+    out = tmp_path / "study"
+    study("pkd", seeds=1, out=out, devices="cpu,cpu", **given)
+    assert "2 at a time" in capsys.readouterr().out
+    assert (out / "pkd" / "seed0" / "starts").read_text().split()[2] == "cpu"
+    assert "device" not in json.loads((out / "pkd" / "seed0" / "run.json").read_text())["arguments"]
+    study("pkd", seeds=1, out=out, devices=["cpu"], **given)
+    assert set(starts(out).values()) == {1}
 
 
 def test_a_crash_does_not_end_the_study_and_is_tried_again(given, scripted, tmp_path, capsys):
@@ -317,11 +329,11 @@ def test_a_result_cut_short_is_made_again(given, scripted, tmp_path):
 
 
 def test_leaving_early_ends_the_running_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "RUNNER", [sys.executable, "-c", "import time; time.sleep(60)"])
-    runs = run_all([Job("a", tmp_path / "a", {}), Job("b", tmp_path / "b", {})], jobs=2, threads=1)
+    monkeypatch.setattr(processes, "WORKER", ["-c", "import time; time.sleep(60)"])
+    runs = run_all([Job("a", tmp_path / "a", {}), Job("b", tmp_path / "b", {})], devices=["", ""], threads=1)
     monkeypatch.setattr(time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     begun, start = [], start_run
-    monkeypatch.setattr(runner, "start_run", lambda *a: begun.append(start(*a)) or begun[-1])
+    monkeypatch.setattr(processes, "start_run", lambda *a: begun.append(start(*a)) or begun[-1])
     with pytest.raises(KeyboardInterrupt):
         next(runs)
     assert [p.returncode for p in begun] == [-signal.SIGTERM] * 2
@@ -346,26 +358,26 @@ def wait_for(pid: int) -> bool:
 def test_ending_a_run_ends_what_it_started(tmp_path, monkeypatch):
     """A run has loaders' processes of its own."""
     code = "import os, subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
-    monkeypatch.setattr(runner, "RUNNER", [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "WORKER", ["-c", code])
     process = start_run(Job("a", tmp_path / "a", {}), 1)
     log = tmp_path / "a" / "log.txt"
     while not log.read_text().strip():
         time.sleep(0.02)
-    runner.end_all([process])
+    processes.end_all([process])
     assert process.returncode == -signal.SIGTERM and wait_for(int(log.read_text()))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_run_ends_when_its_study_is_killed_hard(tmp_path):
-    child = "import os, time; from yolokd.studies.worker import PARENT, end_with_parent; "
-    child += "end_with_parent(os.environ[PARENT]); print('ready', flush=True); time.sleep(60)"
+    child = "import os, time; from yolokd.distill.parent import end_with_parent; "
+    child += "end_with_parent(os.environ['YOLOKD_STUDY']); print('ready', flush=True); time.sleep(60)"
     parent = f"""
 import sys, time
 from pathlib import Path
-from yolokd.studies import runner
+from yolokd.studies import processes
 from yolokd.studies.plan import Job
-runner.RUNNER = [sys.executable, "-c", {child!r}]
-print(runner.start_run(Job("a", Path({str(tmp_path)!r}), {{}}), 1).pid, flush=True)
+processes.WORKER = ["-c", {child!r}]
+print(processes.start_run(Job("a", Path({str(tmp_path)!r}), {{}}), 1).pid, flush=True)
 time.sleep(60)
 """
     study_process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)

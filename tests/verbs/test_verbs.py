@@ -138,7 +138,8 @@ def test_train_and_export_tell_what_they_take():
     taken = {*export.TAKEN, *export.BAKED["nms"]}
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
-    assert study == train - {"method", "check"} | {"methods", "arms", "seeds", "out", "jobs", "threads"}
+    of_study = {"methods", "arms", "seeds", "out", "jobs", "threads", "devices", "engine"}
+    assert study == train - {"method", "check"} | of_study
 
 
 # --- The documents ---

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOCAL_RANK, RANK
 from ultralytics.utils.checks import check_imgsz
-from ultralytics.utils.torch_utils import select_device
+from ultralytics.utils.torch_utils import parse_device, select_device
 
 from yolokd.detectors.opening import open_student
 from yolokd.errors import UsageError, one_line
@@ -28,8 +29,40 @@ def check_values(arguments: dict[str, Any]) -> None:
             raise ValueError(f"batch={arguments['batch']} is for one device, not device={device}: give a whole number")
         if device and "-1" not in device:  # -1 picks an idle GPU, which is left to the run itself
             select_device(device, verbose=False)
+        check_devices(arguments)
     except (TypeError, ValueError, SyntaxError, OverflowError) as error:
         raise UsageError(f"{one_line(error)}.") from error
+
+
+def own_devices(arguments: dict[str, Any]) -> dict[str, str]:
+    """The devices of a process that torchrun started, where none are named: as many as its node has processes."""
+    if LOCAL_RANK == -1 or arguments.get("device") not in (None, ""):
+        return {}
+    return {"device": ",".join(map(str, range(_local_processes())))}
+
+
+def _local_processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def check_devices(arguments: dict[str, Any]) -> None:
+    """Refuse devices and a batch that several processes cannot share."""
+    if (given := arguments.get("device")) in (None, "") or "-1" in str(given):
+        return
+    device, batch = parse_device(given), arguments.get("batch", 16)
+    named = device.split(",")
+    if LOCAL_RANK != -1 and not device.rpartition(":")[2].replace(",", "").isdigit():
+        raise UsageError(f"device={device}: several processes train together on GPUs only, leave device= out.")
+    if LOCAL_RANK != -1 and len(named) != _local_processes():
+        raise UsageError(
+            f"device={device} names {len(named)} of a node's devices for {_local_processes()} processes: leave device= "
+            "out, or name one for each."
+        )
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if LOCAL_RANK != -1 else len(named)
+    if processes > 1 and batch < processes:
+        raise UsageError(
+            f"batch={batch} cannot be shared by {processes} devices: give a whole number of {processes} or more."
+        )
 
 
 def check_range(arguments: dict[str, Any]) -> None:
@@ -64,7 +97,7 @@ def check_arguments(arguments: dict[str, Any], trust: bool = False) -> None:
     for key in ("project", "save_dir"):
         if (place := arguments.get(key)) and Path(str(place)).is_absolute():  # where else depends on settings
             check_writable(Path(str(place)) / "train", f"{key}={place}")  # it must be a folder
-    folder = arguments.get("save_dir")
+    folder = arguments.get("save_dir") if RANK in {-1, 0} else None  # by now the first process may be at work there
     if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         # over what is there Ultralytics writes, and with several GPUs it empties the folder first
         raise UsageError(f"save_dir={folder} is not empty, perhaps by an earlier run: choose another folder.")

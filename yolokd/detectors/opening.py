@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -235,5 +236,7 @@ def scaled_yaml(model: str, width: float | None = None, depth: float | None = No
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
     file = Path(USER_CONFIG_DIR) / "yolokd" / f"{Path(model).stem}-w{width:g}-d{depth:g}-{mark}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    part = file.with_name(f"{file.name}.{os.getpid()}")  # others may be reading it
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
     return str(file)

@@ -128,6 +128,13 @@ def begun(checkpoint: dict[str, Any], place: Path | None) -> dict[str, Any] | No
     return {**arguments, "kd": kd} if isinstance(kd, dict) else None
 
 
+def how_to_go_on(last: Path | None) -> str:
+    """What a stopped training's user can do, by its last.pt."""
+    if last is None or not Path(last).is_file():
+        return "no epoch was saved yet, give the same command to begin anew"
+    return f"`yolokd train resume={last}` goes on after the last saved epoch"
+
+
 def is_over(checkpoint: dict[str, Any], epochs: int, patience: int, timed: bool) -> bool:
     """Whether no epoch is left to train after this one: the last of all, or one at which Ultralytics stops early."""
     done = int(checkpoint.get("epoch", -1)) + 1

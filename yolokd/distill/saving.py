@@ -14,22 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
 
 from yolokd.distill.checkpoints import STAGE, WEIGHTS, cut_table, is_over, move
+from yolokd.distill.together import TogetherMixin
 
 
-class SavingMixin(BaseTrainer):
+class SavingMixin(TogetherMixin):
     """A trainer of Ultralytics whose run can be gone on with, whenever it was ended."""
 
-    args: Any
-    wdir: Path
     best: Path
-    last: Path
     csv: Path
-    world_size: int
     tloss: Any
     lr: dict[str, float]
     ended: dict[str, Any] | None = None  # the checkpoint of a resumed run with no epoch left to train
@@ -69,20 +65,14 @@ class SavingMixin(BaseTrainer):
                 if self.best.exists() and self.last.exists() and not _is_readable(self.best):
                     LOGGER.warning(f"{real[1]} cannot be read: the last epoch's model takes its place.")
                     shutil.copy(self.last, self.best)
-            self._wait_for_others()
+            self.wait_for_others()
             super().final_eval()
             if RANK in {-1, 0}:
                 self.sign_checkpoints()
-            self._wait_for_others()
+            self.wait_for_others()
 
     def sign_checkpoints(self) -> None:
         """What is to be written into the finished checkpoints."""
-
-    def _wait_for_others(self) -> None:
-        if self.world_size > 1:
-            import torch
-
-            torch.distributed.barrier()
 
     # --- going on ----------------------------------------------------------------------------------------------------
 

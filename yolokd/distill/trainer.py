@@ -22,7 +22,7 @@ from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.modules.head import OBB, Pose, RTDETRDecoder, Segment
-from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd.config import options
@@ -42,6 +42,7 @@ from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
 from yolokd.distill.saving import SavingMixin
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
+from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
 from yolokd.init import transfer
 
@@ -62,15 +63,12 @@ class KDMixin(SavingMixin):
     recipe: dict[str, dict[str, Any]]  # key -> options of the methods used
     args: Any
     model: Any
-    world_size: int
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = absolute(options.fold(dict(overrides or {})))  # before super() makes any folder
         # Overrides are checked against the base configuration, so an entry there makes `kd` a legal argument.
         super().__init__({**cfg2dict(cfg), "kd": None}, overrides, _callbacks)
         self.distillation, self.start = DistillOptions.from_dict(self.args.kd), str(self.args.kd.get("start", "own"))
-        if LOCAL_RANK != -1:  # torchrun, possibly over several nodes, where Ultralytics counts local devices only
-            self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self._check_files(("model", "pretrained"), self.args.kd)
 
     def _check_files(self, keys: tuple[str, ...], kd: Any) -> None:
@@ -91,6 +89,7 @@ class KDMixin(SavingMixin):
         if self.args.kd is None:
             raise UsageError(f"resume={self.args.resume} was not distilled: resume it with `yolo train resume`.")
 
+    @one_at_a_time()
     def get_dataset(self) -> Any:
         """As upstream, which would run what the data's YAML holds to download images."""
         args = self.args
@@ -224,6 +223,8 @@ class KDMixin(SavingMixin):
         try:
             return bool(super()._handle_nan_recovery(epoch))
         except RuntimeError as error:
+            if is_loss_of_another(error):
+                raise
             raise UsageError(
                 f"training stopped in epoch {epoch + 1}: {one_line(error)}. Lower lr0= or kd=; {self.wdir} holds what "
                 "was saved before."

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics import RTDETR, YOLO
+from ultralytics.utils import RANK
 
 from yolokd.config import options
-from yolokd.config.checks import check_arguments
+from yolokd.config.checks import check_arguments, own_devices
 from yolokd.config.parse import non_negative, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.detectors.opening import open_student, scaled_yaml
 from yolokd.distill import checkpoints, outlook
+from yolokd.distill.checkpoints import how_to_go_on
 from yolokd.distill.preflight import preflight
+from yolokd.distill.together import one_at_a_time
 from yolokd.distill.trainer import trainer_for
 from yolokd.errors import Interrupted, UsageError
 
@@ -42,18 +45,23 @@ def train(**arguments: Any) -> YOLO | RTDETR:
     check = true_or_false("check", arguments.pop("check", True))
     non_negative("kd", arguments.get("kd", 1.0))  # folded options, a dict, are not for users
     trust = true_or_false("trust", arguments.get("trust", False))
-    if arguments.get("resume"):
-        return _resume(arguments)
+    arguments = {**arguments, **own_devices(arguments)}
+    with one_at_a_time():
+        student, given = _resumed(arguments, trust) if arguments.get("resume") else _begun(arguments, trust, check)
+    with saying_how_to_go_on(student):
+        student.train(trainer=trainer_for(student.model), **given)
+    return student
+
+
+def _begun(arguments: dict[str, Any], trust: bool, check: bool) -> tuple[YOLO | RTDETR, dict[str, Any]]:
+    """The student of a new run and the training's arguments, checked."""
     scaling, folded = fold(arguments)
     check_arguments(folded, trust)
     student = build_student(folded, scaling, trust)
     ready = preflight(student, folded, trust)
-    if check:
+    if check and RANK in {-1, 0}:
         outlook.tell(student, ready, folded, trust)
-    del ready  # and the teachers in it
-    with saying_how_to_go_on(student):
-        student.train(trainer=trainer_for(student.model), **{k: v for k, v in folded.items() if k != "model"})
-    return student
+    return student, {k: v for k, v in folded.items() if k != "model"}
 
 
 def with_file(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -81,23 +89,20 @@ def build_student(arguments: dict[str, Any], scaling: dict[str, Any], trust: boo
     return student
 
 
-def _resume(arguments: dict[str, Any]) -> YOLO | RTDETR:
-    """Go on with an interrupted run, given by its folder or last.pt as model= with resume=True or as resume= itself."""
+def _resumed(arguments: dict[str, Any], trust: bool) -> tuple[YOLO | RTDETR, dict[str, Any]]:
+    """As `_begun`, of a run that goes on: its folder or last.pt is given as model= with resume=True or as resume=."""
     given = arguments.pop("resume")
     named = arguments.pop("model", None) if given is True else given
     folded = options.fold({**arguments, "resume": True})
     if not named:
         raise UsageError(f"resume={given} is not a file: give the interrupted run's folder or its weights/last.pt.")
-    trust = bool(arguments.get("trust"))
     state = checkpoints.find(named, trust)
     student = open_student(state.file, "resume", trust)
     check_resumed(student, state, folded, trust)
     theirs = {k: v for k, v in folded.items() if k not in ("resume", "kd")}
     # the distillation's options as stored, of which a stripped checkpoint has none
     kd = {**state.arguments["kd"], **folded.get("kd", {})}
-    with saying_how_to_go_on(student):
-        student.train(trainer=trainer_for(student.model), resume=str(state.file), kd=kd, **theirs)
-    return student
+    return student, {"resume": str(state.file), "kd": kd, **theirs}
 
 
 def check_resumed(student: YOLO | RTDETR, state: checkpoints.State, folded: dict[str, Any], trust: bool) -> None:
@@ -127,18 +132,15 @@ def saying_how_to_go_on(student: YOLO | RTDETR) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Interrupted(f"the training was stopped: {_how_to_go_on(student)}.", stop) from stop
+        raise Interrupted(f"the training was stopped: {how_to_go_on(_last(student))}.", stop) from stop
     except (OSError, RuntimeError) as error:
         if (why := _unwritten(error)) is None:
             raise
-        raise UsageError(f"the training cannot write its files ({why}): {_how_to_go_on(student)}.") from error
+        raise UsageError(f"the training cannot write its files ({why}): {how_to_go_on(_last(student))}.") from error
 
 
-def _how_to_go_on(student: YOLO | RTDETR) -> str:
-    last = getattr(getattr(student, "trainer", None), "last", None)
-    if last is None or not Path(last).is_file():
-        return "no epoch was saved yet, give the same command to begin anew"
-    return f"`yolokd train resume={last}` goes on after the last saved epoch"
+def _last(student: YOLO | RTDETR) -> Path | None:
+    return getattr(getattr(student, "trainer", None), "last", None)
 
 
 def _unwritten(error: Exception) -> str | None:

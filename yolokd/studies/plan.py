@@ -17,7 +17,7 @@ from typing import Any
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.config import options
-from yolokd.config.checks import check_arguments, check_writable
+from yolokd.config.checks import check_arguments, check_values, check_writable
 from yolokd.config.parse import check_keys, is_file_name, read_yaml, true_or_false, typed
 from yolokd.config.recipes import asked_methods, method_keys, read_arguments
 from yolokd.data.splits import read_data
@@ -27,7 +27,7 @@ from yolokd.distill.preflight import preflight
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
 from yolokd.methods.base import TAXONOMY_LEVELS
-from yolokd.studies.worker import RESULT, SPEC
+from yolokd.studies.worker import RESULT, SPEC, read_json
 
 SCHEMA = "yolokd.study/1"
 ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are not methods of ours; the teacher's own folder
@@ -64,7 +64,7 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """The run's result, or None until it is done."""
-        return _read_json(self.folder / RESULT)
+        return read_json(self.folder / RESULT)
 
 
 @dataclass
@@ -123,6 +123,30 @@ def read_seeds(seeds: Any) -> list[int]:
     raise UsageError(
         f"seeds={seeds} is neither a number of seeds nor a list of different seeds: give seeds=3 or seeds=0,4,7."
     )
+
+
+def read_devices(devices: Any, jobs: int | None, engine: str, arguments: dict[str, Any]) -> list[str]:
+    """The device of each run that may be at work, from devices=0,1 or jobs=2; an empty one is the run's own choice."""
+    if devices is None:
+        if engine == "ray" and jobs is not None:
+            raise UsageError(
+                f"jobs={jobs} is for one machine: with engine=ray as many run as the cluster has room for."
+            )
+        return [""] * (jobs or 1)
+    words = devices if isinstance(devices, (list, tuple)) else str(devices).split(",")
+    names = [str(word).strip() for word in words]
+    gpus = [name for name in names if name != "cpu"]
+    if not all(names) or len(set(gpus)) < len(gpus):
+        raise UsageError(f"devices={devices} names a device twice, or none: write devices=0,1,2,3.")
+    for name in dict.fromkeys(names):
+        check_values({"device": name})
+    for key, value in (("jobs", jobs), ("device", arguments.get("device")), ("engine", engine)):
+        if value not in (None, "", "local"):
+            raise UsageError(
+                f"{key}={value} and devices= both say where runs are at work: one runs on each device, keep one of the "
+                "two."
+            )
+    return names
 
 
 def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
@@ -214,14 +238,16 @@ def preflight_arm(arm: Arm) -> Arm:
     scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
     trust = bool(arguments.get("trust"))
     try:
+        if "," in str(arguments.get("device", "")):
+            raise UsageError(
+                f"device={arguments['device']}: a study trains each run on one device, give devices= for several."
+            )
         if "teacher" in arguments:
             folded = options.fold(arguments)
         else:
             check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
             folded = arguments
         check_arguments(folded, trust)
-        if "," in str(arguments.get("device", "")):
-            raise UsageError(f"device={arguments['device']}: a study trains each run on one device, name one.")
         if scaling:
             arguments["model"] = scaled_yaml(str(arguments["model"]), **scaling, trust=trust)
         student = open_student(arguments["model"], trust=trust)
@@ -282,7 +308,7 @@ def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:
     """Refuse a folder with a run of other settings: it must neither be mixed in nor be lost."""
-    before = _read_json(job.folder / SPEC)
+    before = read_json(job.folder / SPEC)
     if before is None:
         return
     settings = json.loads(json.dumps(job.spec, default=str))
@@ -296,14 +322,6 @@ def _refuse_other_settings(job: Job, out: str | Path) -> None:
                     else f"{key}={was.get(key)} then, {now.get(key)} now"
                 )
                 raise UsageError(f"out={out} holds {job.label} with other settings ({what}): name another folder.")
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing, or cut short by a full disk: the run is repeated
-        return None
-    return content if isinstance(content, dict) else None
 
 
 # --- The runs -------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         + ".",
         f"mAP in percent on the validation images, of each run's {epoch} epoch; mean ± standard deviation over seeds. "
         "Time: epochs with their validations, median of the ratios to the student alone of the same seed"
-        + (f" ({report['jobs']} runs at a time)" if report["jobs"] > 1 else "")
+        + (f" ({report['jobs']} runs at a time)" if (report["jobs"] or 1) > 1 else "")
         + ".",
         accuracy_table(report),
     ]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from yolokd.config.parse import one_of
 from yolokd.errors import Interrupted, StudyError, UsageError
-from yolokd.studies.plan import SCHEMA, Job, Study, plan_study
+from yolokd.studies import processes
+from yolokd.studies.plan import SCHEMA, Study, plan_study, read_devices
+from yolokd.studies.processes import Engine
 from yolokd.studies.report import summarise, write
-from yolokd.studies.worker import PARENT, SPEC, write_json
-
-KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
-# The working directory is no place to import from: a checkout of yolokd there, or somebody's random.py.
-RUNNER = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "yolokd.studies.worker"]
+from yolokd.studies.worker import write_json
 
 
 def study(
@@ -29,8 +22,10 @@ def study(
     arms: str | Path | None = None,
     seeds: Any = 3,
     out: str | Path = "runs/study",
-    jobs: int = 1,
+    jobs: int | None = None,
     threads: int | None = None,
+    devices: Any = None,
+    engine: str = "local",
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train a student in several ways over several seeds and say which is better, and whether that is certain.
@@ -42,8 +37,10 @@ def study(
             ``strong: {method: default, logit.gain: 6}``; `method` is the arm's name unless given.
         seeds: how many seeds, counted from 0, or a list of them such as 0,4,7.
         out: the study's folder. The same command goes on with what is missing; more arms or seeds may be added.
-        jobs: runs at a time.
+        jobs: runs at a time; by default one, or one on each of the devices.
         threads: CPU threads of each run; by default the usable cores, shared out.
+        devices: a comma list such as 0,1,2,3: each run has one of them to itself.
+        engine: `local`, or `ray` to run on the machines of a Ray cluster, which share the folder and the data.
         **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
             apply to the arms that use it. With val=False a run is validated after its last epoch only.
 
@@ -57,11 +54,19 @@ def study(
     for key, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{key}={value} is not a whole number of 1 or more.")
+    one_of("engine", engine, ("local", "ray"))
+    pool = read_devices(devices, jobs, engine, arguments)
     plan = plan_study(methods, arms, seeds, out, arguments)
+    if engine == "ray":
+        from yolokd.studies import ray_tasks
+
+        chosen = ray_tasks.engine(threads, arguments.get("device"))
+    else:
+        chosen = processes.engine(pool, threads)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.out / ".lock", timeout=0):
-            return carry_out(plan, jobs, threads or max(1, usable_cores() // jobs))
+            return carry_out(plan, chosen)
     except KeyboardInterrupt as stop:
         raise Interrupted(
             f"the study was stopped and its runs ended: the same command goes on in {plan.out} with what is missing.",
@@ -73,14 +78,14 @@ def study(
         ) from error
 
 
-def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
+def carry_out(plan: Study, engine: Engine) -> dict[str, Any]:
     described = {"schema": SCHEMA, "arguments": plan.common, "arms": {a.name: a.arguments for a in plan.arms}}
     write_json(plan.out / "study.json", described)
     everything = plan.everything()
     waiting = [job for job in everything if job.result() is None]
     done = len(everything) - len(waiting)
-    print(f"{len(everything)} runs in {plan.out}, {done} already done, {jobs} at a time with {threads} threads each")
-    with closing(run_all(waiting, jobs, threads)) as runs:  # ends what runs, whatever happens in between
+    print(f"{len(everything)} runs in {plan.out}, {done} already done, {engine.said}")
+    with closing(engine.run(waiting)) as runs:  # ends what runs, whatever happens in between
         for job, code in runs:
             done += 1
             if code == 0 and (result := job.result()) is not None:
@@ -90,8 +95,8 @@ def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
                 plan.failed[job.label] = _last_line(job.folder / "log.txt")
                 said = f"failed: {plan.failed[job.label]}"
             print(f"[{done}/{len(everything)}] {job.label}: {said}", flush=True)
-            _report(plan, jobs)
-    report = _report(plan, jobs, plot=True)
+            _report(plan, engine.at_once)
+    report = _report(plan, engine.at_once, plot=True)
     print(f"\n{(plan.out / 'compare.md').read_text(encoding='utf-8')}\nTables, figures and runs: {plan.out}")
     if plan.failed:
         raise StudyError(
@@ -101,65 +106,14 @@ def carry_out(plan: Study, jobs: int, threads: int) -> dict[str, Any]:
     return report
 
 
-def run_all(waiting: list[Job], jobs: int, threads: int) -> Generator[tuple[Job, int], None, None]:
-    """Run the jobs, the given number at a time, each in a fresh process; yields each and its exit code at its end."""
-    queue = list(waiting)
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}  # by process id
-    try:
-        while queue or running:
-            while queue and len(running) < jobs:
-                job = queue.pop(0)
-                process = start_run(job, threads)
-                running[process.pid] = (job, process)
-            ended = [pid for pid, (_, process) in running.items() if process.poll() is not None]
-            for pid in ended:
-                job, process = running.pop(pid)
-                yield job, process.returncode
-            if not ended:
-                time.sleep(0.2)
-    finally:  # also after Ctrl-C: what is half done goes on next time
-        end_all([process for _, process in running.values()])
-
-
-def end_all(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End runs with all the processes that they started, and wait for them."""
-    for number in (signal.SIGTERM, KILL):
-        for process in processes:
-            with suppress(OSError):  # all of it is gone
-                if hasattr(os, "killpg"):
-                    os.killpg(process.pid, number)
-                else:
-                    process.terminate()
-        for process in processes:
-            process.wait()
-
-
-def start_run(job: Job, threads: int) -> subprocess.Popen[bytes]:
-    """Begin a run in a process of its own, its output in log.txt."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_json(job.folder / SPEC, job.spec)
-    count = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with (job.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [*RUNNER, str(job.folder), str(threads)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **count, PARENT: str(os.getpid())},
-            start_new_session=True,  # a group of its own, which is ended as a whole
-        )
-
-
 def _last_line(log: Path) -> str:
+    if not log.is_file():
+        return "its process was not started"
     lines = [s for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if (s := line.strip())]
     return lines[-1][:200] if lines else "no word in log.txt"
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _report(plan: Study, jobs: int, plot: bool = False) -> dict[str, Any]:
+def _report(plan: Study, jobs: int | None, plot: bool = False) -> dict[str, Any]:
     results = {key: result for key, job in plan.jobs.items() if (result := job.result()) is not None}
     report = summarise(
         arms={arm.name: arm.level for arm in plan.arms},

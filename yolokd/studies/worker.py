@@ -7,45 +7,36 @@ import json
 import os
 import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from yolokd.detectors.class_map import ClassMap, match_classes
+from yolokd.distill.parent import end_with_parent
 from yolokd.errors import UsageError
 
 SPEC, RESULT = "run.json", "result.json"
+PREDECESSOR = 10  # seconds to wait for it
 PARENT = "YOLOKD_STUDY"  # the environment's word for the study's process
 
 
 def main() -> None:
-    """Arguments: the run's folder and the number of CPU threads."""
+    """Arguments: the run's folder, the number of CPU threads, and the device, empty for the run's own choice."""
     end_with_parent(os.environ.get(PARENT))
     from filelock import FileLock, Timeout
 
-    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+    folder, threads, device = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    try:  # the parent may have been killed while this run's predecessor lives on
-        with FileLock(folder / ".lock", timeout=0):
+    arguments = {**spec["arguments"], **({"device": device} if device else {})}
+    try:  # the parent may have been killed while this run's predecessor lives on, which then ends itself
+        with FileLock(folder / ".lock", timeout=PREDECESSOR):
+            if read_json(folder / RESULT) is not None:  # by whom the lock was held
+                return
             work = train if spec["kind"] == "train" else validate
-            write_json(folder / RESULT, {**work(folder, spec["arguments"], threads), "versions": _versions()})
+            write_json(folder / RESULT, {**work(folder, arguments, threads), "versions": _versions()})
     except Timeout:
         sys.exit("another process is still at this run")
-
-
-def end_with_parent(parent: str | None) -> None:
-    """End when the study's process is gone: nobody else would end a run whose study was killed hard."""
-
-    def watch() -> None:
-        while os.getppid() == int(parent or 0):
-            time.sleep(0.5)
-        os._exit(143)
-
-    if parent:
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -71,6 +62,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
             # by its path Ultralytics takes a run with no epoch left too, which only our trainer can finish
             resume=str(last) if trainer else True,
             save_dir=str(target),
+            **({"device": arguments["device"]} if arguments.get("device") else {}),
             **({"trust": True} if trust and trainer else {}),
         )
     else:
@@ -134,6 +126,15 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
     os.replace(part, file)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote, or None."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing, or cut short by a full disk: the run is repeated
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
