@@ -125,8 +125,7 @@ def teacher_metric(trainer: Any, pairing: Pairing) -> Any:
         batch = validator.preprocess(batch)
         view = next(iter(teacher(batch["img"])(teacher.reader.strides).values()))
         validator.update_metrics(validator.postprocess(predictions(view, pairing, len(names))), batch)
-    if hasattr(validator, "gather_stats"):
-        validator.gather_stats()
+    validator.gather_stats()
     if RANK in {-1, 0}:
         validator.get_stats()
     return validator.metrics.box
