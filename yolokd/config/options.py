@@ -34,7 +34,7 @@ from yolokd.errors import UsageError
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
-    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust",
+    "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust", "fade",
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
@@ -70,6 +70,7 @@ class DistillOptions:
     teacher_contract: str | None = None  # what an ONNX teacher outputs, one of CONTRACTS; None to find out
     teacher_names: dict[int, str] | None = None  # class index -> name of an ONNX teacher; None for those in its file
     balance: float | Literal["log"] | None = None  # share of the task's gradient that a gain of 1 is kept at; log only
+    fade: bool = True  # whether terms lose weight as the student catches up with its teacher
     levels: str = "common"  # which levels maps are compared on: "common" strides, or the nearest, "resize"d
     teacher_imgsz: int | None = None  # side of the teacher's images in pixels; None for the student's
     classes: dict[str, str] | None = None  # name in the teacher -> name in the data; None for equal names
@@ -224,6 +225,7 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     }
     if (balance := ours.get("balance", "off")) != "off" and balance is not False:  # which YAML makes of off
         values["balance"] = read_balance(balance)
+    values["fade"] = true_or_false("fade", ours.get("fade", True))
     if "levels" in ours:
         values["levels"] = one_of("levels", ours["levels"], ("common", "resize"))
     if "teacher_imgsz" in ours:

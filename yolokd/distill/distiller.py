@@ -49,6 +49,7 @@ class Distiller(nn.Module):
         self.reader, self.balance, self.best = student, balance, best
         self.images = {"labelled": 0, "unlabelled": 0}  # of this epoch
         self.taught = [0] * len(pairings)  # labelled images of this epoch, by teacher
+        self.weights = [1.0] * len(pairings)  # of each teacher's terms, beside their gains
         self.fields = frozenset().union(*(pairing.fields for pairing in pairings))
         self.caches: list[Cache] = []  # one per teacher, or none
         self.finite: Tensor | None = None  # whether the task's loss and each term were, since it was last taken
@@ -86,7 +87,8 @@ class Distiller(nn.Module):
         x = dict(x)
         unlabeled = x.pop("unlabeled", None)
         self.images["labelled"] += len(x["img"])
-        if not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
+        whole = max(self.weights)
+        if not whole or not any(self.gains.values()):  # no term, or none in these epochs: no teacher either
             loss, items = self.module(x, *args, **kwargs)
             return loss, {**items, **{name: loss.new_zeros(()) for name in self.columns}}
         teachers = self.teacher_views(x["img"], x.get("view"))
@@ -98,12 +100,13 @@ class Distiller(nn.Module):
             terms = self.weighted(values)
             if self.balance is not None:
                 terms = self.balance(loss.sum() / factor, terms, self.gains, recorded["neck"], self._inputs(recorded))
-                items = {**items, COLUMN: self.balance.ratio.clone()}
+                items = {**items, COLUMN: self.balance.ratio * whole}
         if unlabeled is not None:
             more = self.of_unlabeled(without_objects(unlabeled, x))
             terms = self.weighted({name: parts + more[name] for name, parts in values.items()})
             if self.balance is not None:  # measured on labelled images, which alone the task's loss sees
                 terms = dict(zip(terms, torch.stack([*terms.values()]) * self.balance.factors(), strict=True))
+        terms = {name: whole * term for name, term in terms.items()}
         added = torch.stack([*terms.values()]) * factor if terms else loss.new_zeros(0)
         finite = added.isfinite()
         self._note(torch.cat((loss.isfinite().all().reshape(1), finite)))
@@ -161,7 +164,10 @@ class Distiller(nn.Module):
         """Every teacher's views of the images, by the numbers under which their responses are stored, if they are."""
         if self.caches and numbers is not None:
             return [cache(images, numbers) for cache in self.caches]
-        return [pairing.teacher(images) for pairing in self.pairings]
+        return [
+            pairing.teacher(images) if weight or self.best else (lambda strides: {})  # not used
+            for pairing, weight in zip(self.pairings, self.weights, strict=True)
+        ]
 
     def values(
         self, recorded: Recorded, teachers: list[ViewsAt], batch: dict[str, Any], labelled: bool = True
@@ -182,6 +188,7 @@ class Distiller(nn.Module):
                     teacher_selection.views_of_images(views, own[i], count) for views in (student, teacher)
                 )
                 part, share = teacher_selection.batch_of_images(batch, own[i]), len(own[i])
+            share *= self.weights[i]
             if share:
                 for name, value in pairing(student, teacher, part, active, schedule).items():
                     values[name].append((share, value))

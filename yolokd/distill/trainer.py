@@ -37,6 +37,7 @@ from yolokd.detectors.teachers import digest
 from yolokd.distill import finite, response_cache
 from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.distill.distiller import Distiller
+from yolokd.distill.fading import KEY, Fading, FadingMixin
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
@@ -47,7 +48,7 @@ from yolokd.errors import UsageError, one_line, printable
 from yolokd.init import transfer
 
 
-class KDMixin(SavingMixin):
+class KDMixin(FadingMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -128,7 +129,8 @@ class KDMixin(SavingMixin):
                 for buffer in student.buffers():
                     torch.distributed.broadcast(buffer, 0)
             best, cached = distillation.best, distillation.cache is not None
-            pairings = [Pairing(reader, one, self.device, best or bool(cached and one.terms)) for one in made]
+            detects = cached or distillation.fade  # its detections are stored, or scored
+            pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             channels_last = getattr(self.args, "channels_last", None)
             if self.distiller.gains and self.device.type == "cpu" and channels_last is not False:
@@ -202,6 +204,8 @@ class KDMixin(SavingMixin):
         """As upstream, once per epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
         super()._model_train()
         self.distiller.start_epoch(self.epoch, self.epochs)
+        if self.distillation.fade and any(self.distiller.gains.values()):
+            self.fade()
         self.steps.start_epoch()
         if self.unlabeled:
             self.unlabeled.start_epoch(self.epoch)
@@ -362,6 +366,11 @@ class KDMixin(SavingMixin):
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
         methods, balance = self.distiller.methods, self.distiller.balance
         adapters = [p for p in methods.parameters() if p.requires_grad]
+
+        def add_fading(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+            return {**state, KEY: self.fading.state()} if self.fading is not None else state
+
+        optimizer.register_state_dict_post_hook(add_fading)
         if balance is not None:
 
             def add_balance(_: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -384,6 +393,8 @@ class KDMixin(SavingMixin):
         """Resume and NaN recovery: the adapters come back with the optimizer."""
         super()._load_checkpoint_state(ckpt)
         state = ckpt.get("optimizer") or {}
+        if KEY in state:
+            self.fading = Fading.of_state(state[KEY])
         for key, module in (("kd", self.distiller.methods), ("kd_balance", self.distiller.balance)):
             if module is not None and key in state:
                 try:
