@@ -74,7 +74,7 @@ def toy(path: Path, output: np.ndarray, props: dict[str, str], hw: tuple[int, in
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *hw])],
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(output.shape))],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, props)
     onnx.save(model, path)
     return path

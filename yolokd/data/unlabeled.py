@@ -40,7 +40,7 @@ def list_folder(folder: Any) -> list[Path]:
     files = sorted(f for f in list_images(path) if f.is_file())
     if not files:
         raise UsageError(f"unlabeled={folder} holds no image file: give a folder with images, such as .jpg or .png.")
-    if not any(imread(f) is not None for f in files):
+    if not any(imread(str(f)) is not None for f in files):
         raise UsageError(f"unlabeled={folder} holds no readable image: {files[0].name} is the first broken one.")
     return files
 
@@ -70,7 +70,7 @@ class Images(Dataset[Tensor | None]):
 
     def __getitem__(self, place: Place) -> Tensor | None:
         index, draw = place
-        image = imread(self.files[index], self.flag)
+        image = imread(str(self.files[index]), self.flag)
         if image is None or (image.shape[2] if image.ndim == 3 else 1) != self.channels:
             return None
         with drawing([self.seed, draw]):

@@ -22,7 +22,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
-from yolokd import __version__
+from yolokd import __version__, compat
 from yolokd.config.checks import check_writable
 from yolokd.config.parse import true_or_false
 from yolokd.data.splits import find_data, split_images
@@ -324,7 +324,8 @@ def _parity_pack(
         if not len(found):
             continue
         name = f"{len(images)}.png"
-        result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
+        with compat.boxes_by_axis():
+            result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
         if not np.array_equal(found, result.boxes.data.numpy()):
             raise ParityError(
                 f"the runtime finds other boxes than Ultralytics' predict(rect=False) in {path}: no bundle was made."
