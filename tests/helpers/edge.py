@@ -118,3 +118,15 @@ def trial(run: Run, seconds: float, **facts: Any) -> Trial:
         "model": {"file": "scripted.onnx"},
     }
     return make_trial(run, seconds, {**usual, **facts})
+
+
+# What a manifest and a file's metadata say of where a model comes from.
+ORIGIN = {
+    "student": {"file": "best.pt", "sha256": "00"},
+    "teachers": [{"file": "big.pt", "sha256": "11"}],
+    "start": "teacher",
+    "methods": {"cwd": {"gain": 1.0}},
+    "gain": 1.0,
+    "dataset": "d.yaml",
+    "accuracy": {"map50": 0.5},
+}

@@ -23,8 +23,7 @@ from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
 import yolokd
-from yolokd import compat
-from yolokd import cli
+from yolokd import cli, compat
 from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import bundle as verb
 from yolokd.onnx import profile, quantize, rounding

@@ -141,7 +141,8 @@ def _models(
     """Write the ONNX files; their manifest entries by file name, the FP32 one first."""
     full = root / "model.onnx"
     size = {} if imgsz is None else {"imgsz": imgsz}
-    export.export(checkpoint, full, contract, source, trust=trust, **size)
+    # older versions of Ultralytics choose what their torch can write, which boards cannot read
+    export.export(checkpoint, full, contract, source, trust=trust, opset=MOST_OPSET, **size)
     metadata.change(full, date=None)  # all that differs between two exports of one checkpoint
     models = {full.name: _entry(full, "fp32", "fp32")}
     if fp16:
