@@ -24,7 +24,8 @@ def quiet_session():
     """Few threads, no network, no loggers of the developer's machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    torch.set_num_threads(max(min(2, cores // workers), 1))  # threads that fight for a core wait more than they work
+    threads = os.environ.get("OMP_NUM_THREADS") or max(min(2, cores // workers), 1)
+    torch.set_num_threads(int(threads))  # threads that fight for a core wait more than they work
     for key in SETTINGS:
         if isinstance(SETTINGS[key], bool):
             dict.__setitem__(SETTINGS, key, False)  # for this process only: the settings file stays as it is

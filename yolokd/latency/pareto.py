@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, printable
 from yolokd.latency import schema
 from yolokd.latency.gate import read_metrics
 from yolokd.latency.schema import get
@@ -60,7 +60,7 @@ def pareto(
 
         pareto_front(points, out, f"{_axis(x, metric)} ({COSTS[x]})", f"{ACCURACIES[y]} (%)")
     if json is not None:
-        Path(json).expanduser().write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
+        Path(json).expanduser().write_text(json_module.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if md is not None:
         Path(md).expanduser().write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -154,4 +154,4 @@ def table(result: dict[str, Any]) -> str:
         )
     lines += [""] * bool(result["left_out"])
     lines += [f"Left out: {p['name']} in {p['file']}: {p['why']}." for p in result["left_out"]]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
