@@ -33,7 +33,7 @@ VALUES = (
 )  # fmt: skip
 PIECES = (
     *TEXTS, "\n", "\t", ":", ",", "[", "]", "{", "}", '"', "'", "-", "&a", "*a", "@", "%", "/", "=", "~", "\\", "#",
-    "0x", "!!python/object:x", "!!binary |", "2020-01-01", "1_0", "NaN", "-Infinity", "[" * 3000, "(" * 300, "\\u0000",
+    "0x", "!!python/object:x", "!!binary |", "2020-01-01", "1_0", "NaN", "-Infinity", "[" * 1200, "(" * 300, "\\u0000",
 )  # fmt: skip
 PICKLED = [pickle.dumps(value) for value in VALUES]  # a copy of each costs little
 

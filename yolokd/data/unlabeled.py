@@ -23,7 +23,7 @@ from ultralytics.data.augment import LetterBox, RandomHSV
 from ultralytics.utils.patches import imread
 
 from yolokd.data.splits import list_images
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 
 Place = tuple[int, int]  # index of an image, and number of the draw, which seeds its augmentation
 
@@ -34,7 +34,7 @@ def list_folder(folder: Any) -> list[Path]:
     Raises:
         UsageError: the folder does not exist, or holds no image file that can be read.
     """
-    path = Path(str(folder)).expanduser()
+    path = as_path("unlabeled", folder)
     if not path.is_dir():
         raise UsageError(f"unlabeled={folder} is not a folder: give one with images.")
     files = sorted(f for f in list_images(path) if f.is_file())

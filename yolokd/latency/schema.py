@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd_edge.bench import schema
 
 SCHEMA, STAGES, PERCENTILES = schema.SCHEMA, schema.STAGES, ("mean", *schema.PERCENTILES)
@@ -29,7 +29,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: the file is missing, damaged or of another schema; the sentence names the file.
     """
-    file = Path(str(path)).expanduser()
+    file = as_path("report", path)
     if not file.is_file():
         raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
     try:
