@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers.fuzzing import Wish, as_yaml, changed, fuzz, mistyped, strict
+from helpers.fuzzing import INPUTS, Wish, as_yaml, changed, fuzz, mistyped, strict
 
 from yolokd.config import options
 from yolokd.config.checks import check_values
@@ -109,10 +109,10 @@ def test_options(folder: Path) -> None:
 RECIPE = {
     "optional": True,
     "pairs": {
-        "dense/dense": {"pkd": {"gain": 0.1}, "logit": {"gain": 15, "schedule": "linear", "floor": 0.1}, "cwd": None},
+        "dense/dense": {"logit": {"gain": 15, "schedule": "linear", "floor": 0.1}, "cwd": None},
         "set/set": {"detr_logit": {"gain": 1.0, "warmup": 2}},
     },
-    "methods": {"pkd@backbone": {"gain": 0.5}, "match": {"stop": 3}, "fgd": {"temperature": 0.5}},
+    "methods": {"pkd@backbone": {"gain": 0.5}, "fgd": {"temperature": 0.5}},
 }
 
 
@@ -172,7 +172,7 @@ def test_files_of_arguments_and_arms(folder: Path) -> None:
         for name, own in read_arms(None, file).items():
             assert isinstance(name, str) and isinstance(own, dict) and "/" not in name
 
-    fuzz(use, UsageError)
+    fuzz(use, UsageError, INPUTS // 5)
 
 
 # --- class maps -----------------------------------------------------------------------------------------------------

@@ -170,15 +170,15 @@ EDITS: tuple[Callable[[Any, Any, str], None], ...] = (rename, drop, double, wrap
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def fuzz(use: Callable[[Wish], object], refusals: Any) -> None:
-    """Use INPUTS wishes: nothing but refusals may be raised, and these neither almost always nor almost never.
+def fuzz(use: Callable[[Wish], object], refusals: Any, inputs: int = INPUTS) -> None:
+    """Use this many wishes: nothing but refusals may be raised, and these neither almost always nor almost never.
 
     Where there is no refusal, all are accepted.
     """
     seen: Counter[str] = Counter(accepted=0, refused=0)
 
     @settings(
-        max_examples=INPUTS,
+        max_examples=inputs,
         derandomize=True,
         deadline=None,
         database=None,
@@ -196,5 +196,5 @@ def fuzz(use: Callable[[Wish], object], refusals: Any) -> None:
             seen["accepted"] += 1
 
     one()
-    assert seen.total() >= INPUTS
-    assert not refusals or min(seen.values()) >= ONE_SIDE * INPUTS, f"one side is hardly tried: {dict(seen)}"
+    assert seen.total() >= inputs
+    assert not refusals or min(seen.values()) >= ONE_SIDE * inputs, f"one side is hardly tried: {dict(seen)}"

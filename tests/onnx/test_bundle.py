@@ -343,10 +343,10 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     # frames that other work slowed in long stretches say too little for an interval: inconclusive, never a pass
     assert re.search(r"total.p90 is [0-9.]+ ms, (over the budget of 0.001 ms|of which no interval can)", result.stdout)
     assert "infer.p999 cannot be told from" in result.stdout  # 100 frames are too few
-    # what this machine's other work can make inconclusive: the missed budget and the soak
+    # what this machine's other work can make inconclusive: both budgets and the soak
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (failed|passed|skipped)", result.stdout.splitlines()[-1])}
     assert result.returncode == (1 if "failed" in counts else 3)
-    assert counts["passed"] >= 4 and sum(counts.values()) == 7
+    assert counts["passed"] >= 3 and sum(counts.values()) == 7
     assert result.stdout.count("inconclusive: ") == counts.get("skipped", 0)
     report = (tmp_path / "report.xml").read_text()
     for name in (

@@ -158,6 +158,8 @@ def _check_request(
         if key not in (*TAKEN, *BAKED[contract]):
             raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
     check_values(arguments)
+    if (opset := arguments.get("opset")) is not None and (type(opset) is not int or opset < 9):
+        raise UsageError(f"opset={opset} is none that can be exported: give a whole number, opset>=9.")
     true_or_false("exist_ok", exist_ok)
     target = as_path("out", out) if out else checkpoint.with_suffix(".onnx")
     if target.suffix != ".onnx":
