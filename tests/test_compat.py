@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import ultralytics
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.utils import ops
 
 from yolokd import compat
 from yolokd.distill.saving import SavingMixin
@@ -63,9 +65,31 @@ def test_the_check_comes_before_the_import_that_would_fail(use):
 )
 def test_the_head_is_chosen_in_the_words_of_the_version(contract, now, before, monkeypatch):
     """8.4.142 dropped `end2end` and gave `nms` a third value; the older one refuses None."""
+    monkeypatch.delitem(ultralytics.utils.DEFAULT_CFG_DICT, "end2end", raising=False)
     assert compat.head_arguments(contract) == {"nms": now}
     monkeypatch.setitem(ultralytics.utils.DEFAULT_CFG_DICT, "end2end", None)
     assert compat.head_arguments(contract) == dict(zip(("nms", "end2end"), before, strict=True))
+
+
+def one_ratio(inner, boxes, outer):
+    """How Ultralytics mapped boxes back up to 8.4.123."""
+    ratio = min(inner[0] / outer[0], inner[1] / outer[1])
+    for axis in (0, 1):
+        pad = round((inner[1 - axis] - round(outer[1 - axis] * ratio)) / 2 - 0.1)
+        boxes[..., axis::2] = ((boxes[..., axis::2] - pad) / ratio).clamp(0, outer[1 - axis])
+    return boxes
+
+
+@pytest.mark.parametrize("outer", [(333, 501), (161, 159), (480, 640)])
+def test_boxes_are_mapped_back_by_each_axis_in_every_version(outer, monkeypatch):
+    inner, boxes = (96, 160), torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) * 160
+    with compat.boxes_by_axis():
+        expected = ops.scale_boxes(inner, boxes.clone(), outer)
+    monkeypatch.setattr(ops, "scale_boxes", one_ratio)
+    assert outer == (480, 640) or not torch.equal(ops.scale_boxes(inner, boxes.clone(), outer), expected)
+    with compat.boxes_by_axis():
+        assert torch.equal(ops.scale_boxes(inner, boxes.clone(), outer), expected)
+    assert ops.scale_boxes is one_ratio
 
 
 def test_every_override_of_the_trainer_is_on_the_list():

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from yolokd.errors import CompatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUPPORTED = ">=8.4.120,<8.5"
 
@@ -124,6 +129,37 @@ def head_arguments(contract: str) -> dict[str, bool | None]:
     if "end2end" in DEFAULT_CFG_DICT:
         return {"nms": contract == "nms", "end2end": contract == "e2e"}
     return {"nms": {"raw": None, "e2e": False, "nms": True}[contract]}
+
+
+@contextmanager
+def boxes_by_axis() -> Iterator[None]:
+    """Ultralytics' predict with boxes mapped back to the image by each axis' own ratio, as its LetterBox rounds them.
+
+    Up to 8.4.123 it takes one ratio for both, which puts boxes a pixel or so beside the place that they were found in.
+    """
+    import torch
+    from ultralytics.utils import ops
+
+    before = ops.scale_boxes
+    probe = before((160, 160), torch.tensor([[0.0, 79.5, 0.0, 79.5]]), (1, 300))  # one row of pixels, not 0.53
+    if float(probe[0, 1]) != 0.5:
+        ops.scale_boxes = _scale_boxes
+    try:
+        yield
+    finally:
+        ops.scale_boxes = before
+
+
+def _scale_boxes(inner: Sequence[int], boxes: Tensor, outer: Sequence[int]) -> Tensor:
+    """Boxes (N, 4), xyxy in an input of size `inner`, in pixels of the image of size `outer` (heights, widths)."""
+    ratio = min(inner[0] / outer[0], inner[1] / outer[1])
+    for axis in (0, 1):  # x, y
+        size, length = outer[1 - axis], inner[1 - axis]
+        fitted = max(round(size * ratio), 1)
+        boxes[..., axis::2] -= round((length - fitted) / 2 - 0.1)
+        boxes[..., axis::2] /= fitted / size
+        boxes[..., axis::2].clamp_(0, size)
+    return boxes
 
 
 def check() -> None:

@@ -1,5 +1,11 @@
 """Errors that a user can cause, each with the exit code that the command line gives it."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
 
 class UsageError(ValueError):
     """Something the user asked for cannot be done: one sentence naming the thing, the value and the remedy."""
@@ -56,6 +62,18 @@ class Interrupted(KeyboardInterrupt):
 def one_line(error: Exception) -> str:
     """The first paragraph of somebody else's exception as one line of at most 200 characters."""
     return " ".join(str(error).strip().split("\n\n")[0].split())[:200].rstrip(". ")
+
+
+def as_path(key: str, value: Any) -> Path:
+    """What a user names as a file or folder; refused where no file can have that name."""
+    try:
+        path = Path(str(value)).expanduser()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what is there is another question
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~nobody
+        raise UsageError(f"{key}={str(value)[:80]} names no file ({one_line(error)}): give its path.") from error
+    return path
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +44,23 @@ def _yolokd_entry(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     if "yolokd" not in metadata:
         return {}
     try:
-        entry = json.loads(metadata["yolokd"])
+        entry = json.loads(metadata["yolokd"], parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or entry.get("output_contract") not in CONTRACTS:
         raise EdgeError(f"{path}: its 'yolokd' metadata names none of the output contracts {', '.join(CONTRACTS)}.")
+    for key in ("accuracy", "parity"):
+        if not isinstance(entry.get(key) or {}, dict):
+            raise EdgeError(f"{path}: the {key} in its 'yolokd' metadata is no object: {str(entry[key])[:60]!r}.")
     return entry
+
+
+def _finite(text: str) -> float:
+    """A number of JSON, which NaN, Infinity and 1e999 are not: a report could not repeat them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def precision_of(args: dict[str, Any]) -> str:

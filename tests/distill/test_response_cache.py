@@ -97,6 +97,7 @@ def test_workers_and_epochs_see_the_same_views(dataset, workers):
     loader = build_dataloader(views, 8, workers, shuffle=True)
     batches = loader.batch_sampler.sampler
     batches.sampler = RoundRobinSampler(batches.sampler, len(views), views.count)
+    loader.reset()
     epochs = [[batch for batch in loader] for _ in range(4)]
     loader.close()
     numbers = [sorted(n for batch in epoch for n in batch["view"]) for epoch in epochs]

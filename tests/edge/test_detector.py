@@ -22,11 +22,12 @@ from helpers.edge import EDGE, colour_frames, copy_runtime, entry, export, metad
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.utils import ops
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import scale_boxes
 
 import yolokd
 import yolokd_edge
+from yolokd import compat
 from yolokd_edge import cli
 from yolokd_edge.boxes import NMS_BLOCK, letterbox, nms, unletterbox
 from yolokd_edge.common import EdgeError, one_line
@@ -66,6 +67,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory, teacher: Path, untrained)
 # --- parity ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_axis():
+    """Old versions of Ultralytics put boxes a pixel beside: what is compared here is the rest."""
+    with compat.boxes_by_axis():
+        yield
+
+
 def shapes() -> list[tuple[int, int]]:
     rng = np.random.default_rng(1)
     odd = [(160, 160), (96, 160), (1, 300), (300, 1), (7, 7), (161, 159), (480, 640), (1080, 1919)]
@@ -78,9 +86,14 @@ def test_letterbox_is_ultralytics_pixel_for_pixel_and_maps_boxes_back_alike(hw: 
     for shape in shapes():
         frame = rng.integers(0, 256, (*shape, 3), np.uint8)
         fitted, box = letterbox(frame, hw)
-        assert np.array_equal(fitted, LetterBox(hw, auto=False)(image=frame)), shape
+        try:
+            reference = LetterBox(hw, auto=False)(image=frame)
+        except cv2.error:  # up to 8.4.123, of an image that would be less than a pixel wide
+            assert min(shape) == 1
+            continue
+        assert np.array_equal(fitted, reference), shape
         rows = rng.uniform(-20, 700, (30, 6)).astype(np.float32)
-        expected = scale_boxes(hw, torch.from_numpy(rows[:, :4].copy()), shape).numpy()
+        expected = ops.scale_boxes(hw, torch.from_numpy(rows[:, :4].copy()), shape).numpy()
         assert np.array_equal(unletterbox(rows, box)[:, :4], expected), shape
 
 
@@ -109,7 +122,7 @@ def test_raw_output_is_postprocessed_as_ultralytics_does(conf: float, iou: float
     detector = Detector(toy(tmp_path / "toy.onnx", raw, metadata(classes=12)), "cpu", 1, conf, iou, most)
     blob, box = detector.preprocess(np.zeros((500, 1000, 3), np.uint8))
     expected = non_max_suppression(torch.from_numpy(raw.copy()), conf, iou, max_det=most)[0]
-    expected[:, :4] = scale_boxes((32, 64), expected[:, :4], (500, 1000))
+    expected[:, :4] = ops.scale_boxes((32, 64), expected[:, :4], (500, 1000))
     assert np.array_equal(detector.postprocess(detector.infer(blob), box), expected.numpy())
 
 

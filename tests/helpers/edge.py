@@ -74,7 +74,7 @@ def toy(path: Path, output: np.ndarray, props: dict[str, str], hw: tuple[int, in
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *hw])],
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(output.shape))],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, props)
     onnx.save(model, path)
     return path
@@ -118,3 +118,15 @@ def trial(run: Run, seconds: float, **facts: Any) -> Trial:
         "model": {"file": "scripted.onnx"},
     }
     return make_trial(run, seconds, {**usual, **facts})
+
+
+# What a manifest and a file's metadata say of where a model comes from.
+ORIGIN = {
+    "student": {"file": "best.pt", "sha256": "00"},
+    "teachers": [{"file": "big.pt", "sha256": "11"}],
+    "start": "teacher",
+    "methods": {"cwd": {"gain": 1.0}},
+    "gain": 1.0,
+    "dataset": "d.yaml",
+    "accuracy": {"map50": 0.5},
+}

@@ -23,7 +23,7 @@ from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
 import yolokd
-from yolokd import cli
+from yolokd import cli, compat
 from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import bundle as verb
 from yolokd.onnx import profile, quantize, rounding
@@ -144,7 +144,8 @@ def test_expected_detections_are_exactly_those_of_ultralytics(unpacked: Path) ->
     reference, total = YOLO(unpacked / "model.onnx", task="detect"), 0
     for name, image in expected["images"].items():
         frame = cv2.imread(str(unpacked / "parity" / name))
-        theirs = reference.predict(frame, rect=False, device="cpu", verbose=False)[0].boxes.data.numpy()
+        with compat.boxes_by_axis():
+            theirs = reference.predict(frame, rect=False, device="cpu", verbose=False)[0].boxes.data.numpy()
         assert np.array_equal(np.float32(image["detections"]["model.onnx"]).reshape(-1, 6), theirs)
         total += len(theirs)
     assert total >= 6
@@ -342,10 +343,10 @@ def test_the_boards_tests_pass_judge_and_report(made: Path, unpacked: Path, tmp_
     # frames that other work slowed in long stretches say too little for an interval: inconclusive, never a pass
     assert re.search(r"total.p90 is [0-9.]+ ms, (over the budget of 0.001 ms|of which no interval can)", result.stdout)
     assert "infer.p999 cannot be told from" in result.stdout  # 100 frames are too few
-    # what this machine's other work can make inconclusive: the missed budget and the soak
+    # what this machine's other work can make inconclusive: both budgets and the soak
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (failed|passed|skipped)", result.stdout.splitlines()[-1])}
     assert result.returncode == (1 if "failed" in counts else 3)
-    assert counts["passed"] >= 4 and sum(counts.values()) == 7
+    assert counts["passed"] >= 3 and sum(counts.values()) == 7
     assert result.stdout.count("inconclusive: ") == counts.get("skipped", 0)
     report = (tmp_path / "report.xml").read_text()
     for name in (

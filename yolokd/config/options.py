@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -30,7 +29,7 @@ from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.detectors.teachers import digest, locate_all, title
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
@@ -128,7 +127,9 @@ def fold(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: our part is wrong in any way that can be seen without building a model.
     """
-    if isinstance(arguments.get("kd"), dict):
+    if isinstance(folded := arguments.get("kd"), dict):
+        if not arguments.get("resume") and not ("teacher" in folded and folded.keys() & {"methods", "recipe"}):
+            raise UsageError(f"kd={folded} is not a number of 0 or more.")
         return arguments
     ours, theirs = split_arguments(arguments)
     refuse_combinations(theirs)
@@ -271,7 +272,7 @@ def read_unlabeled(ours: dict[str, Any]) -> dict[str, Any]:
         return {}
     list_folder(ours["unlabeled"])
     return {
-        "unlabeled": str(Path(str(ours["unlabeled"])).expanduser().resolve()),
+        "unlabeled": str(as_path("unlabeled", ours["unlabeled"]).resolve()),
         "unlabeled_ratio": non_negative("unlabeled_ratio", ours.get("unlabeled_ratio", 1.0)),
     }
 
@@ -327,7 +328,7 @@ def read_classes(classes: Any) -> dict[str, str]:
     """Name in the teacher -> name in the data, from a YAML file or a mapping; several may name one."""
     names = classes
     if not isinstance(classes, dict):
-        path = Path(classes).expanduser()
+        path = as_path("classes", classes)
         if not path.is_file():
             raise UsageError(
                 f"classes={classes} does not exist: give a YAML file of lines `name in teacher: name in data`."
@@ -344,7 +345,7 @@ def read_classes(classes: Any) -> dict[str, str]:
 
 def read_names(file: Any) -> dict[int, str]:
     """Class index -> name from a YAML file: a list, a mapping, or a data set's with such an entry `names`."""
-    path = Path(str(file)).expanduser()
+    path = as_path("teacher.names", file)
     if not path.is_file():
         raise UsageError(f"teacher.names={file} does not exist: give a YAML file with a list of class names.")
     content = read_yaml("teacher.names", file, path)

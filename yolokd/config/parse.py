@@ -13,6 +13,8 @@ import yaml
 from yolokd.errors import UsageError, one_line
 
 MAX_PIXELS = 2**16  # of a side; more is a slip of the keyboard
+# What PyYAML raises at a text: of its own, and what Python's int, date and so on say to a value that is none.
+MALFORMED = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError)
 AS_TYPED = ("name", "project")  # name=3 is a folder's name, not a number
 
 
@@ -104,5 +106,5 @@ def typed(value: Any) -> Any:
 def read_yaml(key: str, value: Any, file: Any) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, *MALFORMED) as error:
         raise UsageError(f"{key}={value} is not a readable YAML file: {one_line(error)}.") from error

@@ -6,14 +6,13 @@ import functools
 import importlib.resources
 from collections.abc import Collection
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from yolokd.config.parse import AS_TYPED, check_keys, did_you_mean, is_file_name, read_yaml, typed
 from yolokd.config.schedule import GAIN, Gain
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 
@@ -155,7 +154,7 @@ def read_recipe(method: str) -> tuple[dict[str, dict[str, dict[str, Any]]], bool
     The file has a mapping `methods:`, or `pairs:` with such a mapping for pairs of heads, or both; `optional: true`
     leaves out what a pair cannot have.
     """
-    file = shipped_recipes().get(method, Path(method).expanduser())
+    file = shipped_recipes().get(method) or as_path("method", method)
     if not file.is_file():
         raise UsageError(f"method={method} does not exist; shipped recipes are {', '.join(shipped_recipes())}.")
     recipe = read_yaml("method", method, file)
@@ -186,7 +185,7 @@ def read_arguments(cfg: Any) -> dict[str, Any]:
     """The arguments in a file given as cfg=, or the name of a shipped one: ours among them, the dotted ones too."""
     if str(cfg) in shipped_recipes():
         raise UsageError(f"cfg={cfg} is not a file of arguments: {cfg} is a recipe, give it as method={cfg}.")
-    file = shipped_arguments().get(str(cfg), Path(str(cfg)).expanduser())
+    file = shipped_arguments().get(str(cfg)) or as_path("cfg", cfg)
     if not file.is_file():
         names = " or ".join(shipped_arguments())
         raise UsageError(f"cfg={cfg} does not exist: give a YAML file of arguments such as `epochs: 100`, or {names}.")

@@ -23,7 +23,7 @@ from ultralytics.data.augment import LetterBox, RandomHSV
 from ultralytics.utils.patches import imread
 
 from yolokd.data.splits import list_images
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 
 Place = tuple[int, int]  # index of an image, and number of the draw, which seeds its augmentation
 
@@ -34,13 +34,13 @@ def list_folder(folder: Any) -> list[Path]:
     Raises:
         UsageError: the folder does not exist, or holds no image file that can be read.
     """
-    path = Path(str(folder)).expanduser()
+    path = as_path("unlabeled", folder)
     if not path.is_dir():
         raise UsageError(f"unlabeled={folder} is not a folder: give one with images.")
     files = sorted(f for f in list_images(path) if f.is_file())
     if not files:
         raise UsageError(f"unlabeled={folder} holds no image file: give a folder with images, such as .jpg or .png.")
-    if not any(imread(f) is not None for f in files):
+    if not any(imread(str(f)) is not None for f in files):
         raise UsageError(f"unlabeled={folder} holds no readable image: {files[0].name} is the first broken one.")
     return files
 
@@ -70,7 +70,7 @@ class Images(Dataset[Tensor | None]):
 
     def __getitem__(self, place: Place) -> Tensor | None:
         index, draw = place
-        image = imread(self.files[index], self.flag)
+        image = imread(str(self.files[index]), self.flag)
         if image is None or (image.shape[2] if image.ndim == 3 else 1) != self.channels:
             return None
         with drawing([self.seed, draw]):

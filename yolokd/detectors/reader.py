@@ -147,6 +147,9 @@ class _NoHead(nn.Identity):
 def _without_head(head: Any) -> Any:
     stub: Any = _NoHead()
     stub.i, stub.f, stub.type, stub.np = head.i, head.f, head.type, 0
+    for name in ("anchors", "valid_mask"):  # older versions move these of a decoder to the device
+        if hasattr(head, name):
+            setattr(stub, name, getattr(head, name))
     return stub
 
 

@@ -12,7 +12,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_as
 from yolokd.detectors import vit
 from yolokd.detectors.onnx import OnnxDetector
 from yolokd.detectors.opening import open_teacher
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 
 
 def locate_all(teacher: Any) -> list[str]:
@@ -38,7 +38,7 @@ def locate(teacher: Any) -> str:
                 f"teacher={teacher}: the file {weights} does not exist; without @FILE timm downloads the weights."
             )
         return f"{vit.PREFIX}{name}" + (f"@{weights.resolve()}" if weights else "")
-    path = Path(teacher).expanduser()
+    path = as_path("teacher", teacher)
     if path.suffix not in {".pt", ".onnx"}:
         raise UsageError(
             f"teacher={teacher} is not a checkpoint: a teacher must be trained, give its .pt or .onnx file."

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolokd.detectors.foreign import ForeignReader, rgb
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd.views import Spec
 
 PREFIX = "timm:"
@@ -81,7 +81,7 @@ class ViTReader(ForeignReader):
 def split(teacher: str) -> tuple[str, Path | None]:
     """The model's name and the file of its weights, if given, in timm:NAME or timm:NAME@FILE."""
     name, _, file = teacher.removeprefix(PREFIX).partition("@")
-    return name, Path(file).expanduser() if file else None
+    return name, as_path("teacher", file) if file else None
 
 
 def load(teacher: str) -> ViT:

@@ -12,7 +12,7 @@ from typing import Any
 from ultralytics.utils import LOGGER, YAML
 
 from yolokd.detectors.opening import read_checkpoint
-from yolokd.errors import UsageError, one_line
+from yolokd.errors import UsageError, as_path, one_line
 
 WEIGHTS = "weights"  # the folder of a run that Ultralytics writes checkpoints into
 STAGE = ".unfinished"  # in there: what is being written, of no use after a crash
@@ -58,7 +58,7 @@ def find(given: Any, trust: bool = False) -> State:
     Raises:
         UsageError: there is none, or nothing is left to do.
     """
-    path = Path(os.path.abspath(Path(str(given)).expanduser()))
+    path = Path(os.path.abspath(as_path("resume", given)))
     if path.is_dir():
         path = (path if path.name == WEIGHTS else path / WEIGHTS) / "last.pt"
         if not path.parent.is_dir():

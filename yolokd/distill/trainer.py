@@ -252,6 +252,7 @@ class KDMixin(FadingMixin, SavingMixin):
         if isinstance(loader.dataset, FixedViewsDataset):
             batches = loader.batch_sampler.sampler  # the loader's own goes through these for ever
             batches.sampler = RoundRobinSampler(batches.sampler, len(loader.dataset), loader.dataset.count)
+            loader.reset()  # the workers of older versions have begun with the sampler before
         return loader
 
     def _open_caches(self) -> list[response_cache.Cache]:

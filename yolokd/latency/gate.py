@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import GateError, UsageError
+from yolokd.errors import GateError, UsageError, as_path
 from yolokd.latency import gate_report, intervals, schema
 from yolokd.latency.schema import get
 from yolokd_edge.runtimes.table import MIN_COVERAGE, PROVIDERS
@@ -112,7 +112,7 @@ def read_metrics(value: Any) -> list[str]:
 
 
 def _check_outputs(asked: dict[str, str | Path | None]) -> dict[str, Path]:
-    outputs = {kind: Path(str(path)).expanduser() for kind, path in asked.items() if path is not None}
+    outputs = {kind: as_path(kind, path) for kind, path in asked.items() if path is not None}
     for kind, path in outputs.items():
         if path.exists() or list(outputs.values()).count(path) > 1:
             raise UsageError(f"{kind}={path} exists already or is named twice: name a new file.")

@@ -48,7 +48,7 @@ def markdown(outcome: Mapping[str, Any]) -> str:
             lines += ["", "The figures decide nothing as long as the above stands in the way."]
         if pair["notes"]:
             lines += ["", *(f"- {note}" for note in pair["notes"])]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _row(row: Mapping[str, Any]) -> str:

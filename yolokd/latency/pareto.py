@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path, printable
 from yolokd.latency import schema
 from yolokd.latency.gate import read_metrics
 from yolokd.latency.schema import get
@@ -45,7 +45,7 @@ def pareto(
         raise UsageError(f"x={x} y={y}: x is one of {', '.join(COSTS)}, y one of {', '.join(ACCURACIES)}.")
     if len(read_metrics(metric)) != 1:
         raise UsageError(f"metric={metric}: the picture shows one figure: give one such as total.p50.")
-    outputs = [Path(str(path)).expanduser() for path in (out, json, md) if path is not None]
+    outputs = [as_path("out", path) for path in (out, json, md) if path is not None]
     for path in outputs:
         if path.exists() or outputs.count(path) > 1 or not path.parent.is_dir():
             raise UsageError(f"{path} exists already, is named twice or its folder does not exist: name a new file.")
@@ -60,7 +60,9 @@ def pareto(
 
         pareto_front(points, out, f"{_axis(x, metric)} ({COSTS[x]})", f"{ACCURACIES[y]} (%)")
     if json is not None:
-        Path(json).expanduser().write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
+        Path(json).expanduser().write_text(
+            json_module.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if md is not None:
         Path(md).expanduser().write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -102,7 +104,7 @@ def expand(files: Sequence[str | Path]) -> list[Path]:
     """The reports among files and folders, each once; in a folder, other JSON files are skipped."""
     reports: list[Path] = []
     for file in files:
-        path = Path(str(file)).expanduser()
+        path = as_path("files", file)
         reports += sorted(p for p in path.rglob("*.json") if _is_report(p)) if path.is_dir() else [path]
     if not reports:
         raise UsageError("there are no reports: give latency reports or a folder of them, such as reports/*.json.")
@@ -154,4 +156,4 @@ def table(result: dict[str, Any]) -> str:
         )
     lines += [""] * bool(result["left_out"])
     lines += [f"Left out: {p['name']} in {p['file']}: {p['why']}." for p in result["left_out"]]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

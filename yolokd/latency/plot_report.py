@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd.latency import drawing, plots, schema
 from yolokd_edge.common import check_writable
 
@@ -23,9 +23,9 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
     Returns:
         The PNG files.
     """
-    file = Path(str(report)).expanduser()
+    file = as_path("report", report)
     records = schema.read(file)
-    folder = Path(str(out)).expanduser() if out is not None else file.parent
+    folder = as_path("out", out) if out is not None else file.parent
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={out} is not a folder: name a folder to draw into.")
     check_writable(folder, f"out={folder}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd_edge.bench import schema
 
 SCHEMA, STAGES, PERCENTILES = schema.SCHEMA, schema.STAGES, ("mean", *schema.PERCENTILES)
@@ -28,7 +29,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: the file is missing, damaged or of another schema; the sentence names the file.
     """
-    file = Path(str(path)).expanduser()
+    file = as_path("report", path)
     if not file.is_file():
         raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
     try:
@@ -95,8 +96,8 @@ def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def number(value: Any) -> bool:
-    """Whether value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether value is a finite number, also as a float: Python's integers have no end."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def get(record: Any, dotted: str) -> Any:

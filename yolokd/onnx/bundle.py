@@ -22,12 +22,12 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
-from yolokd import __version__
+from yolokd import __version__, compat
 from yolokd.config.checks import check_writable
 from yolokd.config.parse import true_or_false
 from yolokd.data.splits import find_data, split_images
 from yolokd.distill.provenance import Provenance
-from yolokd.errors import ParityError, UsageError
+from yolokd.errors import ParityError, UsageError, as_path
 from yolokd.onnx import export, metadata, parity, profile, quantize, rounding
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
@@ -88,7 +88,7 @@ def bundle(
         ParityError: a file computes something else than it should, or a twin loses more than `max_drop`; nothing is
             written.
     """
-    checkpoint = Path(str(model)).expanduser()
+    checkpoint = as_path("model", model)
     target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib, max_drop)
     student = export.open_detector(checkpoint, trust)
     dataset = find_data(data) if data else export.training_data(student.ckpt)
@@ -122,7 +122,7 @@ def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, An
         raise UsageError(f"calib={calib} is not a number of images: give 1 or more, such as {CALIBRATION}.")
     if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop <= 100:
         raise UsageError(f"max_drop={max_drop} is not a number of points from 0 to 100: give one such as {MAX_DROP:g}.")
-    target = Path(str(out)).expanduser() if out else checkpoint.with_name(f"{checkpoint.stem}-edge.zip")
+    target = as_path("out", out) if out else checkpoint.with_name(f"{checkpoint.stem}-edge.zip")
     if target.suffix != ".zip":
         raise UsageError(f"out={target} does not end in .zip: name the file to write, such as out=student-edge.zip.")
     if target.exists():
@@ -141,7 +141,8 @@ def _models(
     """Write the ONNX files; their manifest entries by file name, the FP32 one first."""
     full = root / "model.onnx"
     size = {} if imgsz is None else {"imgsz": imgsz}
-    export.export(checkpoint, full, contract, source, trust=trust, **size)
+    # older versions of Ultralytics choose what their torch can write, which boards cannot read
+    export.export(checkpoint, full, contract, source, trust=trust, opset=MOST_OPSET, **size)
     metadata.change(full, date=None)  # all that differs between two exports of one checkpoint
     models = {full.name: _entry(full, "fp32", "fp32")}
     if fp16:
@@ -324,7 +325,8 @@ def _parity_pack(
         if not len(found):
             continue
         name = f"{len(images)}.png"
-        result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
+        with compat.boxes_by_axis():
+            result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
         if not np.array_equal(found, result.boxes.data.numpy()):
             raise ParityError(
                 f"the runtime finds other boxes than Ultralytics' predict(rect=False) in {path}: no bundle was made."

@@ -17,7 +17,7 @@ from yolokd.config.parse import check_keys, did_you_mean, true_or_false
 from yolokd.data.splits import find_data
 from yolokd.detectors.opening import GIVE_CHECKPOINT, open_model
 from yolokd.distill.provenance import Provenance
-from yolokd.errors import UsageError, one_line
+from yolokd.errors import UsageError, as_path, one_line
 from yolokd.onnx import metadata, parity
 from yolokd_edge.contract import E2E, NMS, RAW
 from yolokd_edge.detector import Detector
@@ -144,7 +144,7 @@ def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dic
 def _check_request(
     model: str | Path, out: str | Path | None, contract: str, exist_ok: bool, arguments: dict[str, Any]
 ) -> tuple[Path, Path, str]:
-    checkpoint = Path(str(model)).expanduser()
+    checkpoint = as_path("model", model)
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
         raise UsageError(f"model={model} is not a checkpoint: give the trained student's .pt file.")
     if contract not in CONTRACTS:
@@ -158,8 +158,10 @@ def _check_request(
         if key not in (*TAKEN, *BAKED[contract]):
             raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
     check_values(arguments)
+    if (opset := arguments.get("opset")) is not None and (type(opset) is not int or opset < 9):
+        raise UsageError(f"opset={opset} is none that can be exported: give a whole number, opset>=9.")
     true_or_false("exist_ok", exist_ok)
-    target = Path(str(out)).expanduser() if out else checkpoint.with_suffix(".onnx")
+    target = as_path("out", out) if out else checkpoint.with_suffix(".onnx")
     if target.suffix != ".onnx":
         raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
     if target.exists() and not exist_ok:

@@ -64,10 +64,11 @@ def compare(
         frame = read_image(path)
         blob, letterbox = detector.preprocess(frame)
         output = detector.infer(blob)
-        result = reference.predict(
-            frame, rect=False, imgsz=list(detector.contract.hw), device="cpu", verbose=False, save=False,
-            **compat.head_arguments("e2e" if e2e else "raw"), **settings,
-        )[0]  # fmt: skip
+        with compat.boxes_by_axis():
+            result = reference.predict(
+                frame, rect=False, imgsz=list(detector.contract.hw), device="cpu", verbose=False, save=False,
+                **compat.head_arguments("e2e" if e2e else "raw"), **settings,
+            )[0]  # fmt: skip
         if detector.contract.output == RAW:
             theirs_raw = _torch_output(reference, blob)
             raw.append(_raw_difference(output, theirs_raw))

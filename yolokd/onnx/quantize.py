@@ -63,7 +63,7 @@ def int8(file: Path, target: Path, images: Sequence[Path], scheme: dict[str, Any
     }
     logging.disable(logging.WARNING)  # advice on a preparation that an exported, fused graph does not need
     try:
-        quantize_static(graph, target, _Reader(file, images), nodes_to_exclude=excluded, **options)
+        quantize_static(str(file), str(target), _Reader(file, images), nodes_to_exclude=excluded, **options)
     finally:
         logging.disable(logging.NOTSET)
     figures = {

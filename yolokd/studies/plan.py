@@ -24,7 +24,7 @@ from yolokd.data.splits import read_data
 from yolokd.detectors.opening import open_model, open_student, scaled_yaml
 from yolokd.detectors.teachers import fetched, locate_all
 from yolokd.distill.preflight import preflight
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, as_path
 from yolokd.methods import METHODS
 from yolokd.methods.base import TAXONOMY_LEVELS
 from yolokd.studies.worker import RESULT, SPEC, read_json
@@ -97,7 +97,7 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     teachers = [fetched(t) for t in locate_all(arguments["teacher"])]
     arguments = {**arguments, "teacher": teachers[0] if len(teachers) == 1 else teachers}
     chosen = build_arms(read_arms(methods, arms), arguments)
-    folder = Path(str(out)).expanduser().resolve()
+    folder = as_path("out", out).resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
         raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
     check_writable(folder, f"out={out}")
@@ -117,8 +117,8 @@ def read_seeds(seeds: Any) -> list[int]:
     """The seeds that seeds=3 or seeds=0,4,7 stands for."""
     if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= 1000:
         return list(range(seeds))
-    if isinstance(seeds, (list, tuple)) and seeds and len(set(seeds)) == len(seeds):
-        if all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
+    if isinstance(seeds, (list, tuple)) and seeds and all(type(s) is int and s >= 0 for s in seeds):
+        if len(set(seeds)) == len(seeds):
             return list(seeds)
     raise UsageError(
         f"seeds={seeds} is neither a number of seeds nor a list of different seeds: give seeds=3 or seeds=0,4,7."
@@ -176,7 +176,7 @@ def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
 
 
 def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
-    path = Path(str(file)).expanduser()
+    path = as_path("arms", file)
     if not path.is_file():
         raise UsageError(f"arms={file} does not exist: give a YAML file of arms, such as `strong: {{logit.gain: 6}}`.")
     content = read_yaml("arms", file, path)

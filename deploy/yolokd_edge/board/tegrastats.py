@@ -8,16 +8,18 @@ from typing import Any
 from yolokd_edge.board.readings import COLDEST
 
 NO_RAILS = ("NC", "RAM", "SWAP", "IRAM")  # not connected; and memory looks like a rail where a line is cut
+# A number of more than 12 digits is none that a board has.
 _DATE = re.compile(r"^(\d\d-\d\d-\d{4} \d\d:\d\d:\d\d)(?=\s)")
-_PAIR = re.compile(r"(?<!\S)(RAM|SWAP|IRAM) (\d+)/(\d+)([kMG])B(?=[\s(]|$)")
-_LFB = re.compile(r"(?<!\S)RAM \S+ ?\(lfb (\d+x\d+[kMG]B)\)")
-_CPU = re.compile(r"(?<!\S)CPU \[([^\]]*)(\]?)(?:@(\d+))?")
-_CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
-_LOAD = re.compile(r"(?<!\S)(GR3D|GR3D2|EMC)_FREQ (?:(\d+)%)?(?:@(?:\[([\d, ]*)\]|(\d+)))?(?=\s|$)")
-_ENGINE = re.compile(r"(?<!\S)([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(?:\d+%)?@?(\d+)|(off))(?=\s|$)")
-_ZONE = re.compile(r"(?<!\S)([A-Za-z][\w.-]*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)?(?=\s|$)")
+_PAIR = re.compile(r"(?<!\S)(RAM|SWAP|IRAM) (\d{1,12})/(\d{1,12})([kMG])B(?=[\s(]|$)")
+_LFB = re.compile(r"(?<!\S)RAM \S+ ?\(lfb (\d{1,12}x\d{1,12}[kMG]B)\)")
+_CPU = re.compile(r"(?<!\S)CPU \[([^\]]*)(\]?)(?:@(\d{1,12}))?")
+_CORE = re.compile(r"^(\d{1,12})%(?:@(\d{1,12}))?$")
+_LOAD = re.compile(r"(?<!\S)(GR3D|GR3D2|EMC)_FREQ (?:(\d{1,12})%)?(?:@(?:\[([\d, ]*)\]|(\d{1,12})))?(?=\s|$)")
+_ENGINE = re.compile(r"(?<!\S)([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(?:\d{1,12}%)?@?(\d{1,12})|(off))(?=\s|$)")
+_ZONE = re.compile(r"(?<!\S)([A-Za-z][\w.-]*)@(-?\d{1,12}(?:\.\d{1,12})?)C(?:/-?\d{1,12}(?:\.\d{1,12})?C)?(?=\s|$)")
 _RAIL = re.compile(
-    r"(?<!\S)([A-Za-z]\w*) (\d+(?:\.\d+)?)(?:mW)?/\d+(?:\.\d+)?(?:mW)?(?:/\d+(?:\.\d+)?(?:mW)?)?(?=\s|$)"
+    r"(?<!\S)([A-Za-z]\w*) (\d{1,12}(?:\.\d{1,12})?)(?:mW)?/\d{1,12}(?:\.\d{1,12})?(?:mW)?"
+    r"(?:/\d{1,12}(?:\.\d{1,12})?(?:mW)?)?(?=\s|$)"
 )
 _SIZE_MB = {"k": 1 / 1024, "M": 1, "G": 1024}
 
@@ -55,7 +57,7 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
     out: dict[str, Any] = dict.fromkeys(("gpu_load", "gpu_mhz", "gpu2_load", "gpu2_mhz", "emc_load", "emc_mhz"))
     for name, load, many, one in _LOAD.findall(line):
         key = {"GR3D": "gpu", "GR3D2": "gpu2", "EMC": "emc"}[name]
-        clocks = [int(v) for v in (many or one).replace(",", " ").split()]
+        clocks = [int(v) for v in (many or one).replace(",", " ").split() if len(v) <= 12]
         out[key + "_load"] = int(load) if load else None
         out[key + "_mhz"] = (clocks or None) if key != "emc" else (clocks[0] if clocks else None)
     lfb = _LFB.search(line)

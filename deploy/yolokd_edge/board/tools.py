@@ -13,7 +13,7 @@ FIRMWARE = ("under-voltage", "the CPU's clock was capped", "throttled by the fir
 def parse_nvpmodel(text: str) -> dict[str, Any] | None:
     """Power mode from `nvpmodel -q`: {id, name}, either possibly None; None where the text tells neither."""
     name = re.search(r"NV Power Mode\s*:\s*(\S+)", text)
-    number = re.search(r"MODE ID\s*:\s*(\d+)", text) or re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
+    number = re.search(r"MODE ID\s*:\s*(\d{1,12})\b", text) or re.search(r"^\s*(\d{1,12})\s*$", text, re.MULTILINE)
     if not name and not number:
         return None
     return {"id": int(number.group(1)) if number else None, "name": name.group(1) if name else None}
@@ -28,7 +28,7 @@ def parse_jetson_clocks(text: str) -> dict[str, Any]:
     units: dict[str, Any] = {}
     for line in text.splitlines():
         head = re.match(r"\s*(\w+)\s*:?\s", line)
-        numbers = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
+        numbers = {key: int(value) for key, value in re.findall(r"\b(\w+)=(\d{1,18})\b", line)}
         if head and "MinFreq" in numbers and "MaxFreq" in numbers and numbers.get("Online") != 0:
             units[head.group(1)] = numbers
     counted = [numbers for name, numbers in units.items() if re.match(r"(cpu\d+|GPU|EMC)$", name)]
@@ -38,7 +38,7 @@ def parse_jetson_clocks(text: str) -> dict[str, Any]:
 
 def parse_get_throttled(text: str) -> int | None:
     """The flags that a Raspberry Pi's `vcgencmd get_throttled` prints as throttled=0x50005."""
-    found = re.search(r"throttled=(0x[0-9a-fA-F]+)", text)
+    found = re.search(r"throttled=(0x[0-9a-fA-F]{1,16})\b", text)
     return int(found.group(1), 16) if found else None
 
 
