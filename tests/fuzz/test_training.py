@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +13,18 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers.fuzzing import INPUTS, Wish, as_yaml, changed, fuzz, mistyped, strict
+from helpers.fuzzing import INPUTS, VALUES, Wish, as_yaml, changed, fuzz, mistyped, strict
 
 from yolokd.config import options
 from yolokd.config.checks import check_values
 from yolokd.config.options import DistillOptions
 from yolokd.config.parse import parse_pairs
-from yolokd.config.recipes import asked_methods, read_arguments, shipped_recipes
+from yolokd.config.recipes import asked_methods, check_options, read_arguments, shipped_recipes
+from yolokd.config.schedule import GAIN
 from yolokd.data.splits import find_data, read_data, split_images
 from yolokd.detectors.class_map import coverage, match_classes
 from yolokd.errors import UsageError
+from yolokd.methods import METHODS
 from yolokd.studies.plan import read_arms, read_seeds
 
 
@@ -154,6 +157,22 @@ def test_yaml_that_ends_its_reader_is_one_sentence(text: str, folder: Path) -> N
 def test_seeds_found_by_fuzzing(seeds: object) -> None:
     with pytest.raises(UsageError, match="neither a number of seeds nor a list"):
         read_seeds(seeds)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_takes_a_value_or_says_why_not(method: str) -> None:
+    options_of = [*GAIN, *(f.name for f in dataclasses.fields(METHODS[method].Options))]
+    for option in options_of:
+        taken = 0
+        for value in VALUES:
+            try:
+                asked = check_options(method, {option: value})
+            except UsageError as error:
+                assert f"{method}.{option}" in str(error)
+            else:
+                taken += 1
+                strict(json.dumps(asked, allow_nan=False))
+        assert taken < len(VALUES), f"{method}.{option} takes anything"
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from yolokd.config.parse import is_number, shortened
+
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -24,7 +26,7 @@ class Gain:
         _check("floor", self.floor, 1.0)
         _check("warmup", self.warmup, math.inf)
         if isinstance(self.stop, bool) or not isinstance(self.stop, int) or self.stop < 0:
-            raise ValueError(f"stop={self.stop} is not a whole number of epochs, 0 or more.")
+            raise ValueError(f"stop={shortened(self.stop)} is not a whole number of epochs, 0 or more.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule} is not one of {', '.join(SCHEDULES)}.")
 
@@ -43,7 +45,6 @@ GAIN = tuple(f.name for f in fields(Gain))
 
 
 def _check(name: str, value: Any, most: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not 0 <= value <= most:
+    if not is_number(value) or not 0 <= value <= most:
         bound = "of 0 or more" if most == math.inf else f"from 0 to {most:g}"
-        raise ValueError(f"{name}={value} is not a number {bound}.")
+        raise ValueError(f"{name}={shortened(value)} is not a number {bound}.")
