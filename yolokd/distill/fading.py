@@ -25,6 +25,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 
+from yolokd.data.random_streams import kept_streams
 from yolokd.distill.pairing import Pairing
 from yolokd.errors import printable
 from yolokd.methods import ops
@@ -142,6 +143,7 @@ class FadingMixin(BaseTrainer):
     fading: Fading | None = None
     world_size: int
 
+    @kept_streams()
     def score_teachers(self) -> Fading:
         """Score the teachers on the validation split; what cannot be scored stays unknown."""
         scores = []

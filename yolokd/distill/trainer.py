@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolokd.config import options
 from yolokd.config.options import DistillOptions
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
+from yolokd.data.random_streams import kept_streams
 from yolokd.data.splits import checked_data, describe_labels
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
@@ -172,11 +173,11 @@ class KDMixin(FadingMixin, SavingMixin):
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
         return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes)
 
+    @kept_streams()
     def _some_images(self, side: int) -> dict[str, Any]:
         """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
         last `transfer.unseen_of` of it share no photograph with the others."""
         args, distillation = self.args, self.distillation
-        streams = random.getstate(), np.random.get_state()
         changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
         changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
         self.args = IterableSimpleNamespace(**{**vars(args), **changes})
@@ -197,8 +198,6 @@ class KDMixin(FadingMixin, SavingMixin):
             return batch
         finally:
             self.args, self.distillation = args, distillation
-            random.setstate(streams[0])
-            np.random.set_state(streams[1])
 
     def _model_train(self) -> None:
         """As upstream, once per epoch; the gains follow their schedules, and unlabelled images begin an epoch."""
