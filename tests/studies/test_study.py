@@ -527,7 +527,7 @@ def test_a_real_study_with_an_interrupted_run(given, tmp_path):
     process.wait()
     assert job.result() is None, "it was to be killed between its epochs"
 
-    report = study(arms=tmp_path / "arms.yaml", seeds=2, out="study", jobs=2, **given)
+    report = study(arms=tmp_path / "arms.yaml", seeds=2, out="study", jobs=2, threads=1, **given)
     assert not report["failed"] and report["missing"] == 0
     runs = {(r["arm"], r["seed"]): r for r in report["runs"]}
     assert [k for k, r in runs.items() if r["resumed"]] == [("strong", 0)]
@@ -545,7 +545,7 @@ def test_a_study_of_an_rtdetr_student_validated_at_the_end_only(given, tmp_path)
     shape = {k: v for k, v in layout("rtdetr-2-20-32").items() if k not in {"scale", "yaml_file"}}
     small.write_text(yaml.safe_dump(shape))
     given = {**given, "model": str(small), "epochs": 2, "val": False}
-    report = study("match", seeds=1, out="study", **given)
+    report = study("match", seeds=1, out="study", threads=1, **given)
     assert not report["failed"] and report["missing"] == 0
     assert {r["arm"] for r in report["runs"]} == {"alone", "match"}
     for run in report["runs"]:
