@@ -102,6 +102,7 @@ def measure(trainer: Any) -> Cost:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer.epoch, times, batches = 0, [], batches_of(trainer)
+    trainer.leave_unscored()
     trainer._model_train()
     try:
         for _ in range(WARMUP + STEPS):

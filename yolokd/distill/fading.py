@@ -143,6 +143,10 @@ class FadingMixin(BaseTrainer):
     fading: Fading | None = None
     world_size: int
 
+    def leave_unscored(self) -> None:
+        """Let the terms count in full, for steps that are only timed."""
+        self.fading = Fading([math.nan] * len(self.distiller.pairings))
+
     @kept_streams()
     def score_teachers(self) -> Fading:
         """Score the teachers on the validation split; what cannot be scored stays unknown."""

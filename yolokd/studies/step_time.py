@@ -84,6 +84,8 @@ def steptime(
         for trainer in arms.values():
             trainer._setup_train()
             trainer.epoch = 0
+            if isinstance(trainer, KDTrainer):
+                trainer.leave_unscored()
             trainer._model_train()
         if threads:
             torch.set_num_threads(threads)  # after setup, in which Ultralytics sets its own number
