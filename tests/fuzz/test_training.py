@@ -255,6 +255,14 @@ def test_a_valid_data_set_is_read(folder: Path) -> None:
     assert found["names"] == DATA["names"] and found["nc"] == 2
 
 
+@pytest.mark.parametrize("count", [2**31, 10**400, 1e300])
+def test_a_number_of_classes_without_names_does_not_fill_the_memory(count: float, folder: Path) -> None:
+    file = file_of(folder, {**{k: v for k, v in DATA.items() if k != "names"}, "nc": count})
+    for read in (lambda: read_data({"data": file}), lambda: find_data(file)):
+        with no_download(), pytest.raises(UsageError, match=r"has nc: .* and no names, more than 100000 classes"):
+            read()
+
+
 @pytest.mark.slow
 def test_data_sets(folder: Path) -> None:
     with no_download():

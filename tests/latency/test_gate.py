@@ -240,6 +240,7 @@ def test_junit_of_reports_that_cannot_be_compared_passes_nothing(code, tmp_path)
         ("", "damaged or not a JSON"),
         ('[{"schema": "yolokd.latency/1"', "damaged or not a JSON"),
         ("[" * 100_000, "damaged or not a JSON"),
+        ("[1" + "0" * 400 + "]", "(401 characters) is not a number"),
         ("[]", "does not hold a record"),
         ("[1]", "of schema None"),
         ('{"schema": "yolokd.latency/2"}', "of schema 'yolokd.latency/2'"),

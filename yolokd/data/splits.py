@@ -28,6 +28,7 @@ from yolokd import compat
 from yolokd.detectors.opening import refuse_code
 from yolokd.errors import UsageError, one_line
 
+MOST_CLASSES = 100_000  # without names
 OWN_DATA = Path(ultralytics.__file__).parent / "cfg" / "datasets"
 
 
@@ -103,7 +104,10 @@ def find_data(data: str | Path) -> dict[str, Any]:
         UsageError: it is not on this machine, or it is no data set.
     """
     try:
+        _check_class_count(data, _yaml_file(str(data)))
         return check_det_dataset(str(data), autodownload=False)  # type: ignore[no-any-return]
+    except UsageError:
+        raise
     except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
         raise UsageError(
             f"data={data} cannot be used ({one_line(error)}); give a data set's YAML whose folders exist."
@@ -181,8 +185,9 @@ def checked_data(data: Any, split: str | None, fraction: Any = 1.0, trust: bool 
     converted = convert_ndjson_to_yolo_if_needed(
         data, **compat.known(convert_ndjson_to_yolo_if_needed, fraction=fraction, split=split)
     )
-    file = None if trust else _yaml_file(str(converted))
-    code = YAML.load(file).get("download") if file else None
+    file = _yaml_file(str(converted))
+    _check_class_count(data, file)
+    code = YAML.load(file).get("download") if file and not trust else None
     if not file or not code or re.fullmatch(r"https?://\S+", str(code)) or _is_ultralytics_own(file):
         return converted
     try:
@@ -190,6 +195,22 @@ def checked_data(data: Any, split: str | None, fraction: Any = 1.0, trust: bool 
     except FileNotFoundError:
         refuse_code(f"data={data}", f"a program to download images that are not there (download: {code})")
     return converted
+
+
+def _check_class_count(data: Any, file: Path | None) -> None:
+    """Refuse a number of classes for which Ultralytics would make up names until the memory is full."""
+    content = YAML.load(file) if file else {}
+    if "names" in content or "nc" not in content:
+        return
+    try:
+        count = float(str(content["nc"]))  # 1e9 is a text to YAML
+    except ValueError:
+        return  # Ultralytics says what is wrong with it
+    if count > MOST_CLASSES:
+        raise UsageError(
+            f"data={data} has nc: {count:g} and no names, more than {MOST_CLASSES} classes: mend the number, or list "
+            "the names."
+        )
 
 
 def _yaml_file(data: str) -> Path | None:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from yolokd.errors import UsageError, as_path
 from yolokd_edge.bench import schema
@@ -33,7 +33,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_in_range)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged or not a JSON file ({str(error)[:100].rstrip('.')}).") from error
     records = content if isinstance(content, list) else [content]
@@ -48,7 +49,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _no_number(text: str) -> float:
+def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number")
 
 
@@ -56,6 +57,11 @@ def _finite(text: str) -> float:
     """A number of JSON; 1e999 would be read as infinite."""
     value = float(text)
     return value if math.isfinite(value) else _no_number(text)
+
+
+def _in_range(text: str) -> int:
+    """A whole number of JSON that a float holds too."""
+    return value if number(value := int(text)) else _no_number(f"{text[:20]}... ({len(text)} characters)")
 
 
 def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any], where: str) -> None:
