@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -26,7 +25,9 @@ TINY_ENERGY = 1e-12  # mean square of a map: below it the map counts as dead and
 def check_number(name: str, value: object, above: float = 0.0, inclusive: bool = False) -> None:
     """Refuse an option that is not a finite number above (or at least) a bound."""
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if abs(number) <= sys.float_info.max and (number > above or (inclusive and number == above)):  # an int has no end
+    if abs(number) <= torch.finfo(torch.float64).max and (
+        number > above or (inclusive and number == above)
+    ):  # an int has no end
         return
     bound = f"{above:g} or above" if inclusive else f"above {above:g}"
     raise ValueError(f"{name}={value!r} is not allowed: it must be a finite number, {bound}.")
