@@ -184,7 +184,7 @@ def test_a_study_runs_once_and_grows(given, scripted, tmp_path, capsys):
 
 
 def test_each_run_has_a_device_of_its_own(tmp_path, monkeypatch):
-    """Two at a time, for so many devices are there; a device that is free again is given to the next run."""
+    """Two at a time, because there are two devices; a device that is free again is given to the next run."""
     busy = tmp_path / "busy"
     busy.mkdir()
     once = f"import os, time; os.mkdir({str(busy)!r} + '/' + sys.argv[3]); time.sleep(0.5)"

@@ -60,7 +60,7 @@ class Form:
         return 5 + self.keypoints[0] * self.keypoints[1]
 
     def fits(self, columns: int) -> bool:
-        """Whether a row may have so many columns; of polygons and keypoints a detector takes the boxes."""
+        """Whether a row may have this number of columns; of polygons and keypoints a detector takes the boxes."""
         polygon = columns >= 7 and columns % 2 == 1
         if self.task == "segment":
             return polygon
