@@ -11,7 +11,7 @@ import pytest
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
 
-from yolokd.data.splits import describe_labels, split_images
+from yolokd.data.splits import describe_labels, find_data, read_data, split_images
 from yolokd.data.unlabeled import list_folder
 from yolokd.errors import UsageError
 from yolokd.onnx import parity
@@ -80,3 +80,12 @@ def test_labels_beside_their_images_are_counted_and_named(tmp_path):
         "1 training images have objects, 0 have none",
         None,
     )
+
+
+@pytest.mark.parametrize("count", [2**31, 10**400, "1e10"])
+def test_more_classes_than_any_memory_names_are_refused(count, tmp_path):
+    """Found by fuzzing: Ultralytics makes a name for each."""
+    (tmp_path / "d.yaml").write_text(f"train: .\nval: .\nnc: {count}\n")
+    for read in (find_data, lambda file: read_data({"data": file})):
+        with pytest.raises(UsageError, match="more than 100,000 classes"):
+            read(tmp_path / "d.yaml")

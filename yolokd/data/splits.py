@@ -28,6 +28,7 @@ from yolokd import compat
 from yolokd.detectors.opening import refuse_code
 from yolokd.errors import UsageError, one_line
 
+MOST_CLASSES = 100_000  # Ultralytics makes a name for each of nc classes, and 2**31 names fill any memory
 OWN_DATA = Path(ultralytics.__file__).parent / "cfg" / "datasets"
 
 
@@ -103,7 +104,11 @@ def find_data(data: str | Path) -> dict[str, Any]:
         UsageError: it is not on this machine, or it is no data set.
     """
     try:
+        file = _yaml_file(str(data))
+        refuse_many_classes(data, YAML.load(file).get("nc") if file else None)
         return check_det_dataset(str(data), autodownload=False)  # type: ignore[no-any-return]
+    except UsageError:
+        raise
     except Exception as error:  # FileNotFoundError, SyntaxError, RuntimeError ... by what is wrong
         raise UsageError(
             f"data={data} cannot be used ({one_line(error)}); give a data set's YAML whose folders exist."
@@ -182,7 +187,9 @@ def checked_data(data: Any, split: str | None, fraction: Any = 1.0, trust: bool 
         data, **compat.known(convert_ndjson_to_yolo_if_needed, fraction=fraction, split=split)
     )
     file = None if trust else _yaml_file(str(converted))
-    code = YAML.load(file).get("download") if file else None
+    said = YAML.load(file) if file else {}
+    refuse_many_classes(data, said.get("nc"))
+    code = said.get("download")
     if not file or not code or re.fullmatch(r"https?://\S+", str(code)) or _is_ultralytics_own(file):
         return converted
     try:
@@ -190,6 +197,20 @@ def checked_data(data: Any, split: str | None, fraction: Any = 1.0, trust: bool 
     except FileNotFoundError:
         refuse_code(f"data={data}", f"a program to download images that are not there (download: {code})")
     return converted
+
+
+def refuse_many_classes(data: Any, count: Any) -> None:
+    """Refuse a number of classes that is none; whether it is a number is Ultralytics' question."""
+    try:
+        too_many = float(count) > MOST_CLASSES
+    except OverflowError:
+        too_many = True
+    except (TypeError, ValueError):
+        too_many = False
+    if too_many:
+        raise UsageError(
+            f"data={data} says nc: {str(count)[:20]}, more than {MOST_CLASSES:,} classes: write their number."
+        )
 
 
 def _yaml_file(data: str) -> Path | None:
