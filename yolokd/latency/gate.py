@@ -290,7 +290,7 @@ def _within_runs(old: Record, new: Record, metric: str) -> tuple[float, float, f
     """The same from the frames' own intervals; None without them."""
     stage, key = metric.split(".")
     ends = [get(r, f"results.stages.{stage}.ci95.{key}") for r in (old, new)]
-    if not all(isinstance(e, list) and len(e) == 2 and all(schema.number(v) and v > 0 for v in e) for e in ends):
+    if not all(isinstance(e, list) and len(e) == 2 and all(map(schema.is_time, e)) for e in ends):
         return None
     return (
         *combine_means(get(old, f"results.stages.{metric}"), ends[0], get(new, f"results.stages.{metric}"), ends[1]),

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from yolokd.errors import UsageError, as_path
 from yolokd_edge.bench import schema
@@ -33,8 +33,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UsageError(f"{path} does not exist: give a report that `yolokd bench` wrote, such as report.json.")
     try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_in_range)
+        content = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_finite
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged or not a JSON file ({str(error)[:100].rstrip('.')}).") from error
     records = content if isinstance(content, list) else [content]
@@ -49,19 +50,11 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
-
-
 def _finite(text: str) -> float:
-    """A number of JSON; 1e999 would be read as infinite."""
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
-
-
-def _in_range(text: str) -> int:
-    """A whole number of JSON that a float holds too."""
-    return value if number(value := int(text)) else _no_number(f"{text[:20]}... ({len(text)} characters)")
+    """A number of JSON that a float holds too, which NaN, 1e999 and a whole one of 400 digits are not."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is not a number")
+    return int(text) if text.lstrip("-").isdigit() else value
 
 
 def _check_form(path: str | Path, section: dict[str, Any], form: dict[str, Any], where: str) -> None:
@@ -86,6 +79,10 @@ def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
         value = get(record, key)
         if value is not None and not isinstance(value, kind):
             raise UsageError(f"{path} is damaged: {key} is {json.dumps(value)[:40]}, not a {kind.__name__}.")
+    for key in ("accuracy.map50", "accuracy.map50_95"):
+        value = get(record, key)
+        if value is not None and not (number(value) and 0 <= value <= 1):
+            raise UsageError(f"{path} is damaged: {key} is {json.dumps(value)[:40]}, not a fraction.")
     results = record["results"]
     runs = results.get("runs") or []
     if not isinstance(runs, list) or not all(isinstance(r, dict) and isinstance(r.get("stages"), dict) for r in runs):
@@ -97,13 +94,18 @@ def _check_figures(path: str | Path, record: dict[str, Any]) -> None:
         for stage, figures in stages.items():
             for key in PERCENTILES:
                 value = figures.get(key) if isinstance(figures, dict) else math.nan
-                if value is not None and not (number(value) and value > 0):
+                if value is not None and not is_time(value):
                     raise UsageError(f"{path} is damaged: {name}.{stage}.{key} is {value!r}, not a time in ms.")
 
 
 def number(value: Any) -> bool:
     """Whether value is a finite number, also as a float: Python's integers have no end."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_time(value: Any) -> bool:
+    """Whether value is a time in ms, from a billionth of one to 30 years: a ratio of two is a number again."""
+    return number(value) and 1e-9 <= value <= 1e12
 
 
 def get(record: Any, dotted: str) -> Any:
