@@ -49,7 +49,7 @@ def test_the_students_score_is_the_mean_of_its_last_epochs_and_survives_an_inter
     assert state.weights() == [1.0, 1.0]
     for score in (0.1, 0.45, 0.48, 0.51):
         state.note([score, score])
-    state.note([math.nan, 0.3])  # an epoch without a score
+    state.note([math.nan, math.nan])  # an epoch without a score
     assert state.mean(0) == pytest.approx(0.48)
     assert state.weights() == pytest.approx([0.8, 1.0])
     again = Fading.of_state(state.state())
@@ -57,6 +57,13 @@ def test_the_students_score_is_the_mean_of_its_last_epochs_and_survives_an_inter
     again.note([0.51, 0.51])
     assert again.mean(0) == pytest.approx(0.5)
     assert Fading.of_state(Fading([0.5]).state()).weights() == [1.0], "before the first epoch ended"
+
+
+def test_a_teacher_without_a_class_of_the_data_does_not_keep_the_other_one_from_fading():
+    state = Fading([math.nan, 0.3])
+    for _ in range(2):
+        state.note([math.nan, 0.3])
+    assert state.weights() == [1.0, 0.0] == Fading.of_state(state.state()).weights()
 
 
 def test_terms_weigh_what_is_set_and_the_students_own_loss_does_not_change():

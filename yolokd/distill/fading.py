@@ -49,13 +49,14 @@ class Fading:
         self.student: list[list[float]] = []  # of the last epochs, over each teacher's classes
 
     def note(self, scores: Sequence[float]) -> None:
-        """Take the student's scores after an epoch, over each teacher's classes."""
-        if all(math.isfinite(s) for s in scores):
+        """Take the student's scores after an epoch, over each teacher's classes; nan where none can be told."""
+        if any(math.isfinite(s) for s in scores):
             self.student = [*self.student, list(scores)][-LAST:]
 
     def mean(self, teacher: int) -> float:
         """The student's score over a teacher's classes, 0 before it has any."""
-        return sum(scores[teacher] for scores in self.student) / max(len(self.student), 1)
+        known = [scores[teacher] for scores in self.student if math.isfinite(scores[teacher])]
+        return sum(known) / max(len(known), 1)
 
     def weights(self) -> list[float]:
         """What the terms of each teacher weigh, 0 to 1."""
