@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.models import NAMES, batch, build, images
+from helpers.models import NAMES, build, images
 from helpers.training import ASSETS, TINY
 from torch import nn
 from ultralytics.data.base import BaseDataset
@@ -22,6 +22,7 @@ from ultralytics.utils import DEFAULT_CFG
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.yolo import YoloReader
+from yolokd.distill import starting
 from yolokd.distill.trainer import KDTrainer
 from yolokd.errors import UsageError
 from yolokd.init import least_squares, teacher_statistics, transfer
@@ -64,10 +65,11 @@ def raw(model: DetectionModel, x: torch.Tensor) -> list[torch.Tensor]:
     return [branch[key] for branch in branches for key in ("boxes", "scores")]
 
 
-def start_from(student: DetectionModel, teacher: DetectionModel, x: torch.Tensor, how: str = "teacher") -> str:
-    given = {**batch(len(x), side=x.shape[-1]), "img": x}
+def start_from(
+    student: DetectionModel, teacher: DetectionModel, x: torch.Tensor, how: str = "teacher"
+) -> dict[str, transfer.State]:
     with torch.random.fork_rng():
-        return transfer.start(how, YoloReader(student), YoloReader(teacher), given)
+        return transfer.start(how, YoloReader(student), YoloReader(teacher), x)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +81,57 @@ def test_a_teacher_that_a_narrower_network_can_be_is_reproduced(family, monkeypa
     student, teacher = student_of(family, *HALF[family]), build(family)
     deaden(student, teacher)
     before, x = copy.deepcopy(teacher.state_dict()), images(8, 64, 64)
-    assert start_from(student, teacher, x) == "teacher"
+    assert list(start_from(student, teacher, x)) == ["teacher"]
     for found, expected in zip(raw(student, x[:7]), raw(teacher, x[:7]), strict=True):
         error = (found - expected).square().mean() / expected.var()
         assert float(error) < 1e-3, family
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def answers(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """All raw outputs of a head for another task, in order."""
+    with raw_outputs(model), torch.no_grad():
+        out = model(x)
+    found = []
+    for branch in [out] if "boxes" in out else out.values():
+        for key, value in sorted(branch.items()):
+            value = value[0] if isinstance(value, tuple) else value
+            found += [value] if key != "feats" and isinstance(value, torch.Tensor) else []
+    return found
+
+
+TASKS = ["yolo11n-seg", "yolov8n-pose", "yolo11n-obb", "yolo26n-seg", "yolo26n-pose", "yolo26n-obb"]
+
+
+@pytest.mark.parametrize("family", [*TASKS[:3], *(pytest.param(f, marks=pytest.mark.slow) for f in TASKS[3:])])
+def test_other_tasks_start_from_their_teacher_too(family):
+    """Whatever the head answers comes nearer to the teacher's answer, masks, keypoints and angles included."""
+    student, teacher = (build(family, seed=s, dtype=torch.float32) for s in (0, 1))
+    own, x = copy.deepcopy(student.state_dict()), images(8, 64, 64, dtype=torch.float32)
+    target, before = answers(teacher, x), answers(student, x)
+    with torch.random.fork_rng():
+        transfer.start("teacher", read(student), read(teacher), x)
+    after = answers(student, x)
+    assert len(target) == len(before) == len(after) >= 3
+    for found, old, wanted in zip(after, before, target, strict=True):
+        assert float((found - wanted).square().mean()) < 0.5 * float((old - wanted).square().mean())
+    towers = [k for k in own if ".cv4" in k and k.endswith(".weight")]
+    assert towers and not any(torch.equal(own[k], student.state_dict()[k]) for k in towers)
+
+
+def test_a_detector_starts_from_a_teacher_for_another_task_but_not_from_one_of_rotated_boxes():
+    student = read(build("yolo11n"))
+    assert {p.kind for p in transfer.partners("auto", student, read(build("yolo11n-seg", seed=1)))} >= {"box", "class"}
+    assert not transfer.partners("auto", student, read(build("yolo11n-obb", seed=1)))
+    with pytest.raises(UsageError, match="init=neck: no layer of .* has a partner"):
+        transfer.partners("neck", student, read(build("yolo11n-obb", seed=1)))
+
+
+def test_heads_with_other_keypoints_have_no_keypoint_pair():
+    student, teacher = build("yolov8n-pose"), build("yolov8n-pose", seed=1)
+    assert any(p.kind == "value" for p in layer_pairs(student, teacher))
+    teacher.model[-1].kpt_shape = (2, 2)
+    assert not any(".cv4" in p.name for p in layer_pairs(student, teacher))
 
 
 @pytest.mark.parametrize("family", HALF)
@@ -120,8 +168,7 @@ def test_classes_are_inherited_by_name_and_new_ones_left_alone():
     last = [tower[-1] for tower in student.model[-1].cv3]
     before, x = [conv.weight.clone() for conv in last], images(4, 64, 64, dtype=torch.float32)
     names = {0: "class 3", 1: "unheard of", 2: "class 0", 3: "class 1", 4: "class 2"}
-    given = {**batch(4), "img": x}
-    transfer.start("teacher", YoloReader(student), YoloReader(teacher), given, match_classes(names, NAMES, None))
+    transfer.start("teacher", YoloReader(student), YoloReader(teacher), x, match_classes(names, NAMES, None))
     for conv, old in zip(last, before, strict=True):
         assert torch.equal(conv.weight[1], old[1]) and not torch.equal(conv.weight[0], old[0])
     mine, theirs = raw(student, x)[1], raw(teacher, x)[1]
@@ -129,30 +176,34 @@ def test_classes_are_inherited_by_name_and_new_ones_left_alone():
     assert all(right < (mine[:, 0] - theirs[:, k]).square().mean() for k in (0, 1, 2, 4))
 
 
-@pytest.mark.parametrize("own_is_better", [True, False])
-def test_auto_keeps_the_better_start_and_own_weights_to_the_bit(own_is_better, monkeypatch):
+def test_auto_solves_every_start_and_leaves_the_student_as_it_was():
     student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
-    costs = iter([2.0, 1.0] if own_is_better else [1.0, 2.0])  # of the teacher's start, of the own one
-    monkeypatch.setattr(transfer, "detection_loss", lambda model, batch: next(costs))
     own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
-    assert start_from(student, teacher, x, "auto") == ("own" if own_is_better else "teacher")
-    same = all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
-    assert same == own_is_better
-    if not own_is_better:
-        expected = student_of("yolo11n", 0.5, 0.125, torch.float32)
-        start_from(expected, teacher, x)
-        assert all(torch.equal(v, expected.state_dict()[k]) for k, v in student.state_dict().items())
+    found = start_from(student, teacher, x, "auto")
+    assert list(found) == ["own", "neck", "teacher"]
+    assert all(torch.equal(v, own[k]) and torch.equal(v, found["own"][k]) for k, v in student.state_dict().items())
+    for how in ("neck", "teacher"):
+        student.load_state_dict(own)
+        assert list(start_from(student, teacher, x, how)) == [how]
+        assert all(torch.equal(v, found[how][k]) for k, v in student.state_dict().items())
 
 
-def test_the_loss_that_auto_compares_is_the_training_loss_and_leaves_no_trace():
-    student, given = build("yolo11n", dtype=torch.float32), batch(4)
-    before = copy.deepcopy(student.state_dict())
-    found = transfer.detection_loss(student, transfer.part(given, 2))
-    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items()) and not student.training
-    only = {k: given[k][given["batch_idx"] >= 2] for k in ("cls", "bboxes")}
-    both = {"img": given["img"][2:], "batch_idx": given["batch_idx"][given["batch_idx"] >= 2] - 2, **only}
-    student.model[-1].training = True
-    assert found == pytest.approx(float(student.loss(both)[0].sum()), rel=1e-5)
+def test_neck_keeps_the_weights_of_the_students_backbone_and_solves_the_rest(monkeypatch):
+    """The predictions come nearer to the teacher's, though the first layers are the student's own."""
+    monkeypatch.setattr(teacher_statistics, "POINTS", 2**12)
+    student, teacher, x = student_of("yolo11n", *HALF["yolo11n"]), build("yolo11n"), images(8, 64, 64)
+    own, target = copy.deepcopy(student.state_dict()), raw(teacher, x)
+    far = [float((a - b).square().mean()) for a, b in zip(raw(student, x), target, strict=True)]
+    start_from(student, teacher, x, "neck")
+    backbone = len(student.yaml["backbone"])
+    for key, value in student.state_dict().items():
+        layer, counted = int(key.split(".")[1]), "running_" in key or "num_batches" in key
+        if layer < backbone and not counted:
+            assert torch.equal(value, own[key]), key
+    changed = {int(k.split(".")[1]) for k, v in student.state_dict().items() if not torch.equal(v, own[k])}
+    assert max(changed) == len(student.model) - 1 and len([i for i in changed if i >= backbone]) > 4
+    near = [float((a - b).square().mean()) for a, b in zip(raw(student, x), target, strict=True)]
+    assert all(a < b for a, b in zip(near, far, strict=True))
 
 
 def test_follow_knows_channels_through_joining_splitting_adding_and_pooling():
@@ -209,40 +260,63 @@ def test_a_side_that_is_no_multiple_of_the_stride_is_made_one(set_up, imgsz):
     assert trainer.distiller.pairings[0].teacher.scale == 1
 
 
-def test_large_images_are_fewer_but_enough_to_choose_by():
-    assert [transfer.images_for(side) for side in (160, 640, 1280)] == [512, 44, 23]
-    assert [transfer.unseen_of(n) for n in (512, 44, 24, 16, 2)] == [64, 14, 8, 5, 1]
+def test_large_images_are_fewer():
+    assert [transfer.images_for(side) for side in (160, 640, 1280)] == [512, 32, 16]
 
 
 @pytest.mark.parametrize("more", [{}, {"method": "logit", "cache": "teacher"}, {"mixup": 1.0}])
-def test_what_auto_chooses_on_shares_no_photograph_with_what_was_fitted_to(set_up, monkeypatch, more):
+def test_what_starts_are_judged_by_shares_no_photograph_with_what_they_learn_from(set_up, monkeypatch, more):
     """Mosaic mixes four photographs, by default of those that were loaded last."""
     trainer, loaded = set_up("own", **more), []
-    get, load = BaseDataset.__getitem__, BaseDataset.load_image
-    monkeypatch.setattr(BaseDataset, "__getitem__", lambda self, i: loaded.append(set()) or get(self, i))
-    monkeypatch.setattr(BaseDataset, "load_image", lambda self, i, **k: loaded[-1].add(i) or load(self, i, **k))
-    found = trainer._some_images(64)
-    unseen = transfer.unseen_of(len(found["img"]))
-    seen, kept = set().union(*loaded[:-unseen]), set().union(*loaded[-unseen:])
-    assert len(loaded) == len(found["img"]) >= 16 and len(seen) > len(kept) > 1
-    assert not seen & kept and max(map(len, loaded)) > 2, "mosaics, and apart"
+    load = BaseDataset.load_image
+    monkeypatch.setattr(BaseDataset, "load_image", lambda self, i, **k: loaded.append(i) or load(self, i, **k))
+    fitted = (trainer._some_images(64), set(loaded))[1]
+    learnt, judged = [], []
+
+    def race(learner, starts, batches, unseen, steps, rate):
+        for group, make in ((learnt, batches), (judged, unseen), (learnt, batches)):
+            loaded.clear()
+            group.append(torch.cat([batch["img"] for batch in make()]))
+            group.append(set(loaded))
+        return {name: float(name != "neck") for name in starts}
+
+    monkeypatch.setattr(starting, "race", race)
+    own = trainer.distiller.module.state_dict()
+    other = {key: value + 1 for key, value in own.items()}
+    assert trainer._choose_start({"own": own, "neck": other}) == "neck"
+    assert all(torch.equal(v, other[k]) for k, v in trainer.distiller.module.state_dict().items())
+    assert torch.equal(learnt[0], learnt[2]), "every start sees the same images"
+    assert not (fitted | learnt[1]) & judged[1] and len(learnt[1]) > len(judged[1]) > 1
+    assert len(judged[0]) == 64
 
 
-def test_too_little_memory_keeps_the_own_start_and_says_so(monkeypatch):
+def test_too_little_memory_leaves_a_start_out_and_says_so(monkeypatch):
     student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
     own, said = copy.deepcopy(student.state_dict()), []
 
     def fail(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(transfer, "detection_loss", fail)
     monkeypatch.setattr(transfer.LOGGER, "warning", said.append)
     x = images(4, 64, 64, dtype=torch.float32)
-    assert start_from(student, teacher, x, "auto") == "own" and "too little memory" in said[0]
-    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
     monkeypatch.setattr(transfer, "TeacherStatistics", fail)
+    assert list(start_from(student, teacher, x, "auto")) == ["own"]
+    assert len(said) == 2 and all("too little memory" in one for one in said)
+    assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
     with pytest.raises(UsageError, match="init=teacher: .* memory"):
         start_from(student, teacher, x)
+
+
+def test_too_little_memory_for_the_race_keeps_the_own_start_and_says_so(set_up, monkeypatch):
+    trainer, said = set_up("own"), []
+
+    def fail(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(starting, "race", fail)
+    monkeypatch.setattr(starting.LOGGER, "warning", said.append)
+    assert trainer._choose_start({"own": {}, "teacher": {}}) == "own"
+    assert "too little memory to try" in said[0]
 
 
 def test_a_filter_of_zeros_in_the_teacher_leaves_the_student_finite():
@@ -313,12 +387,12 @@ def test_a_pair_without_common_layers_is_refused_or_left_alone(monkeypatch):
     own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
     with pytest.raises(UsageError, match="init=teacher: no layer of .* has a partner"):
         start_from(student, teacher, x)
-    assert start_from(student, teacher, x, "auto") == "own"
+    assert list(start_from(student, teacher, x, "auto")) == ["own"]
     assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
 
 
-def test_init_must_be_one_of_three(set_up):
-    with pytest.raises(UsageError, match="init=best is not one of auto, own, teacher"):
+def test_init_must_be_one_of_four(set_up):
+    with pytest.raises(UsageError, match="init=best is not one of auto, own, neck, teacher"):
         set_up("best")
 
 
@@ -344,7 +418,7 @@ def test_the_order_of_pairs_does_not_depend_on_the_process():
 
 
 def test_fitting_the_head_alone_leaves_the_other_weights(monkeypatch):
-    """As "auto" judges the student's own start: only last convolutions and batch norm statistics change, for which the
+    """Only last convolutions and batch norm statistics change, for which the
     predictions come nearer to the teacher's."""
     monkeypatch.setattr(teacher_statistics, "POINTS", 2**12)
     student, teacher, x = student_of("yolo11n", *HALF["yolo11n"]), build("yolo11n"), images(8, 64, 64)

@@ -6,8 +6,6 @@ Nothing of Ultralytics is patched. What the overrides rely on is listed in compa
 from __future__ import annotations
 
 import os
-import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,10 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolokd.config import options
 from yolokd.config.options import DistillOptions
 from yolokd.data.fixed_views import SAMPLE, FixedViewsDataset, RoundRobinSampler, fingerprint, versions
-from yolokd.data.random_streams import kept_streams
 from yolokd.data.splits import checked_data, describe_labels
 from yolokd.data.unlabeled import Images, Steps, Unlabeled, list_folder
 from yolokd.detectors import read
 from yolokd.detectors.opening import check_checkpoint, refuse_non_finite
-from yolokd.detectors.reader import Reader
 from yolokd.detectors.teachers import digest
 from yolokd.distill import finite, response_cache
 from yolokd.distill.applicability import Plan, plans, rounded_imgsz
@@ -43,13 +39,13 @@ from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
 from yolokd.distill.saving import SavingMixin
-from yolokd.distill.teacher import memory_layout, round_up_to_stride
+from yolokd.distill.starting import STARTS, StartMixin
+from yolokd.distill.teacher import memory_layout
 from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
-from yolokd.init import transfer
 
 
-class KDMixin(FadingMixin, SavingMixin):
+class KDMixin(FadingMixin, StartMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -57,7 +53,6 @@ class KDMixin(FadingMixin, SavingMixin):
     """
 
     distillation: DistillOptions  # what the user asked for; `args.kd` is its plain form, which Ultralytics saves
-    start: str  # how the student started, "own" or "teacher": found out by the run, saved beside the options
     distiller: Distiller  # set before the optimizer is built
     steps: finite.Steps
     unlabeled: Unlabeled | None = None
@@ -123,16 +118,17 @@ class KDMixin(FadingMixin, SavingMixin):
             varied = bool(self.args.multi_scale or self.args.rect)
             kept = self.args.classes
             made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied, kept)
-            self.start = self._start_student(reader, made[0])
+            starts = self._starts(reader, made[0])
+            best, cached = distillation.best, distillation.cache is not None
+            detects = cached or distillation.fade  # its detections are stored, or scored
+            pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
+            self.model = self.distiller = Distiller(reader, pairings, best=best)
+            self.start = self._choose_start(starts)
             # for checkpoints, from which a run resumes
             self.args.kd = {**distillation.to_dict(), "start": self.start, "sha256": self._digests(made)}
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
                 for buffer in student.buffers():
                     torch.distributed.broadcast(buffer, 0)
-            best, cached = distillation.best, distillation.cache is not None
-            detects = cached or distillation.fade  # its detections are stored, or scored
-            pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
-            self.model = self.distiller = Distiller(reader, pairings, best=best)
             channels_last = getattr(self.args, "channels_last", None)
             if self.distiller.gains and self.device.type == "cpu" and channels_last is not False:
                 student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
@@ -150,8 +146,8 @@ class KDMixin(FadingMixin, SavingMixin):
                 LOGGER.info(f"Classes: {one.coverage}")
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(f"Left out: {reason}")
-            if self.start == "teacher":
-                LOGGER.info(f"The student starts with weights solved from the teacher's (init={distillation.init})")
+            if self.start != "own":
+                LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init})")
 
     def _digests(self, made: list[Plan]) -> list[str | None]:
         """SHA-256 of the teachers' files: a resumed run must have the same."""
@@ -159,45 +155,6 @@ class KDMixin(FadingMixin, SavingMixin):
             digest(file) or digest(str(getattr(plan.teacher.model, "pt_path", file)))
             for file, plan in zip(self.distillation.teacher, made, strict=True)
         ]
-
-    def _start_student(self, student: Reader, plan: Plan) -> str:
-        """Start the student as `init=` says; a resumed one has started, and other ranks get the first one's weights."""
-        if self.resume:
-            return self.start
-        how = self.distillation.init
-        if how == "auto" and self.args.freeze:
-            how = "own"  # layers are to stay as they are
-        if how == "own" or RANK not in {-1, 0} or not transfer.partners(how, student, plan.teacher):
-            return "own"
-        plan.teacher.model.to(self.device)
-        side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
-        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes)
-
-    @kept_streams()
-    def _some_images(self, side: int) -> dict[str, Any]:
-        """One batch of the training's images, augmented as in training, that leaves every random stream as it was; the
-        last `transfer.unseen_of` of it share no photograph with the others."""
-        args, distillation = self.args, self.distillation
-        changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
-        changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
-        self.args = IterableSimpleNamespace(**{**vars(args), **changes})
-        self.distillation = replace(distillation, cache=None)
-        random.seed(args.seed)
-        np.random.seed(args.seed)
-        try:
-            dataset = self.build_dataset(self.data["train"], "train", max(self.batch_size, 16))
-            count = max(min(transfer.images_for(side), len(dataset)), 16)  # of a few, some twice
-            unseen, order = transfer.unseen_of(count), np.random.permutation(len(dataset))
-            cut = max(len(order) * unseen // count, 1) if len(order) > 1 else 0
-            items = []
-            for group, images in ((order[cut:], count - unseen), (order[:cut] if cut else order, unseen)):
-                # mosaic takes partners from the buffer: none of those that are fitted to gets among the unseen
-                dataset.buffer, dataset.max_buffer_length = group.tolist(), sys.maxsize
-                items += [dataset[i] for i in np.resize(group, images).tolist()]
-            batch: dict[str, Any] = self.preprocess_batch(dataset.collate_fn(items))
-            return batch
-        finally:
-            self.args, self.distillation = args, distillation
 
     def _model_train(self) -> None:
         """As upstream, once per epoch; the gains follow their schedules, and unlabelled images begin an epoch."""

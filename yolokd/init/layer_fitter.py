@@ -27,7 +27,8 @@ class LayerFitter:
     def __init__(
         self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None
     ) -> None:
-        self.model, self.matched, self.statistics, self.classes = model, matched, statistics, classes
+        self.model, self.statistics, self.classes = model, statistics, classes
+        self.matched = [p for p in matched if p.name in statistics.targets]
         self.free: dict[str, Channels | None] = {}  # channels of convolutions whose choice no earlier layer determines
         self.given: dict[nn.Module, Channels | None] = {}  # channels that a convolution's output must represent
         self.chosen: dict[nn.Module, Channels] = {}  # channels that it does represent
@@ -100,7 +101,8 @@ class LayerFitter:
             return weight[:, 0], bias[:, 0]
         if p.kind == "class":
             return fit_logistic(inputs.flatten(1), target.sigmoid(), self.statistics.share[p.name])
-        where = self.statistics.confidence[p.name] + 1e-2 if p.kind == "box" else None  # boxes matter where objects are
+        # boxes, masks and keypoints matter where objects are
+        where = self.statistics.confidence[p.name] + 1e-2 if p.kind in {"box", "value"} else None
         return fit_linear(inputs.flatten(1), target, where)
 
     def _normalise(self, bn: Any, x: Tensor) -> None:

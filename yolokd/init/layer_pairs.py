@@ -34,6 +34,8 @@ from yolokd.detectors.yolo import BRANCHES
 
 SPLIT = (C2, C2f, C2PSA, PSA, RepNCSPELAN4)  # their cv1 outputs two halves that are processed separately
 ATTENTION = (Attention, AAttn)
+TASK_TOWERS = [f"{branch}{tower}" for branch in ("", "one2one_") for tower in ("cv4", "cv4_kpts", "cv4_sigma")]
+TASK_SHAPES = ("nm", "kpt_shape", "ne")  # of a head: masks, keypoints, angles
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,14 @@ class LayerPair:
     name: str
     student: Any
     teacher: Any
-    kind: str = "hidden"  # hidden, split (the output's halves are processed separately), box or class (last in a head)
+    kind: str = "hidden"  # hidden, split (the output's halves are processed separately); last in a head: box, class or
+    # value (mask coefficients, keypoints, an angle)
     attention: tuple[Any, Any] | None = None  # for queries, keys and values: the two attention modules
 
     @property
     def last(self) -> bool:
         """Whether its outputs are predictions."""
-        return self.kind in {"box", "class"}
+        return self.kind in {"box", "class", "value"}
 
     @property
     def depthwise(self) -> bool:
@@ -137,6 +140,29 @@ def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
                 other, path = others[levels.index(stride)], f"{name}.{attribute}.{level}"
                 yield from iter_layer_pairs(tower, other, path)
                 yield LayerPair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind)
+    yield from task_pairs(student, teacher, name)
+
+
+def task_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
+    """Pairs of what heads for segment, pose and obb have beside boxes and classes, where both mean the same by it."""
+    meaning = [[getattr(head, key, None) for key in TASK_SHAPES] for head in (student, teacher)]
+    if not related(student, teacher) or meaning[0] != meaning[1]:
+        return
+    levels = [int(s) for s in teacher.stride]
+    for attribute in TASK_TOWERS:
+        others = getattr(teacher, attribute, None) or getattr(teacher, attribute.removeprefix("one2one_"), None)
+        for level, tower in enumerate(getattr(student, attribute, None) or ()):
+            stride = int(student.stride[level])
+            if others is None or stride not in levels:
+                continue
+            other, path = others[levels.index(stride)], f"{name}.{attribute}.{level}"
+            yield from iter_layer_pairs(tower, other, path)
+            mine, theirs = (t[-1] if isinstance(t, nn.Sequential) else t for t in (tower, other))
+            if isinstance(mine, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
+                last = f"{path}.{len(tower) - 1}" if isinstance(tower, nn.Sequential) else path
+                yield LayerPair(last, mine, theirs, "value")
+    if hasattr(student, "proto") and hasattr(teacher, "proto"):
+        yield from iter_layer_pairs(student.proto, teacher.proto, f"{name}.proto")
 
 
 def sums(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:

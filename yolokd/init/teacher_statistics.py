@@ -20,7 +20,7 @@ LAST_POINTS = 2**15  # the same for a head's last convolutions
 
 
 class TeacherStatistics:
-    """What the teacher outputs for some images at each pair's convolution, by the pair's name.
+    """What the teacher outputs for some images at each pair's convolution that runs, by the pair's name.
 
     Attributes:
         spread, metric: (C, C), covariance of its output, and the cost in the predictions of an error in it.
@@ -64,7 +64,7 @@ class TeacherStatistics:
             for p in self.matched
             if not p.last
         ]
-        fields = frozenset({"logits", "boxes"})
+        fields = frozenset({"logits", "boxes", "rotated"}) & self.teacher.fields
         with hooked(hooks), torch.enable_grad():
             for images in batches:
                 # the statistics are over positions, so a crop is enough: memory must not grow with the image size
@@ -74,6 +74,8 @@ class TeacherStatistics:
                 views = self.teacher.views(maps, fields, self.teacher.strides)
                 torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
         for name, (square, total, count, metric) in moments.items():
+            if not count:  # it runs in training only, as YOLO26's class maps beside its masks do
+                continue
             mean = total / count
             self.spread[name] = square / count - mean[:, None] * mean
             # a branch without predictions gets no gradient: all its channels have equal weight
@@ -84,9 +86,13 @@ class TeacherStatistics:
     def _probe(self, view: Any) -> Tensor:
         """Sum of the predictions with random signs, scaled to comparable units: classes by the standard deviation of a
         Bernoulli variable of the predicted probability, boxes by their size and the root of their confidence."""
-        p, boxes = view.logits.detach().sigmoid(), view.boxes.detach()
-        size = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
-        scaled = view.logits * (p * (1 - p)).sqrt(), view.boxes / size * p.amax(-1, keepdim=True).sqrt()
+        p, boxes = view.logits.detach().sigmoid(), view.rotated if view.boxes is None else view.boxes
+        if view.boxes is None:  # centres, sides and an angle in radians
+            size = boxes[..., 2:4].detach().clamp_min(1).repeat(1, 1, 2)
+            size = torch.cat((size, torch.ones_like(size[..., :1])), -1)
+        else:
+            size = (boxes[..., 2:] - boxes[..., :2]).detach().clamp_min(1).repeat(1, 1, 2)
+        scaled = view.logits * (p * (1 - p)).sqrt(), boxes / size * p.amax(-1, keepdim=True).sqrt()
         signs = (torch.randint(0, 2, x.shape, generator=self.generator).to(x) * 2 - 1 for x in scaled)
         return torch.stack([(x * sign).sum() for x, sign in zip(scaled, signs, strict=True)]).sum()
 
@@ -107,8 +113,11 @@ class TeacherStatistics:
                     self.teacher.model(images[start : start + size])
                 tops = self._confidence(recorded)
                 for p in self.matched:
-                    batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
+                    if p.name in maps:
+                        batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
         for name, parts in batches.items():
+            if not parts:
+                continue
             b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
             self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share

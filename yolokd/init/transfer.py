@@ -15,7 +15,7 @@ at the map (their Gauss-Newton metric). Channels that are added to others (resid
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,86 +24,88 @@ from ultralytics.utils import LOGGER
 
 from yolokd.detectors.class_map import ClassMap
 from yolokd.detectors.reader import Reader
+from yolokd.detectors.tasks import OBBReader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError, one_line
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
-from yolokd.init.teacher_statistics import TeacherStatistics, raw_outputs
+from yolokd.init.teacher_statistics import TeacherStatistics
 
 PIXELS_SEEN = 512 * 160 * 160  # pixels of the training images that are used, such as 32 of 640 x 640
-MIN_UNSEEN = 16  # images that "auto" chooses on and nothing is fitted to
+STARTS = ("own", "neck", "teacher")  # all that a student may start from
+
+State = dict[str, Tensor]
 
 
-def start(how: str, student: Reader, teacher: Reader, batch: dict[str, Tensor], classes: ClassMap | None = None) -> str:
-    """Start the student as `init=` says and return which start was taken, "own" or "teacher".
+def start(
+    how: str, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None
+) -> dict[str, State]:
+    """Start the student as `init=` says, and return the weights of every start in question, by its name.
 
-    "auto" compares the detection loss on some of the images, to which nothing is fitted: that of the teacher's start,
-    and that of the student's own weights with last convolutions and batch norm statistics fitted in the same way. The
-    lower one wins. If the own start is taken, its weights are left exactly as they are.
+    One start is in question unless how is "auto": then all of STARTS that can be had are, the student keeps its own
+    weights, and a race (`yolokd.init.race`) has to decide.
 
     Args:
-        how: "own", "teacher" or "auto"; "auto" keeps the own start if the two models have no layers in common.
+        how: one of STARTS, or "auto"; "auto" has only the own start if the two models have no layers in common.
         student: the reader of the student, whose weights are changed.
         teacher: the reader of the teacher, on the same device.
-        batch: two or more training images, (B, C, H, W) in [0, 1], and their labels, as Ultralytics' trainer has them.
+        images: two or more training images, (B, C, H, W) in [0, 1].
         classes: the classes that both models have; None if their classes are the same.
 
     Raises:
-        UsageError: how is "teacher", and no layer has a partner or the device's memory is too small.
+        UsageError: how is "teacher" or "neck", and no layer has a partner, the device's memory is too small, or what
+            the teacher computes cannot be solved for.
     """
+    own = {"own": copy.deepcopy(student.model.state_dict())}
     matched = partners(how, student, teacher)
     if how == "own" or not matched:
-        return "own"
-    own = copy.deepcopy(student.model.state_dict())
+        return own
+    wanted = STARTS[1:] if how == "auto" else (how,)
     try:
-        return choose_start(how, student, teacher, matched, batch, classes, own)
-    except torch.OutOfMemoryError as error:
-        if how == "teacher":
-            raise UsageError(
-                f"init=teacher: too little memory to run {teacher.spec.name} on one image with gradients: "
-                "leave init= out, or choose a smaller imgsz= or teacher."
-            ) from error
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        if how == "teacher":
-            raise UsageError(
-                f"init=teacher: what {teacher.spec.name} computes cannot be solved for ({one_line(error)}): "
-                "leave init= out."
-            ) from error
-        student.model.load_state_dict(own)
-        LOGGER.warning("init=auto: what was solved from the teacher is not finite, so the student keeps its own start.")
-        return "own"
-    student.model.load_state_dict(own)
-    torch.cuda.empty_cache()
-    LOGGER.warning("init=auto: too little memory to compute the teacher's start, so the student keeps its own.")
-    return "own"
+        solved = solve(wanted, student, teacher, matched, images, classes)
+    except (torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        why = "too little memory to compute it" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
+        solved = {name: why for name in wanted}
+        torch.cuda.empty_cache()
+    for name, found in solved.items():
+        if isinstance(found, str):
+            if how != "auto":
+                raise UsageError(
+                    f"init={how}: {teacher.spec.name} gives no start ({found}): leave init= out, or choose a smaller "
+                    "imgsz= or teacher."
+                )
+            LOGGER.warning(f"init=auto: the start {name} is left out, {teacher.spec.name} gives none ({found}).")
+    starts = {name: state for name, state in solved.items() if not isinstance(state, str)}
+    student.model.load_state_dict(own["own"] if how == "auto" else starts[how])
+    return {**own, **starts} if how == "auto" else starts
 
 
-def choose_start(
-    how: str, student: Reader, teacher: Reader, matched: list[LayerPair], batch: dict[str, Tensor],
-    classes: ClassMap | None, own: dict[str, Tensor],
-) -> str:  # fmt: skip
-    """`start` if there are matching layers; own holds the student's own weights."""
-    fitted = len(batch["img"]) - unseen_of(len(batch["img"]))
-    images = batch["img"][:fitted]
+def solve(
+    wanted: Sequence[str], student: Reader, teacher: Reader, matched: list[LayerPair], images: Tensor,
+    classes: ClassMap | None,
+) -> dict[str, State | str]:  # fmt: skip
+    """The weights of each wanted start, or why there are none; leaves the student with some of them."""
+    own = copy.deepcopy(student.model.state_dict())
+    found: dict[str, State | str] = {}
     statistics = TeacherStatistics(teacher, matched, images)
-    LayerFitter(student.model, matched, statistics, classes).fit(images)
-    if how == "teacher":
-        if not all(x.isfinite().all() for x in student.model.state_dict().values() if x.is_floating_point()):
-            raise UsageError(f"init=teacher: what was solved from {teacher.spec.name} is not finite: leave init= out.")
-        return how
-    unseen = part(batch, fitted)
-    inherited, cost = copy.deepcopy(student.model.state_dict()), detection_loss(student.model, unseen)
-    student.model.load_state_dict(own)
-    fit_last(student.model, matched, statistics, classes, images)
-    if not math.isfinite(cost):
-        LOGGER.warning("init=auto: the teacher's start has no finite loss, so the student keeps its own.")
-    better = cost < detection_loss(student.model, unseen)
-    student.model.load_state_dict(inherited if better else own)
-    return "teacher" if better else "own"
+    for name in wanted:
+        student.model.load_state_dict(own)
+        pairs = matched if name == "teacher" else behind_backbone(student.model, matched)
+        LayerFitter(student.model, pairs, statistics, classes).fit(images)
+        state = copy.deepcopy(student.model.state_dict())
+        finite = all(x.isfinite().all() for x in state.values() if x.is_floating_point())
+        found[name] = state if finite else "what was solved is not finite"
+    return found
+
+
+def behind_backbone(model: Any, matched: list[LayerPair]) -> list[LayerPair]:
+    """The pairs that lie in the student's neck and head."""
+    first = len(model.yaml["backbone"])
+    return [p for p in matched if int(p.name.split(".")[1]) >= first]
 
 
 def fit_head(student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None) -> bool:
-    """Fit the student's last convolutions and batch norm statistics as "auto" does to judge the student's own start.
+    """Fit the student's last convolutions and batch norm statistics, for what they reach without training.
 
     Args:
         student: the reader of the student, whose weights are changed.
@@ -133,45 +135,24 @@ def fit_last(
 
 def images_for(side: int) -> int:
     """The number of images of side x side pixels that `start` should be given."""
-    count = PIXELS_SEEN // side**2
-    return count + max(MIN_UNSEEN - count // 8, 0)
-
-
-def unseen_of(images: int) -> int:
-    """The number of images that are not fitted to: an eighth, or if that is few, up to a third."""
-    return max(images // 8, min(MIN_UNSEEN, images // 3), 1)
+    return max(PIXELS_SEEN // side**2, 16)
 
 
 def partners(how: str, student: Reader, teacher: Reader) -> list[LayerPair]:
     """The pairs of convolutions; empty if only the heads' last convolutions correspond, which is too little for a
-    start, or if one of the heads is not a YOLO head for detection.
+    start, if one of the heads is not a YOLO's, or if one model's boxes are rotated and the other's are not.
 
     Raises:
-        UsageError: how is "teacher" and there are none.
+        UsageError: how is "teacher" or "neck" and there are none.
     """
-    plain = type(student) is YoloReader and type(teacher) is YoloReader  # no other task's head
-    matched = layer_pairs(student.model, teacher.model) if plain else []
+    yolos = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
+    same_boxes = isinstance(student, OBBReader) == isinstance(teacher, OBBReader)
+    matched = layer_pairs(student.model, teacher.model) if yolos and same_boxes else []
     if any(not p.last for p in matched):
         return matched
-    if how == "teacher":
+    if how in STARTS[1:]:
         raise UsageError(
-            f"init=teacher: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
-            "leave init= out, or choose a teacher of the student's family, both for detection."
+            f"init={how}: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
+            "leave init= out, or choose a teacher of the student's family."
         )
     return []
-
-
-def part(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
-    """The images of a batch from the given index on, and their labels."""
-    here = batch["batch_idx"] >= first
-    labels = {key: batch[key][here] for key in ("cls", "bboxes")}
-    return {"img": batch["img"][first:], "batch_idx": batch["batch_idx"][here] - first, **labels}
-
-
-@torch.no_grad()
-def detection_loss(model: Any, batch: dict[str, Tensor]) -> float:
-    """The student's own training loss, without touching batch norm statistics."""
-    with raw_outputs(model):
-        loss, _ = model.loss(batch)
-    model.criterion = None  # it was created for this; Ultralytics creates a new one when needed
-    return float(loss.sum())

@@ -1,0 +1,149 @@
+"""How a trainer starts its student: the starts are solved on training images, and `init=auto` lets them race."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.utils import LOGGER, RANK, IterableSimpleNamespace
+
+from yolokd.config.options import DistillOptions
+from yolokd.data.random_streams import kept_streams
+from yolokd.detectors.reader import Reader
+from yolokd.distill.applicability import Plan
+from yolokd.distill.distiller import Distiller
+from yolokd.distill.teacher import round_up_to_stride
+from yolokd.init import transfer
+from yolokd.init.race import BATCH, STEPS, UNSEEN, race
+from yolokd.init.transfer import State
+
+STARTS = {  # what the student starts with
+    "own": "its own weights",
+    "neck": "its own backbone, and a neck and head solved from the teacher's",
+    "teacher": "weights solved from the teacher's",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Training images as the training will augment them.
+
+    Attributes:
+        dataset: gives them.
+        seen, unseen: indices of those to fit and to train on, and of those to judge by, which share no photograph.
+    """
+
+    dataset: Any
+    seen: Any
+    unseen: Any
+
+    def items(self, group: Any, count: int) -> list[Any]:
+        """Some images of a group, in its order; of a small group some several times, each time augmented anew."""
+        # mosaic takes partners from the buffer: none of those that are trained on gets among the unseen
+        self.dataset.buffer, self.dataset.max_buffer_length = group.tolist(), sys.maxsize
+        items = [self.dataset[i] for i in np.resize(group, count).tolist()]
+        self.dataset.ims = [None] * len(self.dataset)  # images stay loaded otherwise, and change the partners
+        return items
+
+
+class StartMixin(BaseTrainer):
+    """A trainer whose student may start from its teacher."""
+
+    args: Any
+    data: Any
+    distillation: DistillOptions
+    distiller: Distiller
+    start: str  # how the student started, one of STARTS: found out by the run, saved beside the options
+    world_size: int
+
+    def _starts(self, student: Reader, plan: Plan) -> dict[str, State]:
+        """The starts in question, by name. A resumed run has started, and other ranks get the first one's weights."""
+        if self.resume:
+            return {self.start: {}}
+        how = self.distillation.init
+        if how == "auto" and self.args.freeze:
+            how = "own"  # layers are to stay as they are
+        if how == "own" or RANK not in {-1, 0} or not transfer.partners(how, student, plan.teacher):
+            return {"own": {}}
+        plan.teacher.model.to(self.device)
+        side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
+        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes)
+
+    def _choose_start(self, starts: dict[str, State]) -> str:
+        """The name of the best start, with whose weights the student begins."""
+        best = next(iter(starts))
+        if len(starts) == 1:
+            return best
+        try:
+            losses = self._race(starts)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            LOGGER.warning("init=auto: too little memory to try the starts, so the student keeps its own.")
+            return best
+        best = min(losses, key=lambda name: losses[name])
+        self.distiller.module.load_state_dict(starts[best])
+        return best
+
+    def _race(self, starts: dict[str, State]) -> dict[str, float]:
+        """The loss that each start comes to after a few steps."""
+        args, side = self.args, int(self.args.imgsz)
+        rate = args.lr0 if args.optimizer in ("Adam", "AdamW") else 0.002 * 5 / (4 + self.data["nc"])  # as upstream
+        with self._sample(side, max(self.batch_size, BATCH)) as sample:
+            steps = min(STEPS, max(len(sample.seen) // BATCH, 1))
+
+            def batches(group: Any, count: int, seed: int) -> Iterator[dict[str, Any]]:
+                random.seed(seed)
+                np.random.seed(seed)
+                group = np.random.permutation(group)
+                for i in range(count):
+                    items = sample.items(np.roll(group, -i * BATCH), BATCH)
+                    yield self.preprocess_batch(sample.dataset.collate_fn(items))
+
+            names = ", ".join(starts)
+            LOGGER.info(f"init=auto: trying the starts {names} for {steps} steps each, batch {BATCH}")
+            losses = race(
+                Distiller(self.distiller.reader, list(self.distiller.pairings), best=self.distiller.best),
+                starts,
+                lambda: batches(sample.seen, steps, args.seed),
+                lambda: batches(sample.unseen, UNSEEN // BATCH, args.seed),
+                steps,
+                rate,
+            )
+        said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        LOGGER.info(f"init=auto: loss on {UNSEEN} images that were not trained on: {said}")
+        return losses
+
+    def _some_images(self, side: int) -> torch.Tensor:
+        """Images to solve a start on."""
+        with self._sample(side, max(self.batch_size, 16)) as sample:
+            count = max(min(transfer.images_for(side), len(sample.dataset)), 16)
+            images: torch.Tensor = self.preprocess_batch(sample.dataset.collate_fn(sample.items(sample.seen, count)))[
+                "img"
+            ]
+            return images
+
+    @contextmanager
+    def _sample(self, side: int, batch: int) -> Iterator[Sample]:
+        """The training's images, augmented as in training; every random stream is left as it was."""
+        args, distillation = self.args, self.distillation
+        changes: dict[str, Any] = {"imgsz": side, "cache": False, "rect": False, "multi_scale": 0.0}
+        changes |= {"mixup": 0.0, "cutmix": 0.0}  # whose partners come from the whole set, as with stored responses
+        with kept_streams():
+            self.args = IterableSimpleNamespace(**{**vars(args), **changes})
+            self.distillation = replace(distillation, cache=None)
+            random.seed(args.seed)
+            np.random.seed(args.seed)
+            try:
+                dataset = self.build_dataset(self.data["train"], "train", batch)
+                order = np.random.permutation(len(dataset))
+                cut = min(max(len(order) // 8, 1), UNSEEN) if len(order) > 1 else 0
+                yield Sample(dataset, order[cut:], order[:cut] if cut else order)
+            finally:
+                self.args, self.distillation = args, distillation
