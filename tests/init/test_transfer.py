@@ -121,10 +121,10 @@ def test_other_tasks_start_from_their_teacher_too(family):
 
 def test_a_detector_starts_from_a_teacher_for_another_task_but_not_from_one_of_rotated_boxes():
     student = read(build("yolo11n"))
-    assert {p.kind for p in transfer.partners("auto", student, read(build("yolo11n-seg", seed=1)))} >= {"box", "class"}
-    assert not transfer.partners("auto", student, read(build("yolo11n-obb", seed=1)))
-    with pytest.raises(UsageError, match="init=neck: no layer of .* has a partner"):
-        transfer.partners("neck", student, read(build("yolo11n-obb", seed=1)))
+    assert list(transfer.candidates("auto", student, read(build("yolo11n-seg", seed=1)))) == ["head", "neck", "teacher"]
+    assert not transfer.candidates("auto", student, read(build("yolo11n-obb", seed=1)))
+    with pytest.raises(UsageError, match="init=neck: the layers of .* .none has a partner in"):
+        transfer.candidates("neck", student, read(build("yolo11n-obb", seed=1)))
 
 
 def test_heads_with_other_keypoints_have_no_keypoint_pair():
@@ -180,9 +180,9 @@ def test_auto_solves_every_start_and_leaves_the_student_as_it_was():
     student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
     own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
     found = start_from(student, teacher, x, "auto")
-    assert list(found) == ["own", "neck", "teacher"]
+    assert list(found) == ["own", "head", "neck", "teacher"]
     assert all(torch.equal(v, own[k]) and torch.equal(v, found["own"][k]) for k, v in student.state_dict().items())
-    for how in ("neck", "teacher"):
+    for how in ("head", "neck", "teacher"):
         student.load_state_dict(own)
         assert list(start_from(student, teacher, x, how)) == [how]
         assert all(torch.equal(v, found[how][k]) for k, v in student.state_dict().items())
@@ -273,7 +273,7 @@ def test_what_starts_are_judged_by_shares_no_photograph_with_what_they_learn_fro
     fitted = (trainer._some_images(64), set(loaded))[1]
     learnt, judged = [], []
 
-    def race(learner, starts, batches, unseen, steps, rate):
+    def race(learner, starts, batches, unseen, steps, rate, frozen):
         for group, make in ((learnt, batches), (judged, unseen), (learnt, batches)):
             loaded.clear()
             group.append(torch.cat([batch["img"] for batch in make()]))
@@ -301,7 +301,7 @@ def test_too_little_memory_leaves_a_start_out_and_says_so(monkeypatch):
     x = images(4, 64, 64, dtype=torch.float32)
     monkeypatch.setattr(transfer, "TeacherStatistics", fail)
     assert list(start_from(student, teacher, x, "auto")) == ["own"]
-    assert len(said) == 2 and all("too little memory" in one for one in said)
+    assert len(said) == 3 and all("too little memory" in one for one in said)
     assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
     with pytest.raises(UsageError, match="init=teacher: .* memory"):
         start_from(student, teacher, x)
@@ -377,22 +377,38 @@ def test_kd_0_is_the_student_alone_and_so_starts_as_it_is(set_up):
     assert set_up(None).args.kd["init"] == "auto"
 
 
-def test_a_student_with_frozen_layers_starts_as_it_is(set_up):
-    assert set_up("auto", freeze=2).args.kd["start"] == "own"
+def test_frozen_layers_leave_the_starts_that_do_not_touch_them(set_up, monkeypatch):
+    tried = []
+
+    def race(learner, starts, batches, unseen, steps, rate, frozen):
+        tried.append((set(starts), frozen))
+        return {name: float(name != "neck") for name in starts}
+
+    monkeypatch.setattr(starting, "race", race)
+    assert set_up("auto", freeze=[23]).args.kd["start"] == "own" and not tried
+    trainer = set_up("auto", freeze=2)
+    assert trainer.args.kd["start"] == "neck" and tried == [({"own", "head", "neck"}, frozenset({0, 1}))]
+    before = set_up("own").distiller.module.state_dict()
+    layers = {
+        int(k.split(".")[1]) for k, v in trainer.distiller.module.state_dict().items() if not torch.equal(v, before[k])
+    }
+    assert not layers & {0, 1} and {2, 23} <= layers  # of layer 2, the statistics
+    with pytest.raises(UsageError, match="init=teacher: .*one of them is frozen.* a smaller freeze="):
+        set_up("teacher", freeze=2)
 
 
-def test_a_pair_without_common_layers_is_refused_or_left_alone(monkeypatch):
+def test_starts_that_solve_no_more_than_another_are_left_out(monkeypatch):
     student, teacher = student_of("yolo11n", 0.5, 0.125, torch.float32), build("yolo11n", dtype=torch.float32)
+    assert list(transfer.candidates("auto", read(student), read(teacher))) == ["head", "neck", "teacher"]
     monkeypatch.setattr(transfer, "layer_pairs", lambda *models: [p for p in layer_pairs(*models) if p.last])
+    assert list(transfer.candidates("auto", read(student), read(teacher))) == ["head"]
     own, x = copy.deepcopy(student.state_dict()), images(4, 64, 64, dtype=torch.float32)
-    with pytest.raises(UsageError, match="init=teacher: no layer of .* has a partner"):
-        start_from(student, teacher, x)
-    assert list(start_from(student, teacher, x, "auto")) == ["own"]
+    assert list(start_from(student, teacher, x, "auto")) == ["own", "head"]
     assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
 
 
-def test_init_must_be_one_of_four(set_up):
-    with pytest.raises(UsageError, match="init=best is not one of auto, own, neck, teacher"):
+def test_init_must_be_one_of_five(set_up):
+    with pytest.raises(UsageError, match="init=best is not one of auto, own, head, neck, teacher"):
         set_up("best")
 
 

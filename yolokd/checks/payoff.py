@@ -58,7 +58,7 @@ def scores(
     teacher = plans[0].teacher
     teacher.model.to(trainer.device)
     side = round_up_to_stride(how["imgsz"], max(teacher.strides))
-    if transfer.partners("auto", read(start), teacher):
+    if "head" in transfer.candidates("auto", read(start), teacher):
         images = trainer._some_images(side)
         if transfer.fit_head(read(start), teacher, images, plans[0].classes):
             found.append(student_score("with its head fitted to the teacher", student, start, how))

@@ -37,7 +37,7 @@ OURS = (  # beside the dotted ones
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
-INIT = ("auto", "own", "neck", "teacher")
+INIT = ("auto", "own", "head", "neck", "teacher")
 HIDDEN = (  # arguments that Ultralytics takes and its default.yaml does not have: two, and those it renamed
     "augmentations", "save_dir",
     "boxes", "hide_labels", "hide_conf", "line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras",
@@ -61,7 +61,7 @@ class DistillOptions:
 
     teacher: tuple[str, ...]  # paths of the teachers' files
     gain: float = 1.0  # kd=: every term's gain is multiplied by it; 0 is the student alone
-    init: str = "own"  # how the student starts: "own" weights, "neck" and head or all from the "teacher", or "auto"
+    init: str = "own"  # how the student starts: one of INIT
     methods: MethodOptions | None = None  # each must apply; None with a recipe
     recipe: dict[str, MethodOptions] | None = None  # pair of heads, such as "dense/set", or "any" -> methods
     optional: bool = False  # whether a method of the recipe that a pair cannot have is left out

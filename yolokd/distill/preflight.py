@@ -15,6 +15,7 @@ from yolokd.data.splits import read_data
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distill.applicability import Plan, plans, rounded_imgsz
+from yolokd.distill.starting import frozen_layers
 from yolokd.errors import UsageError
 from yolokd.init import transfer
 
@@ -45,7 +46,7 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
     made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
-    transfer.partners(distillation.init, reader, made[0].teacher)
+    transfer.candidates(distillation.init, reader, made[0].teacher, frozen_layers(arguments.get("freeze")))
     return Ready(data, reader, made, side)
 
 

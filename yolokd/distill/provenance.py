@@ -22,7 +22,7 @@ class Provenance:
     teachers: tuple[dict[str, Any], ...] = ()  # {"file": name, "sha256": hash or None} of each
     methods: dict[str, dict[str, Any]] | None = None  # key -> options
     gain: float | None = None
-    start: str | None = None  # weights that the student began with: "own", or "neck", "teacher": solved
+    start: str | None = None  # weights that the student began with: "own", or "head", "neck", "teacher": solved
     data: str | None = None  # path of the data set on the machine that trained
     dataset: str | None = None  # the data set's name
     accuracy: dict[str, Any] | None = None  # fields as in the latency report's `accuracy`
@@ -65,7 +65,7 @@ def trained(teachers: list[str], methods: dict[str, dict[str, Any]], gain: float
         teachers: as `teachers.locate_all` gives them.
         methods: key -> options of the methods used.
         gain: the kd= of the training.
-        start: "own", "neck" or "teacher".
+        start: "own", "head", "neck" or "teacher".
         data: path of the data set's YAML.
     """
     files = tuple({"file": title(teacher), "sha256": digest(teacher)} for teacher in teachers)

@@ -26,6 +26,7 @@ from yolokd.init.transfer import State
 
 STARTS = {  # what the student starts with
     "own": "its own weights",
+    "head": "its own weights, and its head's last convolutions solved from the teacher's predictions",
     "neck": "its own backbone, and a neck and head solved from the teacher's",
     "teacher": "weights solved from the teacher's",
 }
@@ -53,6 +54,12 @@ class Sample:
         return items
 
 
+def frozen_layers(freeze: Any) -> frozenset[int]:
+    """The indices of the layers that freeze= holds, in whole or in part."""
+    named = range(freeze) if isinstance(freeze, int) else freeze or ()
+    return frozenset(int(str(layer).split(".")[0]) for layer in named if str(layer).split(".")[0].isdigit())
+
+
 class StartMixin(BaseTrainer):
     """A trainer whose student may start from its teacher."""
 
@@ -67,14 +74,12 @@ class StartMixin(BaseTrainer):
         """The starts in question, by name. A resumed run has started, and other ranks get the first one's weights."""
         if self.resume:
             return {self.start: {}}
-        how = self.distillation.init
-        if how == "auto" and self.args.freeze:
-            how = "own"  # layers are to stay as they are
-        if how == "own" or RANK not in {-1, 0} or not transfer.partners(how, student, plan.teacher):
+        how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
+        if RANK not in {-1, 0} or not transfer.candidates(how, student, plan.teacher, frozen):
             return {"own": {}}
         plan.teacher.model.to(self.device)
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
-        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes)
+        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes, frozen)
 
     def _choose_start(self, starts: dict[str, State]) -> str:
         """The name of the best start, with whose weights the student begins."""
@@ -115,6 +120,7 @@ class StartMixin(BaseTrainer):
                 lambda: batches(sample.unseen, UNSEEN // BATCH, args.seed),
                 steps,
                 rate,
+                frozen_layers(args.freeze),
             )
         said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         LOGGER.info(f"init=auto: loss on {UNSEEN} images that were not trained on: {said}")

@@ -22,12 +22,14 @@ class LayerFitter:
         matched: the convolutions to set.
         statistics: the teacher's outputs at them.
         classes: the classes that both models have; None if their classes are the same.
+        frozen: indices of layers whose batch norms keep their statistics.
     """
 
     def __init__(
-        self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None
-    ) -> None:
-        self.model, self.statistics, self.classes = model, statistics, classes
+        self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None,
+        frozen: frozenset[int] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.model, self.statistics, self.classes, self.frozen = model, statistics, classes, frozen
         self.matched = [p for p in matched if p.name in statistics.targets]
         self.free: dict[str, Channels | None] = {}  # channels of convolutions whose choice no earlier layer determines
         self.given: dict[nn.Module, Channels | None] = {}  # channels that a convolution's output must represent
@@ -44,7 +46,8 @@ class LayerFitter:
         for p in self.matched:
             hooks.append(p.student.register_forward_pre_hook(lambda m, args, p=p: self._set(p, args[0])))
             hooks.append(p.student.register_forward_hook(lambda m, args, out: mark(out, self.chosen.get(m))))
-        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        moving = [layer for i, layer in enumerate(self.model.model) if i not in self.frozen]
+        norms = [m for layer in moving for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
         hooks += [bn.register_forward_pre_hook(lambda bn, args: self._normalise(bn, args[0])) for bn in norms]
         follows = {conv for _, conv in residuals(self.model)}
         for p in self.matched:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yolokd.init.teacher_statistics import raw_outputs
 from yolokd.init.transfer import State
 
-STEPS, BATCH = 48, 16  # at most, for each start: a training of 100 epochs of 48 steps takes 3 % more for three starts
+STEPS, BATCH = 48, 16  # at most, for each start: four starts take 3 % of 100 epochs of 64 steps
 UNSEEN = 64  # augmented images that starts are judged by
 MAX_NORM = 10.0  # of a step's gradient, as in Ultralytics' trainers
 
@@ -33,6 +33,7 @@ def race(
     unseen: Callable[[], Iterable[Batch]],
     steps: int,
     rate: float,
+    frozen: frozenset[int] = frozenset(),
 ) -> dict[str, float]:
     """The loss on unseen images that each start comes to, inf where it is not finite. The student and the adapters
     are left as they were.
@@ -44,15 +45,16 @@ def race(
         unseen: gives batches of labelled images that are in none of those.
         steps: the number of training batches.
         rate: AdamW's highest learning rate.
+        frozen: indices of the student's layers that do not learn.
     """
     student, adapters = learner.module, learner.methods
     before = copy.deepcopy((student.state_dict(), adapters.state_dict()))
     losses = {}
-    with untouched(learner):
+    with untouched(learner, frozen):
         for name, state in starts.items():
             student.load_state_dict(state)
             adapters.load_state_dict(before[1])
-            run(learner, batches(), steps, rate)
+            run(learner, batches(), steps, rate, frozen)
             parts = [detection_loss(student, batch) for batch in unseen()]
             loss = sum(parts) / len(parts)
             losses[name] = loss if math.isfinite(loss) else math.inf
@@ -63,14 +65,14 @@ def race(
 
 
 @contextmanager
-def untouched(learner: Any) -> Iterator[None]:
+def untouched(learner: Any, frozen: frozenset[int] = frozenset()) -> Iterator[None]:
     """Modules as they were afterwards, and no gradients left; meanwhile the parameters learn that Ultralytics will let
-    learn, all but those of the head's fixed convolution."""
+    learn, all but those of frozen layers and of the head's fixed convolution."""
     modes = [(module, module.training) for module in learner.modules()]
-    frozen = [p for name, p in learner.module.named_parameters() if not p.requires_grad and ".dfl" not in name]
-    held = [p for name, p in learner.module.named_parameters() if p.requires_grad and ".dfl" in name]
-    for p in (*frozen, *held):
-        p.requires_grad_(not p.requires_grad and p.is_floating_point())
+    fixed = (".dfl", *(f"model.{i}." for i in frozen))
+    parameters = [(p, p.requires_grad) for p in learner.module.parameters()]
+    for name, p in learner.module.named_parameters():
+        p.requires_grad_(p.is_floating_point() and not any(part in name for part in fixed))
     momenta = [(module, module.momentum) for module in norms(learner.module)]
     try:
         yield
@@ -79,8 +81,8 @@ def untouched(learner: Any) -> Iterator[None]:
             module.training = training
         for module, momentum in momenta:
             module.momentum = momentum
-        for p in (*frozen, *held):
-            p.requires_grad_(not p.requires_grad)
+        for p, learns in parameters:
+            p.requires_grad_(learns)
         for p in learner.parameters():
             p.grad = None
 
@@ -90,11 +92,13 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def run(learner: Any, batches: Iterable[Batch], steps: int, rate: float) -> None:
+def run(learner: Any, batches: Iterable[Batch], steps: int, rate: float, frozen: frozenset[int] = frozenset()) -> None:
     """Train the student and the adapters: the rate rises to `rate` over a third of the steps, falls over the last."""
     parameters = [p for part in (learner.module, learner.methods) for p in part.parameters() if p.requires_grad]
     optimizer, third = torch.optim.AdamW(parameters, weight_decay=0.0), max(steps / 3, 1)
     learner.train()
+    for i in frozen:
+        learner.module.model[i].eval()  # their statistics stay
     for module in norms(learner.module):
         module.momentum = min(3 / steps, 1.0)  # so that the statistics are those of these images in the end
     for i, batch in enumerate(batches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -139,7 +140,9 @@ class TeacherStatistics:
         level = min(tops, key=lambda top: abs(top.shape[-2] - h))
         top = F.interpolate(level, size=(h, w)).flatten(1)
         density = top / top.sum(1, keepdim=True).clamp_min(1e-9) + 1 / (h * w)
-        place = torch.multinomial(density.cpu(), count, generator=self.generator).to(z.device)
+        # drawn by the pair's name, so that a start does not depend on which others are solved with it
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{p.name} {start}".encode()))
+        place = torch.multinomial(density.cpu(), count, generator=generator).to(z.device)
         b = torch.arange(len(z), device=z.device)[:, None].expand_as(place).flatten()
         row, column = place.flatten() // w, place.flatten() % w
         share = 1 / density if count < h * w else torch.ones_like(density)

@@ -15,8 +15,6 @@ at the map (their Gauss-Newton metric). Channels that are added to others (resid
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,40 +30,42 @@ from yolokd.init.layer_pairs import LayerPair, layer_pairs
 from yolokd.init.teacher_statistics import TeacherStatistics
 
 PIXELS_SEEN = 512 * 160 * 160  # pixels of the training images that are used, such as 32 of 640 x 640
-STARTS = ("own", "neck", "teacher")  # all that a student may start from
+STARTS = ("own", "head", "neck", "teacher")  # what a student may start from; each solves more than the one before
 
 State = dict[str, Tensor]
+Pairs = dict[str, list[LayerPair]]  # of each start
 
 
 def start(
-    how: str, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None
-) -> dict[str, State]:
+    how: str, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None,
+    frozen: frozenset[int] = frozenset(),
+) -> dict[str, State]:  # fmt: skip
     """Start the student as `init=` says, and return the weights of every start in question, by its name.
 
     One start is in question unless how is "auto": then all of STARTS that can be had are, the student keeps its own
     weights, and a race (`yolokd.init.race`) has to decide.
 
     Args:
-        how: one of STARTS, or "auto"; "auto" has only the own start if the two models have no layers in common.
+        how: one of STARTS, or "auto".
         student: the reader of the student, whose weights are changed.
         teacher: the reader of the teacher, on the same device.
         images: two or more training images, (B, C, H, W) in [0, 1].
         classes: the classes that both models have; None if their classes are the same.
+        frozen: indices of the student's layers that must stay as they are.
 
     Raises:
-        UsageError: how is "teacher" or "neck", and no layer has a partner, the device's memory is too small, or what
+        UsageError: how names a start that there is not, for which the device's memory is too small, or for which what
             the teacher computes cannot be solved for.
     """
     own = {"own": copy.deepcopy(student.model.state_dict())}
-    matched = partners(how, student, teacher)
-    if how == "own" or not matched:
+    pairs = candidates(how, student, teacher, frozen)
+    if not pairs:
         return own
-    wanted = STARTS[1:] if how == "auto" else (how,)
     try:
-        solved = solve(wanted, student, teacher, matched, images, classes)
+        solved = solve(pairs, student, teacher, images, classes, frozen)
     except (torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         why = "too little memory to compute it" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
-        solved = {name: why for name in wanted}
+        solved = dict.fromkeys(pairs, why)
         torch.cuda.empty_cache()
     for name, found in solved.items():
         if isinstance(found, str):
@@ -80,28 +80,61 @@ def start(
     return {**own, **starts} if how == "auto" else starts
 
 
+def candidates(how: str, student: Reader, teacher: Reader, frozen: frozenset[int] = frozenset()) -> Pairs:
+    """The starts beside the student's own that `init=` asks for and that can be had, with the pairs that each solves.
+
+    There is none but the own where one of the heads is not a YOLO's, or where one model's boxes are rotated and the
+    other's are not. A start whose pairs are all in the start before it, or touch a frozen layer, is left out.
+
+    Raises:
+        UsageError: how names a start that there is not.
+    """
+    if how == "own":
+        return {}
+    yolos = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
+    same_boxes = isinstance(student, OBBReader) == isinstance(teacher, OBBReader)
+    matched = layer_pairs(student.model, teacher.model) if yolos and same_boxes else []
+    first = len(student.model.yaml["backbone"])
+    found: Pairs = {
+        "head": [p for p in matched if p.last],
+        "neck": [p for p in matched if layer_of(p) >= first],
+        "teacher": matched,
+    }
+    found = {name: pairs for name, pairs in found.items() if pairs and not any(layer_of(p) in frozen for p in pairs)}
+    names = list(found)
+    kept = {b: found[b] for a, b in zip(["", *names], names, strict=False) if not a or len(found[b]) > len(found[a])}
+    if how == "auto":
+        return kept
+    if how in found:
+        return {how: found[how]}
+    why = "one of them is frozen" if frozen and matched else f"none has a partner in {teacher.spec.name}"
+    raise UsageError(
+        f"init={how}: the layers of {student.spec.name} cannot be solved for ({why}): leave init= out, or choose "
+        + ("a smaller freeze=." if frozen and matched else "a teacher of the student's family.")
+    )
+
+
+def layer_of(pair: LayerPair) -> int:
+    """The index of the student's layer that a pair lies in."""
+    return int(pair.name.split(".")[1])
+
+
 def solve(
-    wanted: Sequence[str], student: Reader, teacher: Reader, matched: list[LayerPair], images: Tensor,
-    classes: ClassMap | None,
+    pairs: Pairs, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None,
+    frozen: frozenset[int] = frozenset(),
 ) -> dict[str, State | str]:  # fmt: skip
-    """The weights of each wanted start, or why there are none; leaves the student with some of them."""
+    """The weights of each start, or why there are none; leaves the student with some of them."""
     own = copy.deepcopy(student.model.state_dict())
     found: dict[str, State | str] = {}
-    statistics = TeacherStatistics(teacher, matched, images)
-    for name in wanted:
+    widest = max(pairs.values(), key=len)
+    statistics = TeacherStatistics(teacher, widest, images)
+    for name, its in pairs.items():
         student.model.load_state_dict(own)
-        pairs = matched if name == "teacher" else behind_backbone(student.model, matched)
-        LayerFitter(student.model, pairs, statistics, classes).fit(images)
+        LayerFitter(student.model, its, statistics, classes, frozen).fit(images)
         state = copy.deepcopy(student.model.state_dict())
         finite = all(x.isfinite().all() for x in state.values() if x.is_floating_point())
         found[name] = state if finite else "what was solved is not finite"
     return found
-
-
-def behind_backbone(model: Any, matched: list[LayerPair]) -> list[LayerPair]:
-    """The pairs that lie in the student's neck and head."""
-    first = len(model.yaml["backbone"])
-    return [p for p in matched if int(p.name.split(".")[1]) >= first]
 
 
 def fit_head(student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None) -> bool:
@@ -116,43 +149,16 @@ def fit_head(student: Reader, teacher: Reader, images: Tensor, classes: ClassMap
     Returns:
         Whether it could be done: the two have layers in common, and enough memory; else the weights may be changed.
     """
-    if not (matched := partners("auto", student, teacher)):
+    pairs = {k: v for k, v in candidates("auto", student, teacher).items() if k == "head"}
+    if not pairs:
         return False
     try:
-        last = [p for p in matched if p.last]
-        fit_last(student.model, last, TeacherStatistics(teacher, last, images), classes, images)
+        state = solve(pairs, student, teacher, images, classes)["head"]
     except (torch.OutOfMemoryError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return False
-    return all(bool(x.isfinite().all()) for x in student.model.state_dict().values() if x.is_floating_point())
-
-
-def fit_last(
-    model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None, images: Tensor
-) -> None:
-    """Set the last convolutions and the batch norm statistics, and leave every other weight as it is."""
-    LayerFitter(model, [p for p in matched if p.last], statistics, classes).fit(images)
+    return not isinstance(state, str)
 
 
 def images_for(side: int) -> int:
     """The number of images of side x side pixels that `start` should be given."""
     return max(PIXELS_SEEN // side**2, 16)
-
-
-def partners(how: str, student: Reader, teacher: Reader) -> list[LayerPair]:
-    """The pairs of convolutions; empty if only the heads' last convolutions correspond, which is too little for a
-    start, if one of the heads is not a YOLO's, or if one model's boxes are rotated and the other's are not.
-
-    Raises:
-        UsageError: how is "teacher" or "neck" and there are none.
-    """
-    yolos = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
-    same_boxes = isinstance(student, OBBReader) == isinstance(teacher, OBBReader)
-    matched = layer_pairs(student.model, teacher.model) if yolos and same_boxes else []
-    if any(not p.last for p in matched):
-        return matched
-    if how in STARTS[1:]:
-        raise UsageError(
-            f"init={how}: no layer of {student.spec.name} has a partner in {teacher.spec.name} to start from: "
-            "leave init= out, or choose a teacher of the student's family."
-        )
-    return []

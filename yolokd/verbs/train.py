@@ -16,7 +16,7 @@ SIZE = (
 CFG = Option("cfg", "a file of arguments, or voc or coco", "none")
 DISTILLATION = (
     Option("kd", "overall gain of all terms; kd=0 is the student alone, bit for bit", "1.0"),
-    Option("init", "where the student starts: own, neck, teacher or auto", "auto (own with kd=0)"),
+    Option("init", "where the student starts: own, head, neck, teacher or auto", "auto (own with kd=0)"),
     Option("balance", "auto, a share such as 0.5, or log", "off"),
     Option("fade", "False: keep the terms' weight when the student catches up with its teacher", "True"),
     Option("cache", "with cache=teacher: store the teacher's answers so that later epochs do without it", "off"),
