@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import yolokd
+
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"yolokd": "yolokd", "yolokd_edge": "deploy/yolokd_edge", "yolokd_cfg": "cfg"}  # package -> in a checkout
 WHERE = """
@@ -33,6 +35,11 @@ def cannot_build() -> str:
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(cannot_build()), reason=cannot_build() or "it is installed")]
+
+
+def test_the_citation_has_the_version():
+    said = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert said and said[1] == yolokd.__version__
 
 
 def run(python: Path | str, *arguments: object, cwd: Path) -> str:

@@ -84,6 +84,12 @@ def test_the_documents_have_the_table(request, capsys):
     assert table() in (request.config.rootpath / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
+def test_the_picture_of_the_taxonomy_names_every_method(request):
+    picture = (request.config.rootpath / "docs/images/taxonomy.svg").read_text(encoding="utf-8")
+    texts = " ".join(re.findall(r">([^<>]+)</text>", picture)).split()
+    assert set(METHODS) <= set(texts), set(METHODS) - set(texts)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="'cwdd', did you mean 'cwd'"):
         describe("cwdd")
