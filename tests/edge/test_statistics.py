@@ -101,6 +101,16 @@ def test_exceedances_of_independent_and_of_equal_variables() -> None:
     assert joint[0] == 0 and joint[-1] == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.parametrize(("phi", "given"), [(0.6, True), (0.9, False)])
+def test_p99_has_an_interval_over_runs_only_where_the_runs_can_carry_it(phi: float, given: bool) -> None:
+    """Of runs of 1000 frames at 0.9, one in 20 passed by chance, and its interval held in 75 % instead of 95 %."""
+    random = np.random.default_rng(8)
+    for _ in range(40):
+        runs = 20 * MS * np.exp(0.15 * autoregressive(random, 5, 1000, phi))
+        summary = statistics.summary(*runs)
+        assert (summary["ci95"]["p99"] is not None) == given and summary["ci95"]["p50"] is not None
+
+
 def test_a_constant_series_is_certain() -> None:
     summary = statistics.summary([5 * MS] * 600)
     assert summary["ci95"]["p50"] == summary["ci95"]["p99"] == [5, 5] and summary["upper95"]["p99"] == 5
