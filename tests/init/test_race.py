@@ -49,7 +49,7 @@ def test_the_start_that_is_trained_to_the_lowest_loss_wins_and_nothing_is_change
     states["better"] = best_of(given)
     before, adapters = copy.deepcopy(learner.module.state_dict()), copy.deepcopy(learner.methods.state_dict())
     modes = [(m.training, getattr(m, "momentum", None)) for m in learner.modules()]
-    losses = race(learner, states, lambda: given, lambda: given[:2], 4, 1e-3)
+    losses, (student, kept) = race(learner, states, lambda: given, lambda: given[:2], 4, 1e-3)
     assert losses["better"] < losses["own"]
     assert learner.seen[:4] == learner.seen[4:], "all starts see the same images"
     assert all(torch.equal(v, before[k]) for k, v in learner.module.state_dict().items())
@@ -57,6 +57,20 @@ def test_the_start_that_is_trained_to_the_lowest_loss_wins_and_nothing_is_change
     assert modes == [(m.training, getattr(m, "momentum", None)) for m in learner.modules()]
     assert not any(p.requires_grad or p.grad is not None for p in learner.module.parameters())
     assert learner.module.criterion is None
+    learner.module.load_state_dict(student)
+    left = sum(detection_loss(learner.module, one) for one in given[:2]) / 2
+    assert left == pytest.approx(losses["better"], rel=1e-6), "the winner keeps what it has learnt"
+    assert any(not torch.equal(v, adapters[k]) for k, v in kept.items())
+
+
+@pytest.mark.parametrize("own_is_better", [True, False])
+def test_of_the_own_weights_and_a_solved_head_the_better_takes_part(own_is_better):
+    learner, given = learner_of(), batches(1)
+    good = copy.deepcopy(learner.module.state_dict())
+    worse = {k: torch.zeros_like(v) if ".cv3.2.2." in k else v for k, v in good.items()}
+    states = {"own": good, "head": worse} if own_is_better else {"own": worse, "head": good}
+    losses, _ = race(learner, {**states, "neck": good}, lambda: given, lambda: given, 1, 1e-3)
+    assert set(losses) == {"own" if own_is_better else "head", "neck"}
 
 
 def best_of(given):
@@ -83,8 +97,9 @@ def test_a_start_without_a_finite_loss_loses():
     learner, given = learner_of(), batches(2)
     good = copy.deepcopy(learner.module.state_dict())
     bad = {k: torch.full_like(v, math.nan) if v.is_floating_point() else v for k, v in good.items()}
-    losses = race(learner, {"bad": bad, "good": good}, lambda: given, lambda: given[:1], 2, 1e-3)
+    losses, (kept, _) = race(learner, {"bad": bad, "good": good}, lambda: given, lambda: given[:1], 2, 1e-3)
     assert losses["bad"] == math.inf and math.isfinite(losses["good"])
+    assert all(v.isfinite().all() for v in kept.values() if v.is_floating_point())
 
 
 def test_the_rate_rises_and_falls(monkeypatch):

@@ -278,7 +278,7 @@ def test_what_starts_are_judged_by_shares_no_photograph_with_what_they_learn_fro
             loaded.clear()
             group.append(torch.cat([batch["img"] for batch in make()]))
             group.append(set(loaded))
-        return {name: float(name != "neck") for name in starts}
+        return {name: float(name != "neck") for name in starts}, (starts["neck"], learner.methods.state_dict())
 
     monkeypatch.setattr(starting, "race", race)
     own = trainer.distiller.module.state_dict()
@@ -382,7 +382,7 @@ def test_frozen_layers_leave_the_starts_that_do_not_touch_them(set_up, monkeypat
 
     def race(learner, starts, batches, unseen, steps, rate, frozen):
         tried.append((set(starts), frozen))
-        return {name: float(name != "neck") for name in starts}
+        return {name: float(name != "neck") for name in starts}, (starts["neck"], learner.methods.state_dict())
 
     monkeypatch.setattr(starting, "race", race)
     assert set_up("auto", freeze=[23]).args.kd["start"] == "own" and not tried

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from yolokd.distill.applicability import Plan
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.teacher import round_up_to_stride
 from yolokd.init import transfer
-from yolokd.init.race import BATCH, STEPS, UNSEEN, race
+from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
 
 STARTS = {  # what the student starts with
@@ -87,17 +88,20 @@ class StartMixin(BaseTrainer):
         if len(starts) == 1:
             return best
         try:
-            losses = self._race(starts)
+            losses, (student, adapters) = self._race(starts)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             LOGGER.warning("init=auto: too little memory to try the starts, so the student keeps its own.")
             return best
-        best = min(losses, key=lambda name: losses[name])
-        self.distiller.module.load_state_dict(starts[best])
-        return best
+        if not any(math.isfinite(loss) for loss in losses.values()):
+            LOGGER.warning("init=auto: no start has a finite loss, so the student keeps its own.")
+            return best
+        self.distiller.module.load_state_dict(student)
+        self.distiller.methods.load_state_dict(adapters)
+        return min(losses, key=lambda name: losses[name])
 
-    def _race(self, starts: dict[str, State]) -> dict[str, float]:
-        """The loss that each start comes to after a few steps."""
+    def _race(self, starts: dict[str, State]) -> tuple[dict[str, float], Weights]:
+        """The loss that each start comes to after a few steps, and the best one's weights then."""
         args, side = self.args, int(self.args.imgsz)
         rate = args.lr0 if args.optimizer in ("Adam", "AdamW") else 0.002 * 5 / (4 + self.data["nc"])  # as upstream
         with self._sample(side, max(self.batch_size, BATCH)) as sample:
@@ -112,8 +116,8 @@ class StartMixin(BaseTrainer):
                     yield self.preprocess_batch(sample.dataset.collate_fn(items))
 
             names = ", ".join(starts)
-            LOGGER.info(f"init=auto: trying the starts {names} for {steps} steps each, batch {BATCH}")
-            losses = race(
+            LOGGER.info(f"init=auto: trying the starts {names} for {steps} steps each, {BATCH} images a step")
+            losses, best = race(
                 Distiller(self.distiller.reader, list(self.distiller.pairings), best=self.distiller.best),
                 starts,
                 lambda: batches(sample.seen, steps, args.seed),
@@ -124,7 +128,7 @@ class StartMixin(BaseTrainer):
             )
         said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         LOGGER.info(f"init=auto: loss on {UNSEEN} images that were not trained on: {said}")
-        return losses
+        return losses, best
 
     def _some_images(self, side: int) -> torch.Tensor:
         """Images to solve a start on."""
