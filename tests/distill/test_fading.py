@@ -29,9 +29,10 @@ from yolokd.views import View
     ("student", "teacher", "expected"),
     [
         (0.0, 0.6, 1.0),  # it has not scored yet
-        (0.3, 0.6, 1.0),
-        (0.57, 0.6, 1.0),  # 5 % behind
-        (0.585, 0.6, 0.5),
+        (0.2, 0.6, 1.0),
+        (0.3, 0.6, 1.0),  # half of it
+        (0.45, 0.6, 0.5),
+        (0.54, 0.6, 0.2),
         (0.6, 0.6, 0.0),
         (0.7, 0.6, 0.0),
         (0.1, 0.0, 0.0),  # a teacher that detects nothing
@@ -39,7 +40,7 @@ from yolokd.views import View
         (0.7, math.nan, 1.0),  # not known
     ],
 )
-def test_the_weight_falls_over_the_last_twentieth_of_the_teachers_score(student, teacher, expected):
+def test_the_weight_falls_over_the_upper_half_of_the_teachers_score(student, teacher, expected):
     assert weight(student, teacher) == pytest.approx(expected, abs=1e-9)
 
 
@@ -51,7 +52,7 @@ def test_the_students_score_is_the_mean_of_its_last_epochs_and_survives_an_inter
         state.note([score, score])
     state.note([math.nan, math.nan])  # an epoch without a score
     assert state.mean(0) == pytest.approx(0.48)
-    assert state.weights() == pytest.approx([0.8, 1.0])
+    assert state.weights() == pytest.approx([0.08, 1.0])
     again = Fading.of_state(state.state())
     assert again.weights() == pytest.approx(state.weights())
     again.note([0.51, 0.51])

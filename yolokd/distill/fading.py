@@ -6,8 +6,8 @@ the same classes, the mean of its last epochs, the teacher's terms weigh
 
     min(1, max(0, 1 - S / T) / MARGIN)        1 until the student has scored at all
 
-beside their gains: all of them until the student is within 5 % of its teacher, none once it is as good. Both scores are
-of images that neither learnt from; on training images a large teacher, or a student that knows them by heart, would
+beside their gains: all of them until the student has half of its teacher's score, none once it is as good. Both scores
+are of images that neither learnt from; on training images a large teacher, or a student that knows them by heart, would
 look better than it is.
 """
 
@@ -31,7 +31,9 @@ from yolokd.errors import printable
 from yolokd.methods import ops
 from yolokd.views import View
 
-MARGIN = 0.05  # of the teacher's score: with this lead, or a larger one, its terms count in full
+# Of the teacher's score: with this lead, or a larger one, its terms count in full. With 0.05 a teacher that the student
+# would soon overtake had done its harm by then: 2 points of mAP50-95, see docs/why-the-default.md.
+MARGIN = 0.5
 LAST = 3  # epochs whose mean is the student's score: one epoch's is noisy on few images
 NEEDS = frozenset({"logits", "boxes"})  # fields of a teacher's view that are scored
 KEY = "kd_fading"  # in the optimizer's state
