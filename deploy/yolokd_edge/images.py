@@ -41,6 +41,8 @@ def read_image(path: Path) -> np.ndarray:
     """Decode an image file as a frame (H, W, 3) BGR uint8."""
     try:
         data = np.fromfile(str(path), np.uint8)
+        if is_cut_short(data.tobytes()):  # before it is decoded: libpng and libjpeg would write to stderr
+            raise EdgeError(f"{path} is cut short, so that a part of the picture is missing: copy it again.")
         frame: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except (OSError, MemoryError, cv2.error) as error:
         if "CV_IO_MAX_IMAGE" in str(error):
@@ -57,8 +59,6 @@ def read_image(path: Path) -> np.ndarray:
         rare = path.suffix.lower() not in (".bmp", ".jpeg", ".jpg", ".png")
         hint = "; if this OpenCV cannot read its format, convert it to PNG or JPEG" if rare else ""
         raise EdgeError(f"{path} cannot be decoded as an image{hint}.")
-    if is_cut_short(data.tobytes()):
-        raise EdgeError(f"{path} is cut short, so that a part of the picture is missing: copy it again.")
     return frame
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from helpers.cli import refusal
 from helpers.edge import EDGE, entry, metadata, toy
 from onnx import TensorProto, helper, numpy_helper
 
@@ -223,6 +224,22 @@ def test_a_size_that_cannot_be_is_refused(
     assert said.endswith(sentence)
 
 
+def test_yolokds_own_bench_refuses_the_same(photo: Path, breaking: Path, tmp_path: Path, capsys) -> None:
+    """Nothing is written, and the code is that of bad input."""
+    file, bytes_ = model(tmp_path / "free.onnx"), model(tmp_path / "bytes.onnx", takes=TensorProto.UINT8)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:-9])
+    quick = ["quick=True", "time_limit=0.05", f"project={tmp_path / 'runs'}"]
+    for words, sentence in (
+        ([f"model={file}", f"source={photo}", "imgsz=333"], "multiples of 32"),
+        ([f"model={file}", f"source={photo}", "imgsz=0"], "at least 1"),
+        ([f"model={bytes_}", f"source={photo}"], "takes tensor(uint8)"),
+        ([f"model={breaking}", f"source={photo}"], "cannot be run (The input tensor cannot be reshaped"),
+        ([f"model={file}", f"source={cut}"], "cut.jpg is cut short"),
+    ):
+        assert sentence in refusal(capsys, tmp_path, "bench", *words, *quick)
+
+
 @pytest.mark.parametrize("size", ["333", "64"])
 def test_a_fixed_file_has_one_size(size: str, good: Path, photo: Path, capfd) -> None:
     said = refused(capfd, "bench", "--model", good, "--source", photo, f"--imgsz={size}", *HASTE)
@@ -317,9 +334,9 @@ def test_no_name_does_anything_to_a_terminal(words: str, code: int, name: str, t
     """Nor looks like a line of ours: what is printed has as many lines as with plain names."""
     bundle = evil_bundle(tmp_path / (EVIL if name == "bundle" else "plain"))
     verb, *more = words.split()
-    given = [verb, "--model", str(bundle), *more]
+    given = [verb, "--model", str(bundle)]
     given += ["--source", str(bundle / "parity")] if verb in ("detect", "bench") else []
-    given += [str(tmp_path / "drawn")] if "--save" in more else []
+    given += [*more, str(tmp_path / EVIL)] if "--save" in more else more
     assert cli.main(given) == code
     shown = capfd.readouterr()
     text = shown.out + shown.err
