@@ -23,7 +23,7 @@ from helpers.edge import EDGE, entry, metadata, toy
 from onnx import TensorProto, helper, numpy_helper
 
 from yolokd_edge import cli
-from yolokd_edge.common import PARITY, one_line
+from yolokd_edge.common import PARITY, EdgeError, one_line
 from yolokd_edge.contract import E2E
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import is_cut_short, read_image
@@ -344,6 +344,11 @@ def test_no_name_does_anything_to_a_terminal(words: str, code: int, name: str, t
     assert sum(line.startswith("yolokd_edge") for line in text.splitlines()) == (code != 0)
     if "--json" not in more:
         assert "\\x1b" in text, "the names were to be shown, or the test says nothing"
+
+
+def test_an_error_holds_nothing_but_what_can_be_printed() -> None:
+    """Wherever its text goes: doctor's findings, another program's log."""
+    assert str(EdgeError(f"{EVIL} is bad.")).isprintable()
 
 
 def test_a_failing_verify_shows_no_name_as_it_is(tmp_path: Path, capfd) -> None:
