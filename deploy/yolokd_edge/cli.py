@@ -166,7 +166,7 @@ def _verify_command(args: argparse.Namespace) -> None:
         figures["provenance"] = known_provenance(provenance)
     print(json_text(figures) if args.json else parity_text(figures))
     if args.origin and not args.json:
-        print(f"{figures['model']}: {provenance_text(provenance) or 'nothing is known of its training'}")
+        print(printable(f"{figures['model']}: {provenance_text(provenance) or 'nothing is known of its training'}"))
     if not figures["pass"]:
         why = "; ".join(figures["why"])
         raise EdgeError(f"this device does not compute what the bundle says: {why}; see the figures above.", PARITY)

@@ -18,7 +18,7 @@ class EdgeError(Exception):
     """What went wrong in one sentence, and the exit code: 2 bad input or usage, 4 provider not active, 5 no parity."""
 
     def __init__(self, message: str, code: int = USAGE) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))  # it names files, classes and nodes, which others may have written
         self.code = code
 
 
@@ -47,9 +47,12 @@ def own_command(*words: str) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without the place in C++ that ONNX Runtime puts before it: file, line and signature."""
-    text = " ".join(str(error).split("failed:")[-1].split())
-    return re.sub(r"^/\S+:\d+ .+?\) (\[with .*?\] )?(?=[A-Z])", "", text)[:200].rstrip(". ")
+    """What an error says, without what ONNX Runtime puts before it: its number, and the place in C++ with file, line,
+    signature and condition.
+    """
+    text = " ".join(re.split("failed:|Status Message:", str(error))[-1].split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"^/\S+:\d+ .+?\) (\[with .*?\] )?(\S.*? was false\. )?(?=[A-Z])", "", text)[:200].rstrip(". ")
 
 
 def usable_cores() -> int:

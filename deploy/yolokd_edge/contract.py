@@ -15,6 +15,7 @@ from yolokd_edge.common import EdgeError
 RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"
 CONTRACTS = (RAW, E2E, NMS)
 PRECISIONS = ("fp32", "fp16", "int8")
+MAX_SIDE = 16384  # pixels of an input: from here on its memory is counted in gigabytes
 
 
 class Contract(NamedTuple):
@@ -90,7 +91,11 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
     try:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else map(int, imgsz)
         names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
-        if min(height, width) < 1 or sorted(names) != list(range(len(names))) or not names:
+        if (
+            not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE
+            or sorted(names) != list(range(len(names)))
+            or not names
+        ):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise EdgeError(
@@ -121,6 +126,23 @@ def check_input_shape(contract: Contract, shape: Sequence[Any], path: Path) -> N
         fits &= not isinstance(got, int) or want == got
     if not fits:
         raise EdgeError(f"{path} declares an input of {expected}, but takes {tuple(shape)}.")
+
+
+def check_multiple(contract: Contract, hw: Sequence[int], path: Path) -> None:
+    """Refuse an input size that is no multiple of the model's largest stride: its levels would not fit together."""
+    stated = contract.exporter.get("stride", "")
+    stride = int(stated) if re.fullmatch("[1-9][0-9]{0,3}", stated) else 1
+    if any(side % stride for side in hw):
+        near = [max(round(side / stride), 1) * stride for side in hw]
+        raise EdgeError(
+            f"{path} takes sides that are multiples of {stride}, not {size_text(hw)}: give a size such as "
+            f"{size_text(near)}."
+        )
+
+
+def size_text(hw: Sequence[int]) -> str:
+    """Height and width in words, of a size or of a frame's shape."""
+    return f"{hw[0]}x{hw[1]}"
 
 
 def metadata_entry(content: bytes, key: str) -> Any:

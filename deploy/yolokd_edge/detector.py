@@ -10,13 +10,21 @@ import numpy as np
 
 from yolokd_edge.boxes import CLASS_OFFSET, MAX_CANDIDATES, Letterbox, letterbox, nms, unletterbox
 from yolokd_edge.bundle import Bundle, is_bundle, open_bundle, own_bundle
-from yolokd_edge.common import PARITY, EdgeError, one_line, printable, usable_cores
-from yolokd_edge.contract import RAW, check_input_shape, check_output_shape, read_contract
+from yolokd_edge.common import PARITY, EdgeError, one_line, usable_cores
+from yolokd_edge.contract import (
+    RAW,
+    check_input_shape,
+    check_multiple,
+    check_output_shape,
+    read_contract,
+    size_text,
+)
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.opening import open_first_active, open_model
 from yolokd_edge.runtimes.table import PROVIDERS, check_provider, folder_format
 
 INPUTS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # as ONNX Runtime names them
+OUTPUTS = (*INPUTS, "tensor(double)")
 
 
 class Detector:
@@ -76,17 +84,21 @@ class Detector:
             )
         if hw is not None:
             if any(isinstance(size, int) for size in inputs[0].shape[2:]) and hw != self.contract.hw:
-                own = "x".join(map(str, self.contract.hw))
                 raise EdgeError(
-                    f"{self.path} has a fixed input of {own}: export one file for each size to be measured."
+                    f"{self.path} has a fixed input of {size_text(self.contract.hw)}: export one file for each size to "
+                    "be measured."
                 )
+            check_multiple(self.contract, hw, self.path)
             self.contract = self.contract._replace(hw=hw)
         check_input_shape(self.contract, inputs[0].shape, self.path)
         check_output_shape(self.contract, outputs[0].shape, self.path)
         self._input, self._outputs = inputs[0].name, [outputs[0].name]
-        if inputs[0].type not in INPUTS:
-            kinds = " and ".join(INPUTS)
-            raise EdgeError(f"{printable(self.path)} takes {printable(inputs[0].type)}; only {kinds} are fed here.")
+        for says, port, kinds, what in (
+            ("takes", inputs[0], tuple(INPUTS), "fed"),
+            ("gives", outputs[0], OUTPUTS, "read"),
+        ):
+            if port.type not in kinds:
+                raise EdgeError(f"{self.path} {says} {port.type}; only {', '.join(kinds)} are {what} here.")
         self._dtype = INPUTS[inputs[0].type]
 
     @property
@@ -102,8 +114,14 @@ class Detector:
 
     def preprocess(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
         """Turn a frame (H, W, 3) into the input blob (1, 3, h, w), RGB in 0..1, and the way back."""
-        fitted, box = letterbox(frame, self.contract.hw)
-        blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
+        try:
+            fitted, box = letterbox(frame, self.contract.hw)
+            blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
+        except (MemoryError, cv2.error) as error:
+            raise EdgeError(
+                f"An image of {size_text(frame.shape)} cannot be fitted to {self.path}'s input of "
+                f"{size_text(self.contract.hw)} ({one_line(error) or 'too little memory'}): give a smaller size."
+            ) from None
         for k, plane in enumerate(cv2.split(fitted)):  # by plane: faster than one strided pass over three
             blob[0, 2 - k] = plane  # BGR to RGB
         blob /= 255
@@ -114,7 +132,7 @@ class Detector:
         try:
             raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
         except Exception as error:  # the runtimes' own exception types share no base class
-            raise EdgeError(f"{printable(self.path)} cannot be run ({one_line(error)}).") from None
+            raise EdgeError(f"{self.path} cannot be run ({one_line(error)}).") from None
         return raw
 
     def postprocess(self, raw: np.ndarray, box: Letterbox) -> np.ndarray:
@@ -123,7 +141,7 @@ class Detector:
         rows = raw[0].astype(np.float32, copy=False)
         if not np.isfinite(rows).all():  # every comparison with NaN is false: it would look like an empty image
             raise EdgeError(
-                f"{printable(self.path)} computes values that are not finite numbers on {self.active}: use another "
+                f"{self.path} computes values that are not finite numbers on {self.active}: use another "
                 "precision or provider.",
                 PARITY,
             )
@@ -139,7 +157,7 @@ class Detector:
         kept = rows[rows[:, 4] > self.conf]  # padding rows have confidence 0
         self.candidates = len(kept)
         if len(kept) and not 0 <= kept[:, 5].min() <= kept[:, 5].max() < self.contract.nc:
-            raise EdgeError(f"{printable(self.path)} detects classes that its metadata does not name.", PARITY)
+            raise EdgeError(f"{self.path} detects classes that its metadata does not name.", PARITY)
         return kept[: self.max_det]
 
     def _from_raw(self, pred: np.ndarray) -> np.ndarray:

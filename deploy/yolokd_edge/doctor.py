@@ -25,8 +25,9 @@ from yolokd_edge.board.system import (
     tool_output,
 )
 from yolokd_edge.board.tools import parse_jetson_clocks, parse_nvpmodel
+from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import find_own_bundle
-from yolokd_edge.common import PROVIDER, EdgeError, usable_cores
+from yolokd_edge.common import PARITY, PROVIDER, EdgeError, printable, usable_cores
 from yolokd_edge.detector import load
 from yolokd_edge.provenance import provenance_text
 from yolokd_edge.runtimes.base import import_package
@@ -51,7 +52,7 @@ class Finding(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.what}\n  -> {self.remedy}"
+        return f"{self.level}: {printable(self.what)}\n  -> {printable(self.remedy)}"
 
 
 def installed() -> dict[str, str]:
@@ -241,8 +242,10 @@ def _check_heat(sensors: Sensors) -> list[Finding]:
 def _check_model(path: Path, provider: str) -> list[Finding]:
     try:
         detector = load(path, provider)
+        detector.detect(np.full((64, 64, 3), PAD, np.uint8))  # a node may fail only when it runs
     except EdgeError as error:
-        return [Finding(ERROR, str(error), "see above" if error.code == PROVIDER else "export the model again")]
+        remedy = {PROVIDER: "see above", PARITY: "use another precision or provider"}
+        return [Finding(ERROR, str(error), remedy.get(error.code, "export the model again"))]
     out, name = [], detector.path.name
     flags = first_value(system_path("/proc/cpuinfo"), "flags") or first_value(system_path("/proc/cpuinfo"), "Features")
     quick = {"avx512_vnni", "avx_vnni", "asimddp"}

@@ -17,6 +17,10 @@ from yolokd_edge.common import EdgeError
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+# A marker of a JPEG that is neither a byte of the picture nor stands alone in it: the kind follows 0xff.
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+END_OF_IMAGE = 0xD9
+PNG = b"\x89PNG\r\n\x1a\n"
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -37,10 +41,17 @@ def read_image(path: Path) -> np.ndarray:
     """Decode an image file as a frame (H, W, 3) BGR uint8."""
     try:
         data = np.fromfile(str(path), np.uint8)
+        if is_cut_short(data.tobytes()):  # before it is decoded: libpng and libjpeg would write to stderr
+            raise EdgeError(f"{path} is cut short, so that a part of the picture is missing: copy it again.")
         frame: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error) as error:
+    except (OSError, MemoryError, cv2.error) as error:
         if "CV_IO_MAX_IMAGE" in str(error):
-            raise EdgeError(f"{path} has more pixels than OpenCV decodes (2^30): make it smaller.") from None
+            raise EdgeError(
+                f"{path} has more pixels than OpenCV decodes (2^30, or what OPENCV_IO_MAX_IMAGE_PIXELS says): make it "
+                "smaller."
+            ) from None
+        if isinstance(error, MemoryError) or "Insufficient memory" in str(error):
+            raise EdgeError(f"{path} takes more memory than there is: make it smaller.") from None
         frame = None
     if frame is None and path.suffix.lower() in VIDEO_SUFFIXES:
         raise EdgeError(f"{path} is a video, and images are needed here: give an image or a folder of images.")
@@ -49,6 +60,33 @@ def read_image(path: Path) -> np.ndarray:
         hint = "; if this OpenCV cannot read its format, convert it to PNG or JPEG" if rare else ""
         raise EdgeError(f"{path} cannot be decoded as an image{hint}.")
     return frame
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG or PNG ends before its end: decoders fill what is missing and say nothing of it.
+
+    The end is looked for where the picture ends: a preview inside has its own, and programs add data after it.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _is_jpeg_cut(data)
+    if data.startswith(PNG):
+        place = len(PNG)  # of a part: four bytes of length, four of its kind, the content, four of a checksum
+        while len(data) >= (after := place + 12 + int.from_bytes(data[place : place + 4], "big")):
+            if data[place + 4 : place + 8] == b"IEND":
+                return False
+            place = after
+        return True
+    return False
+
+
+def _is_jpeg_cut(data: bytes) -> bool:
+    place = 2
+    while (marker := MARKER.search(data, place)) is not None:
+        kind, place = marker.group()[1], marker.end()
+        if kind == END_OF_IMAGE:
+            return False
+        place += int.from_bytes(data[place : place + 2], "big")  # of the segment, these two bytes included
+    return True
 
 
 def read_frames(source: str | Path, seed: int = 0, max_frames: int = 64) -> list[np.ndarray]:

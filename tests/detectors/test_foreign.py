@@ -285,6 +285,98 @@ def test_a_model_of_timm_from_a_file(tmp_path):
     for wrong in ("timm:no_such_model", f"timm:resnet10t@{file}"):
         with pytest.raises(UsageError, match="cannot be built"):
             load_teacher(wrong)
+    own.state_dict()["blocks.1.mlp.fc1.weight"][3, 4] = math.inf
+    torch.save(own.state_dict(), file)
+    named = r"model\.blocks\.1\.mlp\.fc1\.weight"
+    with pytest.raises(UsageError, match=f"has values that are not finite, first in {named}"):
+        load_teacher(name)
+
+
+# Files that cannot teach
+
+
+def changed(file, change):
+    """A file with its graph changed in place."""
+    model = onnx.load(file)
+    change(model.graph)
+    onnx.save(model, file)
+    return str(file)
+
+
+def constant(graph, name, values, number):
+    """Put a number into an initializer of a graph, a new one if it has none of that name."""
+    values = torch.as_tensor(values, dtype=torch.float32).clone(memory_format=torch.contiguous_format)
+    values.flatten()[-1] = number
+    kept = [tensor for tensor in graph.initializer if tensor.name != name]
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, numpy_helper.from_array(values.numpy(), name)])
+
+
+def test_a_file_whose_weights_are_no_numbers_is_refused(tmp_path):
+    """NaN wherever it stands, infinity where a layer multiplies by it; a mask of infinities is nothing wrong."""
+    some = torch.ones(1, 1, 1)
+
+    def multiplied(graph, number):
+        constant(graph, "weight", some, number)
+        graph.node.append(helper.make_node("MatMul", ["bright", "weight"], ["unused"]))
+
+    def masked(graph):
+        constant(graph, "mask", some, -math.inf)
+        graph.node.append(helper.make_node("Add", ["bright", "mask"], ["unused"]))
+
+    for name, change in {
+        "out_fixed": lambda graph: constant(graph, "out_fixed", rows_of("raw")["out"] * 0, math.nan),
+        "mask": lambda graph: constant(graph, "mask", some, math.nan),
+        "weight": lambda graph: multiplied(graph, -math.inf),
+    }.items():
+        file = changed(save(tmp_path / "bad.onnx"), change)
+        with pytest.raises(UsageError, match=rf"bad\.onnx has values that are not finite, first in {name}: give"):
+            load_teacher(file)
+    assert load_teacher(changed(save(tmp_path / "masked.onnx"), masked)).names == {0: "cat", 1: "dog"}
+
+
+def test_constants_of_nodes_and_of_branches_are_looked_at_too(tmp_path):
+    def hidden(graph):
+        value = numpy_helper.from_array(torch.tensor([math.nan]).numpy())
+        inner = [helper.make_node("Constant", [], ["odd"], value=value)]
+        branch = helper.make_graph(inner, "branch", [], [helper.make_tensor_value_info("odd", TensorProto.FLOAT, [1])])
+        yes = numpy_helper.from_array(torch.tensor(True).numpy())
+        graph.node.append(helper.make_node("Constant", [], ["yes"], value=yes))
+        graph.node.append(helper.make_node("If", ["yes"], ["unused"], then_branch=branch, else_branch=branch))
+
+    with pytest.raises(UsageError, match="not finite, first in odd"):
+        load_teacher(changed(save(tmp_path / "d.onnx"), hidden))
+
+
+def test_a_file_that_computes_no_numbers_is_refused(tmp_path):
+    """Though its constants are finite ones: it divides by zero."""
+
+    def divide(graph):
+        constant(graph, "zero", torch.ones(1), 0)
+        last = next(node for node in graph.node if node.output[0] == "out")
+        last.output[0] = "whole"
+        graph.node.append(helper.make_node("Div", ["whole", "zero"], ["out"]))
+
+    with pytest.raises(UsageError, match=r"d\.onnx computes values that are not finite numbers"):
+        load_teacher(changed(save(tmp_path / "d.onnx"), divide))
+
+
+def test_a_file_that_cannot_be_fed_or_run_is_one_sentence(tmp_path):
+    def of_bytes(graph):
+        graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        graph.node.insert(0, helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT))
+        graph.node[1].input[0] = "floats"
+
+    def break_(graph):
+        shape = numpy_helper.from_array(torch.tensor([-1, 1, 3]).numpy(), "three")
+        kept = [tensor for tensor in graph.initializer if tensor.name != "three"]
+        del graph.initializer[:]
+        graph.initializer.extend([*kept, shape])
+
+    with pytest.raises(UsageError, match=r"d\.onnx takes tensor\(uint8\): give a file that takes tensor\(float\) or"):
+        load_teacher(changed(save(tmp_path / "d.onnx"), of_bytes))
+    with pytest.raises(UsageError, match=r"d\.onnx cannot be run on images of \(1, 3, 64, 64\) \(The input tensor"):
+        load_teacher(changed(save(tmp_path / "d.onnx"), break_))
 
 
 # Through the command

@@ -15,6 +15,7 @@ from ultralytics import YOLO
 
 import yolokd
 from yolokd.config import options
+from yolokd.data.splits import read_data
 from yolokd.detectors.opening import open_student
 from yolokd.distill import outlook
 from yolokd.distill.preflight import preflight
@@ -55,14 +56,14 @@ def checkpoint(file, data, map50):
     return file
 
 
-def test_a_training_begins_with_a_line_for_each_split_and_for_the_scores(log, started, tmp_path, monkeypatch):
+def test_a_training_begins_with_a_line_for_the_validation_and_for_the_scores(log, started, tmp_path, monkeypatch):
+    """Of its own images the training itself tells, once and of all of them."""
     monkeypatch.chdir(tmp_path)
     file = data_set(tmp_path / "data", [GOOD, "1 0.5 0.5 0.5 0.5", "", "7 0.5 0.5 0.2 0.2"], [GOOD])
     before = contents(tmp_path / "data")
     yolokd.train(model=STUDENT, teacher=TEACHER, data=file, **SMALL)
     said = [text for _, text in log if text.startswith("Check: ")]
-    assert said[:3] == [
-        "Check: train has 4 images: 2 with objects, 1 without, 1 that Ultralytics will skip",
+    assert said[:2] == [
         "Check: val has 1 image: 1 with objects, 0 without, 0 that Ultralytics will skip",
         "Check: mAP50 on these validation images, as the checkpoints state it: student unknown, teacher.pt unknown; "
         "`yolokd check` measures them",
@@ -116,4 +117,27 @@ def test_of_many_images_some_are_looked_at(log, scenes, monkeypatch):
     monkeypatch.setattr(outlook, "LOOKED_AT", 5)
     monkeypatch.setattr(YOLO, "train", lambda self, trainer=None, **given: None)
     yolokd.train(model=STUDENT, teacher=TEACHER, data=scenes, **SMALL)
-    assert any("train has 24 images (looked at 5): " in text for _, text in log)
+    assert any("val has 8 images (looked at 5): " in text for _, text in log)
+
+
+def test_labels_that_lie_elsewhere_are_left_to_the_training(log, started, tmp_path):
+    """It says so by itself, with check=False too; of the validation's images it does not."""
+    file = data_set(tmp_path / "data", [GOOD, GOOD], [GOOD, GOOD])
+    for split in ("train", "val"):
+        (tmp_path / "data" / "labels" / split / "1.txt").rename(tmp_path / "data" / "images" / split / "1.txt")
+    yolokd.train(model=STUDENT, teacher=TEACHER, data=file, **SMALL)
+    stray = [text for _, text in log if "beside the images" in text]
+    assert len(stray) == 1 and "warning: val: 1 label file" in stray[0]
+
+
+def test_with_ultralytics_classes_only_their_objects_are_counted(tmp_path):
+    """Of class 0 and 1 with classes=[1]: an image with class 0 alone has no object, and class 0 is not missed."""
+    file = data_set(tmp_path / "data", [GOOD, "1 0.5 0.5 0.5 0.5", f"{GOOD}\n1 0.5 0.5 0.4 0.4"], ["1 0.5 0.5 0.5 0.5"])
+    student, data = open_student(STUDENT), read_data({"data": str(file)})
+    (train, _), found = outlook.examine(student, data, 8, 64, {"classes": [1]})
+    assert train.counts()["with_objects"] == 2 and train.histogram == {1: 2}
+    assert not any("no object of" in finding.text for finding in found)
+    _, found = outlook.examine(student, data, 8, 64, {"classes": 0})
+    assert any(finding.text.startswith("val: no image has an object") for finding in found)
+    (train, val), _ = outlook.examine(student, data, 8, 64, {})
+    assert (train.counts()["with_objects"], val.counts()["with_objects"]) == (3, 1)

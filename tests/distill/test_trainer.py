@@ -348,11 +348,14 @@ main(["train", *arguments])
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, scenes, teacher) -> SimpleNamespace:
+    return kill(tmp_path_factory.mktemp("killed"), scenes, teacher, "SGD")
+
+
+def kill(folder: Path, scenes: Path, teacher: Path, optimizer: str) -> SimpleNamespace:
     """A run of the command line that was killed in the second of three epochs."""
-    folder = tmp_path_factory.mktemp("killed")
     shutil.copy(teacher, folder / "old.pt")
     given = {**TINY, "epochs": 3, "data": scenes, "project": folder, "name": "run", "model": pico("yolo26")}
-    given |= {"teacher": folder / "old.pt", "method": "pkd,logit", "kd": 0.5, "optimizer": "SGD"}
+    given |= {"teacher": folder / "old.pt", "method": "pkd,logit", "kd": 0.5, "optimizer": optimizer}
     words = [f"{k}={v}" for k, v in given.items()]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), *words], cwd=folder, capture_output=True, text=True
@@ -398,6 +401,33 @@ def test_a_killed_run_resumes_with_a_moved_teacher(killed, tmp_path, capsys):
     assert student.trainer.distiller.gains == {"pkd_loss": 0.5, "logit_loss": 0.5}
     assert [row["epoch"] for row in rows(student.trainer.save_dir)] == ["1", "2", "3"]
     assert read(student.trainer.best)["optimizer"] is None
+
+
+@slow
+def test_a_killed_run_of_musgd_goes_on_as_it_was(scenes, teacher, tmp_path):
+    """It has groups of its own, and two momenta for each of the student's convolutions."""
+    killed = kill(tmp_path, scenes, teacher, "MuSGD")
+    saved = read(killed.last)["optimizer"]
+    seen: dict[str, Any] = {}
+
+    def at_start(trainer):
+        seen.update(adapters=adapters(trainer), groups=copy.copy(trainer.optimizer.param_groups))
+        seen["states"] = [copy.deepcopy(trainer.optimizer.state[p]) for p in seen["groups"][-1]["params"]]
+
+    with called_at(on_train_start=at_start):
+        trainer = train(resume=str(killed.last), teacher=str(killed.teacher)).trainer
+    assert type(trainer.optimizer).__name__ == "MuSGD"
+    assert same(seen["adapters"], saved["kd"])
+    for now, then in zip(seen["groups"], saved["param_groups"], strict=True):
+        assert all(now.get(key) == then.get(key) for key in ("param_group", "use_muon", "weight_decay"))
+    expected = [saved["state"][i] for i in saved["param_groups"][-1]["params"]]
+    assert any("momentum_buffer_SGD" in state for state in saved["state"].values()), "of both kinds"
+    for now, then in zip(seen["states"], expected, strict=True):
+        assert now.keys() == then.keys()
+        assert all(torch.equal(now[k], v.float()) if torch.is_tensor(v) else now[k] == v for k, v in then.items())
+    assert all(not torch.equal(v, seen["adapters"][k]) for k, v in adapters(trainer).items()), "they were to go on"
+    assert [row["epoch"] for row in rows(trainer.save_dir)] == ["1", "2", "3"]
+    assert all(v.isfinite().all() for v in read(trainer.best)["model"].float().state_dict().values())
 
 
 @slow

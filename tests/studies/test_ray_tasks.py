@@ -48,6 +48,7 @@ def argv(scenes, teacher, tmp_path, monkeypatch):
 def test_a_killed_run_is_run_again_a_failed_one_is_told_and_a_finished_one_is_left(argv, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ray", reason="the extra ray")
     monkeypatch.setattr(planning, "preflight_arm", lambda arm: arm)
+    monkeypatch.setattr(planning, "check_data", lambda plan: None)
     monkeypatch.setattr(processes, "WORKER", ["-c", FAULTS + SCRIPTED])
     out = tmp_path / "study"
     for run, fault in (("pkd/seed0", "killed"), ("pkd/seed1", "task killed"), ("cwd/seed0", "fails")):
@@ -74,6 +75,7 @@ import sys
 from yolokd import cli
 from yolokd.studies import plan, processes
 plan.preflight_arm = lambda arm: arm
+plan.check_data = lambda plan: None
 processes.WORKER = ["-c", "import pathlib, sys, time; (pathlib.Path(sys.argv[1]) / 'begun').touch(); time.sleep(100)"]
 sys.exit(cli.main(["study", *sys.argv[1:]]))
 """
@@ -98,6 +100,7 @@ def test_a_stopped_study_leaves_no_process(argv, tmp_path):
 
 def test_without_ray_it_is_one_sentence(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(planning, "preflight_arm", lambda arm: arm)
+    monkeypatch.setattr(planning, "check_data", lambda plan: None)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'yolokd[ray]'" in refusal(capsys, tmp_path, "study", *argv)
 

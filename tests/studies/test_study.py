@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.cli import contents, refusal
+from helpers.faulty import GOOD, data_set
 from helpers.models import layout
 from helpers.studies import SCRIPTED, starts
 from helpers.training import ASSETS, TINY
 from ultralytics import YOLO
+from ultralytics.utils import LOGGER
 
 from yolokd import cli
 from yolokd.detectors import teachers
@@ -44,6 +46,7 @@ def given(scenes, teacher, tmp_path, monkeypatch):
 def scripted(monkeypatch):
     """Runs are processes still, but nothing is trained in them, and no model is opened to check an arm."""
     monkeypatch.setattr(planning, "preflight_arm", lambda arm: arm)
+    monkeypatch.setattr(planning, "check_data", lambda plan: None)
     monkeypatch.setattr(processes, "WORKER", ["-c", SCRIPTED])
 
 
@@ -89,6 +92,15 @@ def test_a_dotted_option_reaches_the_arms_that_have_its_method():
     assert [name for name, arguments in arms.items() if "pkd.gain" in arguments] == ["pkd", "pkd+logit"]
     with pytest.raises(UsageError, match="cwd.tau=2 sets an option of a method that no arm uses"):
         build_arms(given, {"teacher": TEACHER, "cwd.tau": 2})
+
+
+def test_labels_that_are_kept_are_kept_for_every_arm():
+    """Ultralytics' classes=[0,3] is about the labels, our class map about the teacher."""
+    arms = read_arms(["builtin", "pkd"], None)
+    made = build_arms(arms, {"teacher": TEACHER, "model": "m.pt", "data": "d.yaml", "classes": [0, 3]})
+    assert [arm.arguments.get("classes") for arm in made] == [[0, 3]] * 3
+    made = build_arms(arms, {"teacher": TEACHER, "model": "m.pt", "data": "d.yaml", "classes": "map.yaml"})
+    assert [arm.arguments.get("classes") for arm in made] == [None, None, "map.yaml"]
 
 
 def test_arms_are_interleaved_by_seed(given, tmp_path):
@@ -310,6 +322,33 @@ def test_a_run_killed_after_its_last_epoch_begins_again(tmp_path, monkeypatch):
         checkpoint = {"epoch": epoch, "optimizer": {}, "train_args": {"epochs": 3}}
         monkeypatch.setattr("yolokd.detectors.opening.read_content", lambda *a, c=checkpoint: c)
         assert interrupted(tmp_path, False) == wanted
+
+
+def test_data_that_no_training_could_use_is_refused_before_anything_is_written(given, tmp_path, capsys):
+    """Once, by the part of `yolokd check` that takes seconds; 40 broken trainings would have told it otherwise."""
+    data = data_set(tmp_path / "data", ["0 0.5", "0 0.5"], [GOOD])
+    words = [f"{k}={v}" for k, v in {**given, "data": data, "methods": "pkd", "out": tmp_path / "study"}.items()]
+    said = refusal(capsys, tmp_path, "study", *words)
+    assert "train: no image" in said and "check=False" in said
+    assert "check=maybe is neither True nor False" in refusal(capsys, tmp_path, "study", *words, "check=maybe")
+
+
+@pytest.mark.parametrize("arms", [["pkd"], ["builtin"]])
+def test_data_is_looked_at_once_and_by_wish_not_at_all(arms, given, tmp_path, monkeypatch, caplog):
+    """Before the first run only, whichever way of distilling comes first."""
+    monkeypatch.setattr(processes, "WORKER", ["-c", SCRIPTED])
+    monkeypatch.setattr(LOGGER, "propagate", True)
+
+    def lines(**more) -> list[str]:
+        caplog.clear()
+        study(arms, seeds=1, out=tmp_path / more.pop("out", "study"), **given, **more)
+        said = dict.fromkeys(record.getMessage() for record in caplog.records)
+        return [line for line in said if line.startswith("Check: ")]
+
+    first = lines()
+    assert [line.split(":")[1].strip() for line in first[:2]] == ["train has 24 images", "val has 8 images"]
+    assert "as the checkpoints state it" in first[2]
+    assert lines() == [] and lines(out="other", check=False) == []
 
 
 def test_two_studies_do_not_share_a_folder(given, scripted, tmp_path):

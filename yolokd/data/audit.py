@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class Seen:
     faults: dict[str, str]
     rows: np.ndarray[Any, Any]
     sides: np.ndarray[Any, Any]
+
+    def keeping(self, classes: Collection[int]) -> Seen:
+        """With the objects of some classes only, as Ultralytics' classes= has it."""
+        wanted = np.isin(self.rows[:, 0], list(classes))
+        return replace(self, rows=self.rows[wanted], sides=self.sides[wanted])
 
 
 @dataclass(slots=True)
@@ -105,7 +111,14 @@ class Frame:
         return np.minimum(rows[:, 3] * width, rows[:, 4] * height)
 
 
-def look_through(data: dict[str, Any], names: list[str], form: Form, frame: Frame, most: int | None) -> list[Split]:
+def look_through(
+    data: dict[str, Any],
+    names: list[str],
+    form: Form,
+    frame: Frame,
+    most: int | None,
+    kept: Collection[int] | None = None,
+) -> list[Split]:
     """The splits of a data set, of each at most the given number of images, evenly spaced, or all.
 
     Args:
@@ -114,6 +127,7 @@ def look_through(data: dict[str, Any], names: list[str], form: Form, frame: Fram
         form: how the labels must look.
         frame: what the training makes of images.
         most: images of a split that are looked at; None for all.
+        kept: the classes whose objects count; None for all.
     """
     splits = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -122,7 +136,7 @@ def look_through(data: dict[str, Any], names: list[str], form: Form, frame: Fram
             some = images if most is None else spread(images, most)
             places = [Path(folder, f"{name}{i}") for i in range(len(some))]
             seen = pool.map(lambda image, place: look_at(image, place, form, frame), some, places)
-            splits.append(Split(name, len(images), list(seen)))
+            splits.append(Split(name, len(images), [s if kept is None else s.keeping(kept) for s in seen]))
     return splits
 
 

@@ -60,14 +60,9 @@ def _is_boxes(seen: Seen) -> bool:
 
 def of_labels(split: Split, form: Form) -> list[Finding]:
     """Label files that are missing, that lie elsewhere, that have faulty rows."""
-    found = []
-    without = [s for s in split.used if not s.labelled]
-    stray = [s for s in without if s.image.with_suffix(".txt").is_file()]
-    if stray:
-        said = f"{split.name}: {counted(len(stray), 'label file')} beside the images, such as "
-        said += f"{stray[0].image.with_suffix('.txt')}: a label is read from {stray[0].label}, move them there."
-        found.append(Finding(WARNING, said))
-    if missing := [s.image for s in without if s not in stray]:
+    found = of_strays(split)
+    stray = strays(split)
+    if missing := [s.image for s in split.used if not s.labelled and s not in stray]:
         many = len(missing) > BACKGROUNDS * len(split.seen)
         said = f"{split.name}: {counted(len(missing), 'image')} of {len(split.seen)} without a label file, "
         said += f"{named(missing)}: they count as images without objects"
@@ -82,6 +77,20 @@ def of_labels(split: Split, form: Form) -> list[Finding]:
             remedy = remedy.format(columns=form.columns, last=(form.classes or 1) - 1)
             found.append(Finding(NOTE if kind == "twice" else WARNING, f"{said}: {remedy}."))
     return found
+
+
+def strays(split: Split) -> list[Seen]:
+    """Images without a label whose label file lies beside them."""
+    return [s for s in split.used if not s.labelled and s.image.with_suffix(".txt").is_file()]
+
+
+def of_strays(split: Split) -> list[Finding]:
+    """Label files that lie where nothing reads them."""
+    if not (stray := strays(split)):
+        return []
+    said = f"{split.name}: {counted(len(stray), 'label file')} beside the images, such as "
+    said += f"{stray[0].image.with_suffix('.txt')}: a label is read from {stray[0].label}, move them there."
+    return [Finding(WARNING, said)]
 
 
 def of_duplicates(train: Split, val: Split) -> list[Finding]:

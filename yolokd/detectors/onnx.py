@@ -17,9 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -27,7 +30,7 @@ from yolokd.detectors.foreign import GREY, ForeignReader, rgb
 from yolokd.errors import UsageError
 from yolokd.methods import ops
 from yolokd.views import Spec
-from yolokd_edge.common import EdgeError
+from yolokd_edge.common import EdgeError, one_line
 from yolokd_edge.contract import E2E, NMS, RAW, read_contract
 
 CONTRACTS = ("raw", "e2e", "nms", "boxes_scores")
@@ -35,6 +38,9 @@ DECLARED = {RAW: "raw", E2E: "e2e", NMS: "nms"}  # their names in a file's metad
 # NMS on raw and boxes_scores keeps at most this many detections, up to this IoU, above this score
 MAX_DETECTIONS, IOU, MIN_SCORE = 300, 0.7, 0.001
 IMPROBABLE = 1e-6  # scores are raised to this, so that 0 has a finite logit
+FLOATS = ("tensor(float)", "tensor(float16)")  # what images can be fed as
+# Operators that multiply by what they hold, so that an infinity in it is no mask.
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "QuantizeLinear", "DequantizeLinear"}
 STRIDE = 32  # image sides are a multiple of this where the file leaves them free
 
 
@@ -62,6 +68,8 @@ class OnnxDetector(nn.Module):
         shape = list(entry.shape)
         if len(session.get_inputs()) != 1 or len(shape) != 4 or isinstance(shape[1], int) and shape[1] != 3:
             raise UsageError(f"teacher={path} takes {shape}: a detector takes one input of images (B, 3, H, W).")
+        if entry.type not in FLOATS:
+            raise UsageError(f"teacher={path} takes {entry.type}: give a file that takes {' or '.join(FLOATS)}.")
         self.entry, self.float16 = entry.name, entry.type == "tensor(float16)"
         self.images, _, self.height, self.width = (n if isinstance(n, int) and n > 0 else None for n in shape)
         if self.contract == "boxes_scores" and not {"boxes", "scores"} <= set(self.outputs):
@@ -74,7 +82,11 @@ class OnnxDetector(nn.Module):
                 f"teacher={path} has outputs {', '.join(self.outputs)}, but the contract {self.contract} is about one: "
                 "give teacher.contract=boxes_scores for outputs boxes and scores."
             )
-        self(torch.zeros(1, 3, self.height or 2 * STRIDE, self.width or 2 * STRIDE))  # one run checks the shapes
+        if name := non_finite(path):
+            raise UsageError(f"teacher={path} has values that are not finite, first in {name}: give a file without.")
+        found = self(torch.zeros(1, 3, self.height or 2 * STRIDE, self.width or 2 * STRIDE))  # this checks the shapes
+        if not all(out.isfinite().all() for out in found.values()):
+            raise UsageError(f"teacher={path} computes values that are not finite numbers: give a file that does not.")
 
     def _session(self, device: torch.device) -> Any:
         """The session for images on a device; ONNX Runtime's own build decides whether a GPU can be used."""
@@ -84,12 +96,13 @@ class OnnxDetector(nn.Module):
                 places.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
             usable = [place for place in places if place[0] in onnxruntime.get_available_providers()]
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+            options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
             try:
                 self.sessions[device] = onnxruntime.InferenceSession(self.path, options, providers=usable)
             except Exception as error:  # ONNX Runtime's own exception types share no base class
-                reason = " ".join(str(error).split())[:200]
-                raise UsageError(f"teacher={self.path} is not an ONNX model that can be loaded ({reason}).") from error
+                raise UsageError(
+                    f"teacher={self.path} is not an ONNX model that can be loaded ({one_line(error)})."
+                ) from error
         return self.sessions[device]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -122,8 +135,14 @@ class OnnxDetector(nn.Module):
     def _run(self, images: Tensor) -> list[Tensor]:
         blob = images.half() if self.float16 else images
         session = self._session(images.device)
-        outputs = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
-        return [torch.from_numpy(out) for out in outputs]
+        try:
+            outputs = session.run(self.outputs, {self.entry: blob.contiguous().cpu().numpy()})
+            return [torch.from_numpy(out) for out in outputs]
+        except Exception as error:  # ONNX Runtime's own share no base class; an output may be of text
+            raise UsageError(
+                f"teacher={self.path} cannot be run on images of {tuple(blob.shape)} ({one_line(error)}): give a file "
+                "that ONNX Runtime runs."
+            ) from error
 
     def _read(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, N, 4) and scores (B, N, K) from the file's outputs."""
@@ -167,6 +186,29 @@ class OnnxReader(ForeignReader):
         super().__init__(model)
         name = Path(model.path).stem
         self.spec = Spec(self.strides, {}, len(model.names), name=name, dense=False, provides=self.fields)
+
+
+def non_finite(path: str) -> str | None:
+    """Name of a constant in a file that holds NaN, or infinity where a layer multiplies by it; None without."""
+    weighted: set[str] = set()
+    constants: list[tuple[str, Any]] = []
+    graphs = [onnx.load(path).graph]
+    while graphs:
+        graph = graphs.pop()
+        constants += [(tensor.name, tensor) for tensor in graph.initializer]
+        for node in graph.node:
+            weighted |= set(node.input) if node.op_type in WEIGHTED else set()
+            for attribute in node.attribute:
+                if attribute.HasField("g"):  # a branch or the body of a loop
+                    graphs.append(attribute.g)
+                if attribute.HasField("t") and node.op_type == "Constant":
+                    constants.append((node.output[0], attribute.t))
+    for name, tensor in constants:
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any() or (name in weighted and np.isinf(values).any()):
+                return name
+    return None
 
 
 def _contract_and_names(

@@ -11,7 +11,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_as
 
 from yolokd.detectors import vit
 from yolokd.detectors.onnx import OnnxDetector
-from yolokd.detectors.opening import open_teacher
+from yolokd.detectors.opening import open_teacher, refuse_non_finite
 from yolokd.errors import UsageError, as_path
 
 
@@ -88,7 +88,9 @@ def load_teacher(
         trust: whether a checkpoint may run any code, for which the user answers; else it may build known classes only.
     """
     if path.startswith(vit.PREFIX):
-        return vit.load(path)
+        transformer = vit.load(path)
+        refuse_non_finite(transformer, f"teacher={path}")
+        return transformer
     if path.endswith(".onnx"):
         return OnnxDetector(path, contract, names)
     return open_teacher(path, trust)

@@ -12,7 +12,7 @@ from typing import Any
 from ultralytics.utils import LOGGER, YAML
 
 from yolokd.detectors.opening import read_checkpoint
-from yolokd.errors import UsageError, as_path, one_line
+from yolokd.errors import UsageError, as_path, one_line, printable
 
 WEIGHTS = "weights"  # the folder of a run that Ultralytics writes checkpoints into
 STAGE = ".unfinished"  # in there: what is being written, of no use after a crash
@@ -106,7 +106,7 @@ def _instead(path: Path, given: Any, place: Path | None, trust: bool, error: Exc
             f"resume={given}: {said}, and no other checkpoint beside it can be gone on from: begin the training anew."
         )
     epoch, state = max(found, key=lambda one: one[0])
-    LOGGER.warning(f"{said}: the run goes on from {state.file}, which is of epoch {epoch + 1}.")
+    LOGGER.warning(printable(f"{said}: the run goes on from {state.file}, which is of epoch {epoch + 1}."))
     return state
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,70 @@ from yolokd.config.options import DistillOptions
 from yolokd.data.audit import Frame, Split, look_through
 from yolokd.data.findings import NOTE, WARNING, Finding, counted
 from yolokd.data.labels import Form
-from yolokd.data.verdict import findings
-from yolokd.detectors.opening import read_content
+from yolokd.data.splits import read_data
+from yolokd.data.verdict import findings, of_strays
+from yolokd.detectors import read
+from yolokd.detectors.opening import open_student, read_content
 from yolokd.detectors.teachers import title
+from yolokd.distill.applicability import kept_classes, rounded_imgsz
 from yolokd.distill.preflight import Ready
+from yolokd.errors import printable
 
 LOOKED_AT = 2000  # images of each split before a training
 CLEARLY = 2.0  # points of mAP50 by which a teacher must be better for its lead to count
 
 
 def tell(student: YOLO | RTDETR, ready: Ready, arguments: dict[str, Any], trust: bool) -> None:
-    """Log what is known of a training that is about to begin."""
+    """Log what is known of a training that is about to begin, but for the labels that it will itself tell of."""
     if RANK not in {-1, 0}:
         return
     splits, found = examine(student, ready.data, min(ready.student.strides), ready.side, arguments, LOOKED_AT)
+    train, val = splits
+    told = of_strays(train)
+    teachers = DistillOptions.of(arguments).teacher
+    say([val], [finding for finding in found if finding not in told], student, teachers, ready.data, trust)
+
+
+def say(
+    splits: list[Split],
+    found: list[Finding],
+    student: YOLO | RTDETR,
+    teachers: Sequence[str],
+    data: dict[str, Any],
+    trust: bool,
+) -> None:
+    """Log splits, the scores that the checkpoints of a pair state, and what was found."""
     for split in splits:
-        LOGGER.info(f"Check: {describe(split)}")
-    scores = [stated(student.ckpt, ready.data)]
-    options = DistillOptions.of(arguments)
-    scores += [stated(content_of(file, trust), ready.data) for file in options.teacher]
-    names = ["student", *map(title, options.teacher)]
+        LOGGER.info(printable(f"Check: {describe(split)}"))
+    scores = [stated(student.ckpt, data)]
+    scores += [stated(content_of(file, trust), data) for file in teachers]
+    names = ["student", *map(title, teachers)]
     said = ", ".join(f"{n} {'unknown' if s is None else format(s, '.1f')}" for n, s in zip(names, scores, strict=True))
     unknown = "; `yolokd check` measures them" if None in scores else ""
-    LOGGER.info(f"Check: mAP50 on these validation images, as the checkpoints state it: {said}{unknown}")
+    LOGGER.info(printable(f"Check: mAP50 on these validation images, as the checkpoints state it: {said}{unknown}"))
     known = [score for score in scores[1:] if score is not None]
     if scores[0] is not None and known and (doubt := doubt_of(max(known), scores[0])):
         found = [doubt, *found]
     for finding in found:
         if finding.level != NOTE:
             LOGGER.warning(f"Check: {finding}")
+
+
+def of_pair(arguments: dict[str, Any], teachers: Sequence[str], trust: bool) -> list[Finding]:
+    """Log what `tell` does and of the training's images too; returns what was found.
+
+    Args:
+        arguments: of a training of the student alone.
+        teachers: their files.
+        trust: the user answers for what the files run.
+    """
+    student, data = open_student(arguments["model"], trust=trust), read_data(arguments, trust)
+    if arguments.get("single_cls"):
+        data = {**data, "names": {0: "item"}}
+    side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
+    splits, found = examine(student, data, min(read(student.model).strides), side, arguments, LOOKED_AT)
+    say(splits, found, student, teachers, data, trust)
+    return found
 
 
 def examine(
@@ -65,10 +101,12 @@ def examine(
         arguments: the training's.
         most: images of a split that are looked at; None for all.
     """
-    form = Form.of(data, student.task, bool(arguments.get("single_cls")))
+    single = bool(arguments.get("single_cls"))
+    form, kept = Form.of(data, student.task, single), kept_classes(arguments.get("classes"), data["names"], single)
     names = ["train", str(arguments.get("split") or "val")]
-    splits = look_through(data, names, form, Frame(side, isinstance(student, RTDETR)), most)
-    return splits, findings(splits, data["names"], form, stride, side)
+    splits = look_through(data, names, form, Frame(side, isinstance(student, RTDETR)), most, kept)
+    taught = {k: name for k, name in data["names"].items() if kept is None or k in kept}
+    return splits, findings(splits, taught, form, stride, side)
 
 
 def describe(split: Split) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 
 from yolokd.distill.teacher import Teacher
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, printable
 from yolokd.methods import ops
 from yolokd.views import View, ViewsAt
 
@@ -299,7 +299,7 @@ def open_all(
     if needed - sum(f.stat().st_size for f in files if f.exists()) > (free := shutil.disk_usage(around).free):
         raise UsageError(f"cache=teacher needs {size}, and {around} has {free / GB:.3g} GB left: lower cache_views.")
     if RANK in {-1, 0}:
-        LOGGER.info(f"Teacher cache in {folder}: at most {size}")
+        LOGGER.info(printable(f"Teacher cache in {folder}: at most {size}"))
         make_room(folder, files, needed, limit)
     return [
         Cache(teacher, branches, Store(file, kind, count), imgsz, images.device)
@@ -332,4 +332,4 @@ def make_room(folder: Path, keep: Sequence[Path], needed: int, limit: float) -> 
             break
         total -= file.stat().st_size
         file.unlink()
-        LOGGER.info(f"Removed the teacher cache {file}, to keep to cache_limit={limit / GB:g}")
+        LOGGER.info(printable(f"Removed the teacher cache {file}, to keep to cache_limit={limit / GB:g}"))

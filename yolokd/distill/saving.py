@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolokd.distill.checkpoints import STAGE, WEIGHTS, cut_table, is_over, move
 from yolokd.distill.together import TogetherMixin
+from yolokd.errors import printable
 
 
 class SavingMixin(TogetherMixin):
@@ -63,7 +64,7 @@ class SavingMixin(TogetherMixin):
                     if file.exists():
                         shutil.copy(file, copy)
                 if self.best.exists() and self.last.exists() and not _is_readable(self.best):
-                    LOGGER.warning(f"{real[1]} cannot be read: the last epoch's model takes its place.")
+                    LOGGER.warning(printable(f"{real[1]} cannot be read: the last epoch's model takes its place."))
                     shutil.copy(self.last, self.best)
             self.wait_for_others()
             super().final_eval()
@@ -86,7 +87,7 @@ class SavingMixin(TogetherMixin):
             began = getattr(self.args, "save_dir", None)
             self.args.save_dir = str(file.parent.parent)
             if began and RANK in {-1, 0} and Path(began) != Path(self.args.save_dir).resolve():
-                LOGGER.info(f"The run began in {began} and goes on in {self.args.save_dir}")
+                LOGGER.info(printable(f"The run began in {began} and goes on in {self.args.save_dir}"))
         _, checkpoint = load_checkpoint(file)
         args = self.args
         if is_over(checkpoint, args.epochs, args.patience, bool(args.time)):
@@ -111,7 +112,8 @@ class SavingMixin(TogetherMixin):
         if self.world_size > 1:
             self._setup_ddp()
         self._setup_train()
-        LOGGER.info(f"All epochs of {self.args.resume} are trained: what is left is the final evaluation")
+        said = f"All epochs of {self.args.resume} are trained: what is left is the final evaluation"
+        LOGGER.info(printable(said))
         self.epoch, self.tloss, self.lr = self._epochs_done() - 1, {}, {}
         self.epoch_time, self.epoch_time_start = None, time.time()
         self.train_time_start = self.epoch_time_start

@@ -141,11 +141,12 @@ class KDMixin(FadingMixin, StartMixin, SavingMixin):
         self.recipe = {key: options for one in made for key, options in one.methods.items()}
         if RANK in {-1, 0}:
             terms = ", ".join(f"{name} x {gain:g}" for name, gain in self.distiller.gains.items()) or "no term (kd=0)"
-            LOGGER.info(f"Distilling {reader.spec.name} under {', '.join(p.teacher.spec.name for p in made)}: {terms}")
+            teachers = ", ".join(one.teacher.spec.name for one in made)
+            LOGGER.info(printable(f"Distilling {reader.spec.name} under {teachers}: {terms}"))
             for one in made if self.distiller.gains else ():
-                LOGGER.info(f"Classes: {one.coverage}")
+                LOGGER.info(printable(f"Classes: {one.coverage}"))
             for reason in dict.fromkeys(r for one in made for r in one.refused):
-                LOGGER.info(f"Left out: {reason}")
+                LOGGER.info(printable(f"Left out: {reason}"))
             if self.start != "own":
                 LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init})")
 
@@ -307,7 +308,7 @@ class KDMixin(FadingMixin, StartMixin, SavingMixin):
             parts.append(f"{drawn - unlabelled} unreadable")
         if self.distiller.best:
             names = [pairing.teacher.reader.spec.name for pairing in self.distiller.pairings]
-            parts += [f"{n} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
+            parts += [f"{printable(n)} the best teacher of {t}" for n, t in zip(names, taught, strict=True)]
         if self.distiller.caches:
             parts.append(f"{responses - computed} teacher responses read and {computed} computed")
         if RANK in {-1, 0}:

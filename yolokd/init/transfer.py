@@ -24,7 +24,7 @@ from yolokd.detectors.class_map import ClassMap
 from yolokd.detectors.reader import Reader
 from yolokd.detectors.tasks import OBBReader
 from yolokd.detectors.yolo import YoloReader
-from yolokd.errors import UsageError, one_line
+from yolokd.errors import UsageError, one_line, printable
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
 from yolokd.init.teacher_statistics import TeacherStatistics
@@ -74,7 +74,8 @@ def start(
                     f"init={how}: {teacher.spec.name} gives no start ({found}): leave init= out, or choose a smaller "
                     "imgsz= or teacher."
                 )
-            LOGGER.warning(f"init=auto: the start {name} is left out, {teacher.spec.name} gives none ({found}).")
+            said = f"init=auto: the start {name} is left out, {teacher.spec.name} gives none ({found})."
+            LOGGER.warning(printable(said))
     starts = {name: state for name, state in solved.items() if not isinstance(state, str)}
     student.model.load_state_dict(own["own"] if how == "auto" else starts[how])
     return {**own, **starts} if how == "auto" else starts

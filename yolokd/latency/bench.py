@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd_edge.bench.options import BenchOptions
-from yolokd_edge.common import EdgeError, check_writable
+from yolokd_edge.common import EdgeError, check_writable, printable
 
 
 def bench(
@@ -60,7 +60,7 @@ def bench(
     from yolokd.latency.drawing import latency
 
     latency(records, series, folder / "latency.png")
-    print(f"Report, raw samples and plot: {folder}")
+    print(printable(f"Report, raw samples and plot: {folder}"))
     return records
 
 

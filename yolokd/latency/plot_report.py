@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yolokd.errors import UsageError, as_path
+from yolokd.errors import UsageError, as_path, printable
 from yolokd.latency import drawing, plots, schema
 from yolokd_edge.common import check_writable
 
@@ -38,7 +38,7 @@ def plot(report: str | Path, out: str | Path | None = None) -> list[Path]:
     drawing.latency(records, series, pictures[0])
     for record, samples, picture in zip(records, series, pictures[1:], strict=True):
         plots.over_time(record, samples, picture)
-    print("\n".join(map(str, pictures)))
+    print("\n".join(printable(str(picture)) for picture in pictures))
     return pictures
 
 

@@ -27,7 +27,7 @@ from yolokd.config.checks import check_writable
 from yolokd.config.parse import true_or_false
 from yolokd.data.splits import find_data, split_images
 from yolokd.distill.provenance import Provenance
-from yolokd.errors import ParityError, UsageError, as_path
+from yolokd.errors import ParityError, UsageError, as_path, printable
 from yolokd.onnx import export, metadata, parity, profile, quantize, rounding
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
@@ -109,7 +109,7 @@ def bundle(
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         check_manifest(open_bundle(root), Detector(root / "model.onnx", threads=1))
         _zip(root, target)
-    LOGGER.info(f"Bundled {target} ({target.stat().st_size / 1e6:.1f} MB)\n{table(models)}")
+    LOGGER.info(f"Bundled {printable(str(target))} ({target.stat().st_size / 1e6:.1f} MB)\n{table(models)}")
     return target
 
 

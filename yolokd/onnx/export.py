@@ -17,7 +17,7 @@ from yolokd.config.parse import check_keys, did_you_mean, true_or_false
 from yolokd.data.splits import find_data
 from yolokd.detectors.opening import GIVE_CHECKPOINT, open_model
 from yolokd.distill.provenance import Provenance
-from yolokd.errors import UsageError, as_path, one_line
+from yolokd.errors import UsageError, as_path, one_line, printable
 from yolokd.onnx import metadata, parity
 from yolokd_edge.contract import E2E, NMS, RAW
 from yolokd_edge.detector import Detector
@@ -106,13 +106,10 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(file, target)
     if not source and not proven_on["own_images"]:
-        LOGGER.warning(
-            f"{target} was proven on {stock} stock photographs only, which need not show what it is for: "
-            "give images of its own, source=images/."
-        )
-    LOGGER.info(
-        f"Exported {target} ({wanted}, {target.stat().st_size / 1e6:.1f} MB); {_said(figures, proven_on, source)}"
-    )
+        said = f"{target} was proven on {stock} stock photographs only, which need not show what it is for: "
+        LOGGER.warning(printable(f"{said}give images of its own, source=images/."))
+    size = f"{target.stat().st_size / 1e6:.1f} MB"
+    LOGGER.info(printable(f"Exported {target} ({wanted}, {size}); {_said(figures, proven_on, source)}"))
     return target
 
 

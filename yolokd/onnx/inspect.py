@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from yolokd.errors import printable
 from yolokd.onnx import profile
 from yolokd_edge.common import EdgeError
 
@@ -28,12 +29,14 @@ def inspect(model: str | Path, threads: int = 1, top: int = 10) -> dict[str, Any
     gflops, peak = figures["gflops"], figures["peak_activation_bytes"]
     work = "" if gflops is None else f"{gflops:.2f} GFLOPs an image, "
     memory = "unknown" if peak is None else f"{peak / 1e6:.2f} MB at most, at {figures['peak_node']}"
-    print(
+    lines = [
         f"{path}: {figures['parameters']:,} parameters, {work}{figures['bytes'] / 1e6:.2f} MB; "
         f"memory of activations {memory}"
-    )
-    width = max(len(row["name"]) for row in rows)
-    print(f"{'slowest nodes':<{width}}  {'operator':<20}{'ms':>8}{'share':>8}")
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['op']:<20}{row['ms']:>8.3f}{row['share']:>8.1%}")
+    ]
+    names = [printable(row["name"]) for row in rows]
+    width = max(map(len, ["slowest nodes", *names]))
+    lines.append(f"{'slowest nodes':<{width}}  {'operator':<20}{'ms':>8}{'share':>8}")
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:<{width}}  {row['op']:<20}{row['ms']:>8.3f}{row['share']:>8.1%}")
+    print("\n".join(map(printable, lines)))
     return {**figures, "slowest": rows}

@@ -19,7 +19,7 @@ from ultralytics.utils import ASSETS, LOGGER
 from yolokd import compat
 from yolokd.data.splits import split_images
 from yolokd.detectors.opening import open_model
-from yolokd.errors import ParityError, UsageError
+from yolokd.errors import ParityError, UsageError, printable
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import RAW
@@ -197,7 +197,7 @@ def readable(path: Path) -> bool:
     """Whether a file decodes as an image; of a data set's Ultralytics leaves out those that do not, with a warning."""
     try:
         read_image(path)
-    except EdgeError:
-        LOGGER.warning(f"Left out {path}, which cannot be decoded.")
+    except EdgeError as error:
+        LOGGER.warning(printable(f"Left out an image: {error}"))
         return False
     return True

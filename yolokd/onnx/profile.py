@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -60,7 +61,7 @@ def _tensors(graph: onnx.GraphProto) -> tuple[Shapes, dict[str, int]]:
     sizes = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
-        if all(d.HasField("dim_value") for d in tensor.shape.dim):
+        if tensor.elem_type and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
             shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
             item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
             sizes[value.name] = int(np.prod(shapes[value.name], dtype=np.int64)) * item
@@ -81,7 +82,7 @@ def _parameters(graph: onnx.GraphProto) -> int:
 
 def _operations(node: onnx.NodeProto, shapes: Shapes) -> int | None:
     """Floating-point operations of a weighted node, two a multiplication; None if a shape is not fixed."""
-    if not all(name in shapes for name in (*node.input[:2], node.output[0])):
+    if len(node.input) < 2 or not all(name in shapes for name in (*node.input[:2], *node.output[:1])):
         return None
     out = int(np.prod(shapes[node.output[0]], dtype=np.int64))
     if node.op_type in ("Gemm", "MatMul"):
@@ -124,18 +125,17 @@ def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) 
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
-        feed = session.get_inputs()[0]
-        if not all(isinstance(side, int) for side in feed.shape):
-            raise EdgeError(f"{file} has no fixed input shape ({feed.shape}), to time its nodes at: export it for one.")
-        kind = np.float16 if feed.type == "tensor(float16)" else np.float32
-        noise = np.random.default_rng(0).random(feed.shape, np.float32).astype(kind)
-        for _ in range(5 + runs):
-            session.run(None, {feed.name: noise})
+        feed = {value.name: _noise(value, file) for value in session.get_inputs()}
+        try:
+            for _ in range(5 + runs):
+                session.run(None, feed)
+        except Exception as error:
+            raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
@@ -145,3 +145,16 @@ def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) 
     total = sum(medians.values()) or 1.0
     ranked = sorted(medians.items(), key=lambda item: -item[1])[:most]
     return [{"name": name, "op": op, "ms": ms, "share": ms / total} for (name, op), ms in ranked]
+
+
+def _noise(entry: Any, file: str | Path) -> np.ndarray[Any, Any]:
+    """Random numbers for an input of a session."""
+    kind = re.fullmatch(r"tensor\((float|double|u?int\d+|float16)\)", entry.type)
+    if not kind:
+        raise EdgeError(f"{file} takes {entry.type}, which is no image, so nothing is timed.")
+    if not entry.shape or not all(isinstance(side, int) for side in entry.shape):
+        raise EdgeError(f"{file} has no fixed input shape ({entry.shape}), to time its nodes at: export it for one.")
+    name = {"float": "float32", "double": "float64"}.get(kind[1], kind[1])
+    random = np.random.default_rng(0).random(entry.shape, np.float32)
+    noise: np.ndarray[Any, Any] = (random if "float" in name else 255 * random).astype(name)
+    return noise

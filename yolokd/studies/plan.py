@@ -20,9 +20,11 @@ from yolokd.config import options
 from yolokd.config.checks import check_arguments, check_values, check_writable
 from yolokd.config.parse import check_keys, is_file_name, read_yaml, true_or_false, typed
 from yolokd.config.recipes import asked_methods, method_keys, read_arguments
+from yolokd.data.findings import PROBLEM
 from yolokd.data.splits import read_data
 from yolokd.detectors.opening import open_model, open_student, scaled_yaml
 from yolokd.detectors.teachers import fetched, locate_all
+from yolokd.distill import outlook
 from yolokd.distill.preflight import preflight
 from yolokd.errors import UsageError, as_path
 from yolokd.methods import METHODS
@@ -191,7 +193,10 @@ def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
 
 def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
     """Each arm's complete training arguments: the common ones, then its own."""
-    distilling = {k: v for k, v in common.items() if k in options.OURS and k not in FOR_ANY_ARM}
+    about_teachers = {key for key in options.OURS if key not in FOR_ANY_ARM}
+    if options.is_filter(common.get("classes")):
+        about_teachers.discard("classes")  # Ultralytics' own: an arm with all labels would learn something else
+    distilling = {k: v for k, v in common.items() if k in about_teachers}
     shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
     dotted = {k: v for k, v in common.items() if "." in k}
     used: set[str] = set()
@@ -263,6 +268,16 @@ def preflight_arm(arm: Arm) -> Arm:
         if key in arguments and Path(str(arguments[key])).is_file():
             arguments[key] = str(Path(str(arguments[key])).resolve())
     return Arm(arm.name, arguments, arm.level)
+
+
+def check_data(plan: Study) -> None:
+    """The part of `yolokd check` that costs seconds, once for all arms: what it finds is logged, a problem refused."""
+    teacher = plan.common["teacher"]
+    teachers = [teacher] if isinstance(teacher, str) else teacher
+    alone = plan.arms[0].arguments  # which comes first
+    found = outlook.of_pair(alone, teachers, bool(plan.common.get("trust")))
+    if problems := [finding.text.rstrip(".") for finding in found if finding.level == PROBLEM]:
+        raise UsageError(f"{problems[0]}. With check=False the study starts in spite of it.")
 
 
 def _run_spec(arm: Arm, seed: int) -> dict[str, Any]:

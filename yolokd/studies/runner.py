@@ -8,8 +8,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from yolokd.config.parse import one_of
-from yolokd.errors import Interrupted, StudyError, UsageError
+from yolokd.config.parse import one_of, true_or_false
+from yolokd.errors import Interrupted, StudyError, UsageError, printable
+from yolokd.studies import plan as planning
 from yolokd.studies import processes
 from yolokd.studies.plan import SCHEMA, Study, plan_study, read_devices
 from yolokd.studies.processes import Engine
@@ -26,6 +27,7 @@ def study(
     threads: int | None = None,
     devices: Any = None,
     engine: str = "local",
+    check: bool = True,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train a student in several ways over several seeds and say which is better, and whether that is certain.
@@ -41,6 +43,7 @@ def study(
         threads: CPU threads of each run; by default the usable cores, shared out.
         devices: a comma list such as 0,1,2,3: each run has one of them to itself.
         engine: `local`, or `ray` to run on the machines of a Ray cluster, which share the folder and the data.
+        check: whether to look at data and scores before the first run, as `yolokd train` does.
         **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
             apply to the arms that use it. With val=False a run is validated after its last epoch only.
 
@@ -55,8 +58,11 @@ def study(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{key}={value} is not a whole number of 1 or more.")
     one_of("engine", engine, ("local", "ray"))
+    true_or_false("check", check)
     pool = read_devices(devices, jobs, engine, arguments)
     plan = plan_study(methods, arms, seeds, out, arguments)
+    if check and not (plan.out / "study.json").is_file():  # else it was looked at when the study began
+        planning.check_data(plan)
     if engine == "ray":
         from yolokd.studies import ray_tasks
 
@@ -110,7 +116,7 @@ def _last_line(log: Path) -> str:
     if not log.is_file():
         return "its process was not started"
     lines = [s for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if (s := line.strip())]
-    return lines[-1][:200] if lines else "no word in log.txt"
+    return printable(lines[-1])[:200] if lines else "no word in log.txt"
 
 
 def _report(plan: Study, jobs: int | None, plot: bool = False) -> dict[str, Any]:

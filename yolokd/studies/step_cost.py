@@ -35,7 +35,7 @@ from yolokd.distill.applicability import Plan, needs, pair_of_heads, plan
 from yolokd.distill.gradient_balance import tensors
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, printable
 from yolokd.methods import METHODS
 from yolokd.studies.step_time import wait
 
@@ -281,9 +281,9 @@ def _print(rows: dict[str, Cost], refused: list[str], device: torch.device, what
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"{what}, {hardware}\n{'':22} {'ms':>9} {'ratio':>7} {'MB':>8}")
+    print(f"{printable(what)}, {hardware}\n{'':22} {'ms':>9} {'ratio':>7} {'MB':>8}")
     for name, row in rows.items():
         print(f"{name:22} {row.ms:9.1f} {row.ratio:7.3f} {'' if row.mb is None else format(row.mb, '8.1f')}".rstrip())
     for reason in refused:
-        print(reason)
+        print(printable(reason))
     print(NOTES.format(MEMORY[device.type]))

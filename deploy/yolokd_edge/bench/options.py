@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from yolokd_edge.arguments import number
 from yolokd_edge.common import EdgeError, usable_cores
-from yolokd_edge.contract import PRECISIONS
+from yolokd_edge.contract import MAX_SIDE, PRECISIONS
 from yolokd_edge.runtimes.table import PROVIDERS, check_fp16, check_provider
 
 
@@ -166,4 +166,6 @@ def _size(value: Any) -> tuple[int, int] | None:
     sides = [_count(side, "Input sizes") or 0 for side in str(value).split("x")]
     if len(sides) > 2 or 0 in sides:
         raise EdgeError(f"An input size is one number or HEIGHTxWIDTH, not {value!r}.")
+    if max(sides) > MAX_SIDE:
+        raise EdgeError(f"An input size has sides of at most {MAX_SIDE} pixels, not {value!r}.")
     return sides[0], sides[-1]

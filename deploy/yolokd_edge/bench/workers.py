@@ -110,7 +110,8 @@ def _check_end(folder: Path, process: Any) -> None:
         raise EdgeError(error["message"], error["code"])
     if process.returncode != 0:
         errors = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
-        lines = errors.strip().splitlines() or ["it gave no reason"]
+        killed = f"signal {-process.returncode}, often for want of memory"
+        lines = errors.strip().splitlines() or [killed if process.returncode < 0 else "it gave no reason"]
         code = DEFECT if process.returncode == DEFECT else USAGE
         raise EdgeError(f"A measuring process ended with code {process.returncode}: {lines[-1][:300]}", code)
 

@@ -12,10 +12,10 @@ import onnxruntime
 
 
 def session_options(threads: int) -> Any:
-    """Options of every session: the threads, and nothing on stderr but errors."""
+    """Options of every session: the threads, and nothing on stderr."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only: stderr belongs to our own sentences
+    options.log_severity_level = 4  # not even errors, which are raised as well: stderr belongs to our own sentences
     # Threads that keep spinning after a run would slow down pre- and postprocessing and every other model.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

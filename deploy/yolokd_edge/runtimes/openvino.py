@@ -45,7 +45,7 @@ class OpenVino:
 
     def _port(self, port: Any) -> Port:
         shape = [size.get_length() if size.is_static else str(size) for size in port.partial_shape]
-        kinds = {"f32": "tensor(float)", "f16": "tensor(float16)"}
+        kinds = {"f32": "tensor(float)", "f16": "tensor(float16)", "f64": "tensor(double)"}
         kind = port.element_type.get_type_name()
         return Port(port.any_name, shape, kinds.get(kind, kind))
 

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 
 from yolokd_edge.board.system import gpu_architecture, l4t_version
-from yolokd_edge.common import EdgeError, sha256
+from yolokd_edge.common import EdgeError, printable, sha256
 from yolokd_edge.contract import metadata_entry, says_fp16
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.onnxruntime_options import onnxruntime_version
@@ -85,7 +85,8 @@ def engine_options(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict
         raise EdgeError(f"The engine cache {folder} cannot be created ({error.strerror}).") from None
     hit = any(folder.glob("*.engine"))
     if not hit:
-        print(f"Building a TensorRT engine for {path}: minutes, once; kept in {folder}", file=sys.stderr)
+        said = printable(f"Building a TensorRT engine for {path}: minutes, once; kept in {folder}")
+        print(said, file=sys.stderr)
     options = {
         "trt_fp16_enable": str(half),
         "trt_int8_enable": str(int8),
