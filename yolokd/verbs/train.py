@@ -74,8 +74,11 @@ VERB = Verb(
 
 
 def run(words: list[str]) -> None:
-    """Train."""
+    """Train; the report lies in the run's folder in the end."""
     from yolokd.config.parse import parse_pairs
     from yolokd.distill.training import train
+    from yolokd.reports.after import after
 
-    train(**parse_pairs(words))
+    given = parse_pairs(words)
+    student = train(**given)
+    after(student.trainer.save_dir, ["yolokd", "train", *words], given.get("trust") is True)
