@@ -88,7 +88,7 @@ def bench(folder: Path, p50: Sequence[float] = (2.0, 1.0), names: Sequence[str] 
 def demo(folder: Path, data: Path) -> Path:
     """A demo's folder."""
     run(folder / "alone", STUDENT, data, table([0.1, 0.2]), teacher=None)
-    run(folder / "distilled", TEACHER, data, table([0.1, 0.3], train__logit=[1.0, 1.0]), folder / "teacher.pt")
+    run(folder / "distilled", TEACHER, data, table([0.1, 0.3], train__logit_loss=[1.0, 1.0]), folder / "teacher.pt")
     shutil.copy(TEACHER, folder / "teacher.pt")
     bench(folder / "bench")
     figures = {"teacher": (0.6, 2.5, 3.0), "student alone": (0.3, 1.2, 1.5), "student distilled": (0.5, 1.1, 1.6)}

@@ -80,7 +80,7 @@ def data(tmp_path_factory, scenes) -> Path:
 def study(tmp_path_factory, data) -> Path:
     """A study's folder with its report, under a name that is markup."""
     folder = tmp_path_factory.mktemp("study") / "<b>study&"
-    rows = runs.table([0.1 + 0.02 * i for i in range(12)], train__logit=[9.0] * 12)
+    rows = runs.table([0.1 + 0.02 * i for i in range(12)], train__logit_loss=[9.0] * 12)
     runs.study(folder, data, [0.05, 0.07, 0.06], rows)
     assert after(folder, ["yolokd", "study", f"out={folder}"]) == folder / "report.html"
     return folder
@@ -119,7 +119,7 @@ def test_a_study_is_one_page_that_loads_nothing(study, page):
     check_page(page, (study / "report.html").read_text(encoding="utf-8"))
     for title in ("In words", "Gain", "Predictions side by side", "Where they look", "Curves"):
         assert title in page.text
-    assert "could not be made" not in page.text and "ot measured: " not in page.text
+    assert "could not be made" not in page.text and "Not measured: " not in page.text
     assert len(page.of("img")) == 4 * 4 + 2 * 3 * 3, "truth and three models; levels of two images for three models"
 
 
@@ -148,14 +148,6 @@ def test_scores_are_those_that_were_measured(page, kept):
     assert row[2:5] == [f"{100 * m['sizes']['small']['map50']:.1f}" for m in (teacher, alone, best)]
     assert row[5] == f"{gain:+.1f} [{gain:+.1f}, {gain:+.1f}]", "all seeds have the same models"
     assert [HOSTILE, str(teacher["classes"]["9"]["objects"])] in [r[:2] for r in page.rows]
-
-
-def test_the_sample_agrees_with_ultralytics_validation(kept, data):
-    """The images are few, padded otherwise, and weak detections are left out: close, not equal."""
-    from ultralytics import YOLO
-
-    metrics = YOLO(runs.TEACHER).val(data=str(data), imgsz=64, device="cpu", workers=0, plots=False, verbose=False)
-    assert kept["models"][0]["map50"] == pytest.approx(metrics.box.map50, abs=0.08)
 
 
 def test_what_it_was_made_with_is_told(study, page, kept):
@@ -222,13 +214,13 @@ def test_a_demo_has_front_and_latency(demo):
 
 
 def test_a_run_has_no_gain(tmp_path, scenes, monkeypatch):
-    folder = runs.run(tmp_path / "run", runs.TEACHER, scenes, runs.table([0.3] * 12, train__logit=[0.1] * 12))
+    folder = runs.run(tmp_path / "run", runs.TEACHER, scenes, runs.table([0.3] * 12, train__logit_loss=[0.1] * 12))
     monkeypatch.setattr(measure, "FEWEST", 2)
     said = explain(folder)
     assert "not measured: this is one run" in said and f"`yolokd report {folder}` measures it" in said
     assert cli.main(["report", str(folder)]) == 0
     page = Page((folder / "report.html").read_text())
-    assert "gain of" not in page.text and "student alone" not in {cell for row in page.rows for cell in row}
+    assert "gain of distilled" not in page.text and "student alone" not in {cell for row in page.rows for cell in row}
     assert "The exact command: not recorded." in page.text
     assert "The teacher is no better" in explain(folder), "the student is the teacher here"
 
@@ -251,14 +243,23 @@ def test_a_measurement(tmp_path):
 
 def test_a_part_that_cannot_be_made_says_why(tmp_path, scenes):
     """The data has moved and the checkpoint is damaged: curves and arguments are there all the same."""
-    folder = runs.run(tmp_path / "run", runs.STUDENT, scenes, runs.table([0.1, 0.2], train__logit=[1.0, 1.0]))
+    folder = runs.run(tmp_path / "run", runs.STUDENT, scenes, runs.table([0.1, 0.2], train__logit_loss=[1.0, 1.0]))
     (folder / "weights" / "best.pt").write_bytes(b"torn")
     arguments = yaml.safe_load((folder / "args.yaml").read_text())
     (folder / "args.yaml").write_text(yaml.safe_dump({**arguments, "data": str(tmp_path / "gone.yaml")}))
     assert after(folder) == folder / "report.html"
     page = Page((folder / "report.html").read_text())
-    assert "gone.yaml" in page.text and "could not be made" in page.text
+    assert "Not measured: scores on validation images: " in page.text and "gone.yaml" in page.text
     assert "mAP50-95 on the validation images by epoch" in page.text
+
+
+def test_the_other_parts_do_not_suffer():
+    def make() -> list:
+        raise OSError("disk full <b>")
+
+    made = [parts.section("bad", "Bad", make), parts.section("good", "Good", lambda: [parts.Text("fine")])]
+    page = Page(parts.render("a", "b", made))
+    assert "could not be made (disk full <b>)" in page.text and "fine" in page.text
 
 
 def test_a_report_that_fails_is_one_warning(tmp_path, scenes, monkeypatch):
@@ -349,10 +350,11 @@ def test_a_training_leaves_its_report(scenes, teacher, tmp_path, capsys):
     text = (tmp_path / "run" / "report.html").read_text()
     page = Page(text)
     check_page(page, text)
-    assert "could not be made" not in page.text and "ot measured: " not in page.text.replace("Not measured: a", "")
+    assert "could not be made" not in page.text and "Not measured: " not in page.text
     found = subject.find(tmp_path / "run")
     assert found.runs[0].terms and found.teachers == (str(teacher),)
     assert all(term.removeprefix("train/") in page.text for term in found.runs[0].terms)
+    assert found.runs[0].task_losses == ["train/box_loss", "train/cls_loss", "train/dfl_loss"]
     before = contents(tmp_path)
     assert cli.main(["explain", str(tmp_path / "run")]) == 0 and contents(tmp_path) == before
     assert "2 epochs with a score" in capsys.readouterr().out

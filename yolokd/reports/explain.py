@@ -10,10 +10,9 @@ from typing import Any
 
 from yolokd.errors import UsageError
 from yolokd.latency.intervals import BETTER, NO_EVIDENCE, WORSE
-from yolokd.methods import METHODS
 from yolokd.reports.measure import paired_gains, stored
 from yolokd.reports.parts import plain
-from yolokd.reports.subject import ALONE, DISTILLED, TEACHER, Run, Subject, find
+from yolokd.reports.subject import ALONE, DISTILLED, TEACHER, Run, Subject, columns_of, find, term_of
 
 MAP = "metrics/mAP50-95(B)"
 CLEARLY = 0.02  # of mAP50-95, by which a teacher must be better to leave something to learn
@@ -223,9 +222,8 @@ def of_terms(run: Run) -> Limit:
     term = max(run.terms, key=sums.__getitem__)
     if whole <= 0 or sums[term] <= whole / 2:
         return "", ""
-    name = term.removeprefix("train/")
-    keys = [k for k in run.provenance.methods or {} if getattr(METHODS.get(k.partition("@")[0]), "term", "") == name]
-    key = keys[0] if keys else name
+    key = next((k for k in run.provenance.methods or {} if term in columns_of(k)), term_of(term))
+    name = term.removeprefix("train/").removesuffix("_loss")
     return (
         f"The term {name} dominated: it made up {sums[term] / whole:.0%} of the loss over all epochs.",
         f"a lower `{key}.gain=`",

@@ -21,6 +21,11 @@ from yolokd.reports.scores import Boxes, score
 from yolokd.reports.subject import ALONE, TEACHER, Run, Subject, read_object
 
 FILE, SCHEMA = "report-data.json", "yolokd.report/1"
+NONE = type(None)
+KEPT: dict[str, type | tuple[type, ...]] = {
+    "schema": str, "command": (str, NONE), "versions": (dict, NONE), "models": list, "images": (dict, NONE),
+    "names": (dict, NONE), "training": (dict, NONE), "not_measured": list,
+}  # fmt: skip
 OF_TEACHER, OF_ALL = 10.0, 30.0  # seconds; the teacher's decide how many images are scored
 FEWEST = 8  # images
 
@@ -170,5 +175,5 @@ def stored(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    data = read_object(file, ("schema", "command", "versions", "models", "images", "names", "training"))
+    data = read_object(file, KEPT)
     return data if data["schema"] == SCHEMA else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any, Literal
 import yaml
 
 from yolokd.detectors.opening import read_content
+from yolokd.distill.applicability import term_name
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import UsageError, as_path
+from yolokd.methods import METHODS
 
 Kind = Literal["train", "study", "demo", "bench"]
 TEACHER, ALONE, DISTILLED = "teacher", "student alone", "distilled"
 BENCH = "report.json"  # of `yolokd bench`
 DEMO = "demo.json"
 GIVE = "give the folder of a run, a study, a demo or a measurement, or a report.json of `yolokd bench`"
-OTHER = ("kd_ratio",)  # columns of train/ that are no loss
+STUDY = {"arguments": dict, "arms": dict, "seeds": list, "summary": list, "comparisons": list, "runs": list}
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,16 @@ class Run:
     @property
     def task_losses(self) -> list[str]:
         """The columns of the student's own losses."""
-        return [c for c in self._losses if c.endswith("_loss")]
+        return [c for c in self._losses if term_of(c) is None]
 
     @property
     def terms(self) -> list[str]:
         """The columns of the distillation's terms, which count as much as they did in the loss."""
-        ours = [c for c in self._losses if not c.endswith("_loss") and c.removeprefix("train/") not in OTHER]
-        return ours if self.role == DISTILLED else []
+        return [c for c in self._losses if term_of(c) is not None]
 
     @property
     def _losses(self) -> list[str]:
-        return [c for c in (self.epochs[0] if self.epochs else {}) if c.startswith("train/")]
+        return [c for c in (self.epochs[0] if self.epochs else {}) if c.startswith("train/") and c.endswith("_loss")]
 
     @property
     def checkpoint(self) -> Path | None:
@@ -84,8 +86,11 @@ class Run:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What its checkpoint holds, without the weights being of interest."""
-        return read_content(self.checkpoint, "model", self.trust) if self.checkpoint else {}
+        """What its checkpoint holds, nothing of one that is not there or cannot be read."""
+        try:
+            return read_content(self.checkpoint, "model", self.trust) if self.checkpoint else {}
+        except Exception:  # torn, foreign or not to be trusted: a dozen types
+            return {}
 
     @property
     def provenance(self) -> Provenance:
@@ -114,6 +119,18 @@ class Subject:
     def of(self, role: str) -> list[Run]:
         """The runs of a role."""
         return [run for run in self.runs if run.role == role]
+
+
+def columns_of(key: str) -> list[str]:
+    """The columns that a method's term may have in results.csv: at a tap that its key names, or at any of its own."""
+    method, _, tap = key.partition("@")
+    cls = METHODS.get(method)
+    return [] if cls is None else [f"train/{term_name(cls, t)}" for t in ([tap] if tap else ["", *cls.taps])]
+
+
+def term_of(column: str) -> str | None:
+    """A method whose term a column of results.csv may be, None for the student's own losses."""
+    return next((key for key in METHODS if column in columns_of(key)), None)
 
 
 def find(place: str | Path, trust: bool = False) -> Subject:
@@ -146,9 +163,11 @@ def find(place: str | Path, trust: bool = False) -> Subject:
 
 def find_study(path: Path, trust: bool) -> Subject:
     """A study: its tables, and the runs whose folders are there."""
-    study = read_object(path / "compare.json", ("arguments", "arms", "seeds", "summary", "comparisons", "runs"))
+    study = read_object(path / "compare.json", STUDY)
     runs = []
     for arm, arguments in study["arms"].items():
+        if not isinstance(arguments, dict):
+            raise UsageError(f"{path / 'compare.json'} is not what yolokd writes there: run the same command again.")
         role = DISTILLED if arguments.get("teacher") or arguments.get("distill_model") else ALONE
         for seed in study["seeds"]:
             folder = path / arm / f"seed{seed}" / "train"
@@ -159,22 +178,23 @@ def find_study(path: Path, trust: bool) -> Subject:
 
 def find_demo(path: Path, trust: bool) -> Subject:
     """A demo: its table, its two runs and its measurement."""
-    demo = read_object(path / DEMO, ("rows",))
+    demo = read_object(path / DEMO, {"rows": list})
     runs = (Run(path / "alone", ALONE, trust=trust), Run(path / "distilled", DISTILLED, trust=trust))
     bench = path / "bench" / BENCH
     measured = bench if bench.is_file() else None
     return Subject("demo", path, runs, demo=demo, bench=measured, teachers=(str(path / "teacher.pt"),), trust=trust)
 
 
-def read_object(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object that must have these keys."""
+def read_object(file: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """A JSON object that must have these keys, with values of these types."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is damaged ({str(error)[:100].rstrip('.')}): run the same command again.") from error
-    if not isinstance(content, dict) or set(keys) - content.keys():
+    content = content if isinstance(content, dict) else {}
+    if not all(k in content and isinstance(content[k], kind) for k, kind in keys.items()):
         raise UsageError(f"{file} is not what yolokd writes there: run the same command again.")
-    return content
+    return dict(content)
 
 
 def as_list(given: Any) -> tuple[str, ...]:

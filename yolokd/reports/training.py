@@ -156,8 +156,9 @@ def scores(data: dict[str, Any]) -> list[Part]:
     parts: list[Part] = [
         Text(
             f"Measured for this report on {images['scored']} of {images['of']} validation images, evenly spaced, with "
-            f"images of {images['imgsz']} px; figures of all validation images differ a little. Gains are over the "
-            "student alone with the same seed, in points; with two seeds or more with their 95 % interval."
+            f"images of {images['imgsz']} px. A box counts for its likeliest class only, so a validation gives "
+            "slightly other figures. Gains are over the student alone with the same seed, in points; with two seeds or "
+            "more with their 95 % interval."
         ),
         overall(models),
         recalls(models),
