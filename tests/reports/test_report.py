@@ -330,6 +330,13 @@ def test_ticks_are_round_and_inside(low, high):
     assert 2 <= len(found) <= 6 and all(ends[0] - 1e-9 <= t <= ends[1] * (1 + 1e-9) + 1e-9 for t in found)
 
 
+def test_epochs_are_whole_and_curves_are_told_apart_without_colour():
+    drawn = svg.curves("x", [svg.Line("a", [(1, 1), (2, 2)])], "epoch", "loss")
+    assert {t.text for t in ElementTree.fromstring(drawn).iter("text")} >= {"1", "2", "epoch"} and ">1.2<" not in drawn
+    style = (parts.TEMPLATES / "report.css").read_text()
+    assert all(f".line.c{i} {{ stroke-dasharray" in style and f".key.c{i}" in style for i in (1, 2, 3))
+
+
 def test_drawings_escape_and_leave_out_what_is_no_number():
     drawn = svg.curves(HOSTILE, [svg.Line(HOSTILE, [(0, 1), (1, float("nan")), (2, 3)])], "x", HOSTILE)
     tree = ElementTree.fromstring(drawn)

@@ -56,6 +56,8 @@ class Axes:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(text(LEFT - 8, y + 4, f"{value:g}", "end"))
         for value in ticks(*self.x_ends):
+            if self.x_label == "epoch" and value != round(value):
+                continue
             x, _ = self.at(value, self.y_ends[0])
             parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - 40}"/>')
             parts.append(text(x, HEIGHT - 26, f"{value:g}", "middle"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from yolokd.verbs.declaration import Option, Verb
 
 PAIR = (
@@ -80,5 +82,6 @@ def run(words: list[str]) -> None:
     from yolokd.reports.after import after
 
     given = parse_pairs(words)
-    student = train(**given)
-    after(student.trainer.save_dir, ["yolokd", "train", *words], given.get("trust") is True)
+    student: Any = train(**given)
+    if student.trainer is not None:
+        after(student.trainer.save_dir, ["yolokd", "train", *words], given.get("trust") is True)
