@@ -109,6 +109,7 @@ def test_it_works_from_every_folder(installation, tmp_path):
     found = json.loads(run(python, "-c", WHERE, cwd=tmp_path / "elsewhere"))
     assert {name: Path(place).resolve() for name, place in found.items()} == {n: p.resolve() for n, p in places.items()}
     assert (places["yolokd"] / "py.typed").is_file() and (places["yolokd_cfg"] / "default.yaml").is_file()
+    assert {f.name for f in (places["yolokd"] / "reports" / "templates").iterdir()} == {"report.html", "report.css"}
 
     in_root = json.loads(run(python, "-c", WHERE, cwd=checkout))  # whose folder yolokd/ comes before what is installed
     assert Path(in_root["yolokd"]).resolve() == (checkout / "yolokd").resolve()

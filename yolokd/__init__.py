@@ -8,7 +8,8 @@ from typing import Any
 from yolokd_edge.version import VERSION as __version__
 
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-__all__ = ["METHODS", *_TRAINERS, "__version__", "bench", "bundle", "check", "compare", "export", "study", "train"]
+_FUNCTIONS = ("bench", "bundle", "check", "compare", "explain", "export", "report", "study", "train")
+__all__ = ["METHODS", *_TRAINERS, "__version__", *_FUNCTIONS]
 
 _HOME = {
     "METHODS": "methods",
@@ -20,8 +21,10 @@ _HOME = {
     "bench": "latency.bench",
     "compare": "latency.gate",
     "study": "studies.runner",
+    "report": "reports.make",
+    "explain": "reports.explain",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "export", "bundle", "study"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "export", "bundle", "study", "report", "explain"}
 
 
 def __getattr__(name: str) -> Any:

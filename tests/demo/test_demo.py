@@ -85,6 +85,8 @@ def test_the_whole_demo_on_a_small_budget(tmp_path, monkeypatch, capsys):
     assert [len(report) if isinstance(report, list) else len(report["records"])] == [3]
     assert (tmp_path / "demo" / "student-distilled.onnx").is_file()
     assert (tmp_path / "demo" / "demo.md").read_text() in said + "\n"
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "could not be made" not in page and all(f'<th scope="row">{role}</th>' in page for role in run.ROLES)
 
 
 @pytest.mark.slow

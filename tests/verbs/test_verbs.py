@@ -30,6 +30,7 @@ from yolokd_edge.bench.options import BenchOptions
 GIVEN = {  # what must be given, so that what is refused is the unknown key
     "model": ASSETS / "student.pt", "teacher": ASSETS / "teacher.pt", "data": "my.yaml", "source": "images",
     "methods": "pkd", "base.json": "base.json", "report.json": "report.json", "report.json ...": "report.json",
+    "DIR": "runs",
 }  # fmt: skip
 
 
@@ -163,7 +164,8 @@ def rows(page: str) -> dict[str, tuple[str, str]]:
 
 PAGES = {"train": ("training.md", ""), "study": ("study.md", ""), "export": ("export-and-bundle.md", "## Export"),
          "bundle": ("export-and-bundle.md", "## Bundle"), "bench": ("bench-and-gate.md", "## Bench"),
-         "compare": ("bench-and-gate.md", "## Compare")}  # fmt: skip
+         "compare": ("bench-and-gate.md", "## Compare"), "report": ("report.md", "## Report"),
+         "explain": ("report.md", "## Explain")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from yolokd.errors import UsageError
 from yolokd.latency import drawing
 from yolokd.latency.bench import bench
 from yolokd.onnx.export import export
+from yolokd.reports.after import after
 
 ASSETS = Path(__file__).parent / "assets"
 SCENES = {"train": 500, "val": 200}
@@ -40,6 +42,7 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed} is not a whole number of 0 or more.")
+    command = ["yolokd", "demo", f"seed={seed}", *([f"out={out}"] if out else [])]
     out = (Path(str(out)) if out else increment_path(Path("runs/demo"))).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"out={out} exists and is not an empty folder: name a new one.")
@@ -75,8 +78,10 @@ def demo(out: str | Path | None = None, seed: int = 0) -> list[dict[str, Any]]:
     ]
     picture = drawing.accuracy_latency(rows, out / "accuracy-latency.png")
     text = table(rows)
+    (out / "demo.json").write_text(json.dumps({"seed": seed, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     (out / "demo.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\n{verdict(rows)}\n\nPicture: {picture}\nDistilled model: {files[-1]}\nAll files: {out}")
+    after(out, command)
     return rows
 
 

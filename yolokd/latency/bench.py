@@ -37,6 +37,19 @@ def bench(
         One record per model and combination, schema yolokd.latency/1, times in ms. `report.json` in the run folder
         holds the same.
     """
+    return bench_into(models, source, project=project, name=name, exist_ok=exist_ok, **options)[0]
+
+
+def bench_into(
+    models: str | Path | Sequence[str | Path],
+    source: str | Path,
+    *,
+    project: str | Path = "runs/bench",
+    name: str | None = None,
+    exist_ok: bool = False,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], Path]:
+    """As `bench`, and says which folder holds the report."""
     from yolokd_edge.bench.report import text_table, write_report
     from yolokd_edge.bench.sweep import collect
 
@@ -61,7 +74,7 @@ def bench(
 
     latency(records, series, folder / "latency.png")
     print(printable(f"Report, raw samples and plot: {folder}"))
-    return records
+    return records, folder
 
 
 def _signature() -> inspect.Signature:

@@ -17,12 +17,14 @@ from yolokd.studies.processes import Engine
 from yolokd.studies.report import summarise, write
 from yolokd.studies.worker import write_json
 
+OUT = "runs/study"
+
 
 def study(
     methods: Any = None,
     arms: str | Path | None = None,
     seeds: Any = 3,
-    out: str | Path = "runs/study",
+    out: str | Path = OUT,
     jobs: int | None = None,
     threads: int | None = None,
     devices: Any = None,

@@ -23,6 +23,8 @@ VERBS = {  # name -> its group in the help
     "compare": "measure",
     "pareto": "measure",
     "plot": "measure",
+    "report": "understand",
+    "explain": "understand",
     "demo": "try",
     "completion": "about",
     "version": "about",

@@ -34,6 +34,10 @@ def run(words: list[str]) -> None:
     if not any(word.removeprefix("--").startswith("source=") for word in words):
         raise UsageError("no images: give an image or a folder of them, source=images/.")
     options = keyed([f"model={','.join(models)}", *(w for w in words if "=" in w and not w.startswith("model="))], VERB)
-    from yolokd.latency.bench import bench
+    from yolokd.latency.bench import bench_into
 
-    bench(models, **{key: value for key, value in options.items() if key != "model"})
+    _, folder = bench_into(models, **{key: value for key, value in options.items() if key != "model"})
+
+    from yolokd.reports.after import after  # imports torch: after measuring, not before
+
+    after(folder / "report.json", ["yolokd", "bench", *words])

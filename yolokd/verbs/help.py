@@ -14,6 +14,7 @@ GROUPS = {
     "train": "Train",
     "export": "Export",
     "measure": "Measure",
+    "understand": "Understand",
     "try": "Try it out",
     "about": "About yolokd",
 }

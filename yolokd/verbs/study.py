@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from yolokd.errors import StudyError
 from yolokd.verbs.declaration import Verb
 from yolokd.verbs.train import CFG, DISTILLATION, DOTTED, PAIR
 
@@ -28,6 +31,14 @@ VERB = Verb(
 def run(words: list[str], **defaults: str) -> None:
     """Train every arm with every seed; `defaults` are for what the words leave open."""
     from yolokd.config.parse import parse_pairs
-    from yolokd.studies.runner import study
+    from yolokd.reports.after import after
+    from yolokd.studies.runner import OUT, study
 
-    study(**{**defaults, **parse_pairs(words)})
+    given = {**defaults, **parse_pairs(words)}
+    told = (Path(str(given.get("out", OUT))), ["yolokd", "study", *words], given.get("trust") is True)
+    try:
+        study(**given)
+    except StudyError:  # the runs that are there can be told of
+        after(*told)
+        raise
+    after(*told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from yolokd.verbs.declaration import Option, Verb
 
 PAIR = (
@@ -74,8 +76,12 @@ VERB = Verb(
 
 
 def run(words: list[str]) -> None:
-    """Train."""
+    """Train; the report lies in the run's folder in the end."""
     from yolokd.config.parse import parse_pairs
     from yolokd.distill.training import train
+    from yolokd.reports.after import after
 
-    train(**parse_pairs(words))
+    given = parse_pairs(words)
+    student: Any = train(**given)
+    if student.trainer is not None:
+        after(student.trainer.save_dir, ["yolokd", "train", *words], given.get("trust") is True)

@@ -1,0 +1,1 @@
+"""HTML reports of trainings, studies, demos and measurements, and what they say in one paragraph."""
