@@ -104,7 +104,7 @@ def curves(words: str, lines: Sequence[Line], x_label: str, y_label: str, zero: 
         path = stepped(points) if line.step else points
         drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (axes.at(*p) for p in path))
         shown = f"<title>{escape(line.name)}</title>"
-        parts.append(f'<polyline class="line c{colour % COLOURS}" points="{drawn}">{shown}</polyline>')
+        parts.append(f'<polyline fill="none" class="line c{colour % COLOURS}" points="{drawn}">{shown}</polyline>')
         if len(points) < 30 and not line.step:
             for p in points:
                 x, y = axes.at(*p)
@@ -129,7 +129,7 @@ def dots(words: str, given: Sequence[Dot], front: Sequence[Point], x_label: str,
     axes = Axes((0, 1.25 * max(xs)), (min(ys) - 0.15 * spread, max(ys) + 0.2 * spread), x_label, y_label)
     parts = axes.frame()
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (axes.at(*p) for p in stepped(sorted(front))))
-    parts.append(f'<polyline class="front" points="{path}"/>')
+    parts.append(f'<polyline fill="none" class="front" points="{path}"/>')
     for i, dot in enumerate(given):
         x, y = axes.at(dot.x, dot.y)
         if dot.low is not None and dot.high is not None:
