@@ -8,20 +8,33 @@ from typing import Any
 from yolokd_edge.version import VERSION as __version__
 
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-__all__ = ["METHODS", *_TRAINERS, "__version__", "bench", "bundle", "check", "compare", "export", "study", "train"]
+__all__ = [
+    "METHODS",
+    *_TRAINERS,
+    "__version__",
+    "bench",
+    "bundle",
+    "check",
+    "compare",
+    "export",
+    "label",
+    "study",
+    "train",
+]
 
 _HOME = {
     "METHODS": "methods",
     **dict.fromkeys(_TRAINERS, "distill.trainer"),
     "check": "checks.check",
     "train": "distill.training",
+    "label": "labelling.label",
     "export": "onnx.export",
     "bundle": "onnx.bundle",
     "bench": "latency.bench",
     "compare": "latency.gate",
     "study": "studies.runner",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "export", "bundle", "study"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "label", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:
