@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "onnx": {"yolokd", "errors", "compat", "config", "detectors", "data", "distill"},
     "latency": {"errors"},
     "studies": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency"},
+    "tuning": {"errors", "compat", "config", "detectors", "distill", "studies"},
     "demo": {"errors", "detectors", "distill", "onnx", "latency"},
     "verbs": {
         "yolokd",

@@ -10,6 +10,7 @@ from yolokd_edge.version import VERSION as __version__
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
 __all__ = [
     "METHODS",
+    "YOLO",
     *_TRAINERS,
     "__version__",
     "bench",
@@ -20,10 +21,12 @@ __all__ = [
     "label",
     "study",
     "train",
+    "tune",
 ]
 
 _HOME = {
     "METHODS": "methods",
+    "YOLO": "tuning.tuner",
     **dict.fromkeys(_TRAINERS, "distill.trainer"),
     "check": "checks.check",
     "train": "distill.training",
@@ -33,8 +36,9 @@ _HOME = {
     "bench": "latency.bench",
     "compare": "latency.gate",
     "study": "studies.runner",
+    "tune": "tuning.tuner",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "label", "export", "bundle", "study"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "YOLO", "check", "train", "tune", "label", "export", "bundle", "study"}
 
 
 def __getattr__(name: str) -> Any:
