@@ -71,7 +71,7 @@ def tune(
         raise UsageError(str(error).removeprefix("arm tune: ")) from error
     student = open_student(arm.arguments["model"], trust=bool(arguments.get("trust")))
     theirs = {k: v for k, v in arm.arguments.items() if k in DEFAULT_CFG_DICT and k not in ("classes", "cache")}
-    given = {**theirs, **place, "task": student.task, "mode": "train", "resume": resume}
+    given: dict[str, Any] = {**theirs, **place, "task": student.task, "mode": "train", "resume": resume}
     given |= {"space": searched} if searched else {}
     tuner = KDTuner(given, student.model, arm.arguments)
     return tuner(iterations)
