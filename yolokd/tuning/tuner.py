@@ -60,7 +60,7 @@ def tune(
     for key, why in NOT_FOR_TUNING.items():
         if key in arguments:
             raise UsageError(f"{key}={arguments[key]} is not for tuning: {why}.")
-    place = {key: arguments.pop(key) for key in ("project", "name") if key in arguments}
+    place: dict[str, Any] = {key: arguments.pop(key) for key in ("project", "name") if key in arguments}
     arguments.setdefault("optimizer", "AdamW")  # as Ultralytics does: with auto it would choose lr0 itself
     if not arguments.get("teacher"):
         raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
