@@ -69,7 +69,8 @@ def cell(record: Mapping[str, Any], root: Path, names: Mapping[int, str]) -> Ima
         text, at = shown(f"{names[thing['class']]} {thing['conf']:.2f}"), outline[0]
         at = (min(at[0], CELL[0] - pen.textlength(text, font)), max(at[1] - 11, TITLE))
         pen.rectangle(pen.textbbox(at, text, font), fill=colour)
-        pen.text(at, text, (0, 0, 0), font)
+        dark = sum(w * c for w, c in zip((0.299, 0.587, 0.114), colour, strict=True)) < 128
+        pen.text(at, text, (255, 255, 255) if dark else (0, 0, 0), font)
     return picture
 
 

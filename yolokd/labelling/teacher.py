@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class Teacher:
 
     def look(self, image: np.ndarray[Any, Any], conf: float, **settings: Any) -> list[Found]:
         """What it finds in an image (H, W, 3), BGR, from a confidence on; settings are of Ultralytics' predict."""
-        with compat.boxes_by_axis():
+        mended = compat.boxes_by_axis() if self.task != "obb" else nullcontext()  # which is about upright boxes
+        with mended:
             (result,) = self.model.predict(image, conf=conf, verbose=False, save=False, **settings)
         found = [f for f in self._read(result.cpu()) if f is not None]
         if self.merged and found:
