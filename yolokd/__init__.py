@@ -8,14 +8,16 @@ from typing import Any
 from yolokd_edge.version import VERSION as __version__
 
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-_FUNCTIONS = ("bench", "bundle", "check", "compare", "explain", "export", "report", "study", "train")
-__all__ = ["METHODS", *_TRAINERS, "__version__", *_FUNCTIONS]
+_FUNCTIONS = ("bench", "bundle", "check", "compare", "explain", "export", "label", "report", "study", "train", "tune")
+__all__ = ["METHODS", "YOLO", *_TRAINERS, "__version__", *_FUNCTIONS]
 
 _HOME = {
     "METHODS": "methods",
+    "YOLO": "tuning.tuner",
     **dict.fromkeys(_TRAINERS, "distill.trainer"),
     "check": "checks.check",
     "train": "distill.training",
+    "label": "labelling.label",
     "export": "onnx.export",
     "bundle": "onnx.bundle",
     "bench": "latency.bench",
@@ -23,8 +25,9 @@ _HOME = {
     "study": "studies.runner",
     "report": "reports.make",
     "explain": "reports.explain",
+    "tune": "tuning.tuner",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "check", "train", "export", "bundle", "study", "report", "explain"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "YOLO", *_FUNCTIONS} - {"bench", "compare"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,20 +28,24 @@ from yolokd.errors import UsageError, as_path
 Place = tuple[int, int]  # index of an image, and number of the draw, which seeds its augmentation
 
 
-def list_folder(folder: Any) -> list[Path]:
+def list_folder(folder: Any, key: str = "unlabeled") -> list[Path]:
     """The image files in a folder and its subfolders, sorted by name.
+
+    Args:
+        folder: what the user named.
+        key: the argument that named it.
 
     Raises:
         UsageError: the folder does not exist, or holds no image file that can be read.
     """
-    path = as_path("unlabeled", folder)
+    path = as_path(key, folder)
     if not path.is_dir():
-        raise UsageError(f"unlabeled={folder} is not a folder: give one with images.")
+        raise UsageError(f"{key}={folder} is not a folder: give one with images.")
     files = sorted(f for f in list_images(path) if f.is_file())
     if not files:
-        raise UsageError(f"unlabeled={folder} holds no image file: give a folder with images, such as .jpg or .png.")
+        raise UsageError(f"{key}={folder} holds no image file: give a folder with images, such as .jpg or .png.")
     if not any(imread(str(f)) is not None for f in files):
-        raise UsageError(f"unlabeled={folder} holds no readable image: {files[0].name} is the first broken one.")
+        raise UsageError(f"{key}={folder} holds no readable image: {files[0].name} is the first broken one.")
     return files
 
 

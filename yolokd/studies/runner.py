@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from yolokd.config.parse import one_of, true_or_false
 from yolokd.errors import Interrupted, StudyError, UsageError, printable
+from yolokd.studies import job_list, processes
 from yolokd.studies import plan as planning
-from yolokd.studies import processes
 from yolokd.studies.plan import SCHEMA, Study, plan_study, read_devices
 from yolokd.studies.processes import Engine
 from yolokd.studies.report import summarise, write
@@ -25,7 +26,7 @@ def study(
     arms: str | Path | None = None,
     seeds: Any = 3,
     out: str | Path = OUT,
-    jobs: int | None = None,
+    jobs: int | str | None = None,
     threads: int | None = None,
     devices: Any = None,
     engine: str = "local",
@@ -41,8 +42,9 @@ def study(
             ``strong: {method: default, logit.gain: 6}``; `method` is the arm's name unless given.
         seeds: how many seeds, counted from 0, or a list of them such as 0,4,7.
         out: the study's folder. The same command goes on with what is missing; more arms or seeds may be added.
-        jobs: runs at a time; by default one, or one on each of the devices.
-        threads: CPU threads of each run; by default the usable cores, shared out.
+        jobs: runs at a time; by default one, or one on each of the devices. With `print` nothing is run: a shell line
+            for each run that is missing is printed and written, with a SLURM array script, to be run elsewhere.
+        threads: CPU threads of each run; by default the usable cores, shared out, or 4 with jobs=print.
         devices: a comma list such as 0,1,2,3: each run has one of them to itself.
         engine: `local`, or `ray` to run on the machines of a Ray cluster, which share the folder and the data.
         check: whether to look at data and scores before the first run, as `yolokd train` does.
@@ -51,21 +53,29 @@ def study(
 
     Returns:
         What OUT/compare.json holds: per run and per arm mAP as fractions and seconds, paired differences as fractions.
+        With jobs=print of the runs that are done.
 
     Raises:
         UsageError: something asked for cannot be done; nothing was written and no training was started.
         StudyError: some runs failed; the others are in the report.
     """
-    for key, value in (("jobs", jobs), ("threads", threads)):
+    listed = jobs == job_list.PRINT
+    for key, value in (("jobs", None if listed else jobs), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{key}={value} is not a whole number of 1 or more.")
     one_of("engine", engine, ("local", "ray"))
     true_or_false("check", check)
-    pool = read_devices(devices, jobs, engine, arguments)
+    if listed and (devices is not None or engine != "local"):
+        given = f"devices={devices}" if devices is not None else f"engine={engine}"
+        raise UsageError(f"jobs=print runs nothing, and {given} says where runs are at work: keep one of the two.")
+    pool = read_devices(devices, None if listed or jobs is None else int(jobs), engine, arguments)
     plan = plan_study(methods, arms, seeds, out, arguments)
     if check and not (plan.out / "study.json").is_file():  # else it was looked at when the study began
         planning.check_data(plan)
-    if engine == "ray":
+    chosen: Engine | None
+    if listed:
+        chosen = None
+    elif engine == "ray":
         from yolokd.studies import ray_tasks
 
         chosen = ray_tasks.engine(threads, arguments.get("device"))
@@ -74,6 +84,8 @@ def study(
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.out / ".lock", timeout=0):
+            if chosen is None:
+                return list_jobs(plan, threads, arguments.get("device"))
             return carry_out(plan, chosen)
     except KeyboardInterrupt as stop:
         raise Interrupted(
@@ -86,9 +98,33 @@ def study(
         ) from error
 
 
-def carry_out(plan: Study, engine: Engine) -> dict[str, Any]:
+def list_jobs(plan: Study, threads: int | None, device: Any) -> dict[str, Any]:
+    """Print and write what is missing, and report what is done."""
+    describe(plan)
+    waiting = [job for job in plan.everything() if job.result() is None]
+    if waiting:
+        lines = job_list.write(waiting, plan.out, threads, device)
+        print("\n".join(lines))
+        print(
+            f"{len(lines)} runs are missing. Run the lines above, also in {plan.out / job_list.LINES}, anywhere and in "
+            f"any order, or give {plan.out / job_list.SCRIPT} to sbatch; then the same command without jobs=print "
+            "makes the tables.",
+            file=sys.stderr,
+        )
+    else:
+        print("No run is missing: the same command without jobs=print makes the tables.", file=sys.stderr)
+    return _report(plan, None)
+
+
+def describe(plan: Study) -> None:
+    """Note what the study is, which also marks its folder."""
     described = {"schema": SCHEMA, "arguments": plan.common, "arms": {a.name: a.arguments for a in plan.arms}}
     write_json(plan.out / "study.json", described)
+
+
+def carry_out(plan: Study, engine: Engine) -> dict[str, Any]:
+    """Do what is missing, and report."""
+    describe(plan)
     everything = plan.everything()
     waiting = [job for job in everything if job.result() is None]
     done = len(everything) - len(waiting)

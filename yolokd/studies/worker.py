@@ -75,6 +75,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
         "map50_last": rows[-1]["metrics/mAP50(B)"],
         "map50_95_last": rows[-1]["metrics/mAP50-95(B)"],
         "epochs": len(rows),
+        "fitness": None if (best := student.trainer.best_fitness) is None else float(best),
         "wall_s": None if last else rows[-1]["time"],  # epochs with their validations; unknown for an interrupted run
         "resumed": last is not None,
         "checkpoint": str(student.trainer.best),

@@ -22,6 +22,7 @@ VERB = Verb(
     examples=(
         "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100",
         "yolokd study arms=arms.yaml seeds=0,4,7 jobs=2 model=yolo11n.pt teacher=big.pt data=my.yaml",
+        "yolokd study methods=default model=yolo11n.pt teacher=big.pt data=my.yaml jobs=print > lines.txt",
     ),
     passes_on=True,
     stands_on_ultralytics=True,

@@ -1,0 +1,1 @@
+"""Search for hyperparameters of a distilled training, by Ultralytics' tuner."""
