@@ -102,6 +102,28 @@ def test_a_start_without_a_finite_loss_loses():
     assert all(v.isfinite().all() for v in kept.values() if v.is_floating_point())
 
 
+def test_a_race_that_breaks_off_leaves_the_student_as_it_was():
+    learner, given = learner_of(), batches(3)
+    before = copy.deepcopy(learner.module.state_dict())
+
+    def breaking():
+        yield from given[:2]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        race(learner, {"own": before}, breaking, lambda: given[:1], 3, 1e-3)
+    assert all(torch.equal(v, before[k]) for k, v in learner.module.state_dict().items())
+    assert learner.module.criterion is None and not any(p.requires_grad for p in learner.module.parameters())
+
+
+def test_frozen_layers_neither_learn_nor_move_their_statistics():
+    learner, given = learner_of(), batches(2)
+    before = copy.deepcopy(learner.module.state_dict())
+    _, (after, _) = race(learner, {"own": before}, lambda: given, lambda: given[:1], 2, 1e-3, frozenset({0, 3, 99}))
+    changed = {int(k.split(".")[1]) for k, v in after.items() if not torch.equal(v, before[k])}
+    assert not changed & {0, 3} and {1, 2, 4} <= changed
+
+
 def test_the_rate_rises_and_falls(monkeypatch):
     rates = []
     step = torch.optim.AdamW.step

@@ -55,17 +55,19 @@ def race(
     before = copy.deepcopy((student.state_dict(), adapters.state_dict()))
     losses: dict[str, float] = {}
     best = before
-    with untouched(learner, frozen):
-        for name, state in entered(student, starts, unseen).items():
-            student.load_state_dict(state)
-            adapters.load_state_dict(before[1])
-            run(learner, batches(), steps, rate, frozen)
-            parts = [detection_loss(student, batch) for batch in unseen()]
-            loss = sum(parts) / len(parts)
-            losses[name] = loss if math.isfinite(loss) else math.inf
-            if loss <= min(losses.values()):
-                best = copy.deepcopy((student.state_dict(), adapters.state_dict()))
-            student.criterion = None  # it was made for this; the training makes a new one
+    try:
+        with untouched(learner, frozen):
+            for name, state in entered(student, starts, unseen).items():
+                student.load_state_dict(state)
+                adapters.load_state_dict(before[1])
+                run(learner, batches(), steps, rate, frozen)
+                parts = [detection_loss(student, batch) for batch in unseen()]
+                loss = sum(parts) / len(parts)
+                losses[name] = loss if math.isfinite(loss) else math.inf
+                if loss <= min(losses.values()):
+                    best = copy.deepcopy((student.state_dict(), adapters.state_dict()))
+    finally:  # too little memory, for instance
+        student.criterion = None  # it was made for this; the training makes a new one
         student.load_state_dict(before[0])
         adapters.load_state_dict(before[1])
     return losses, best
@@ -116,8 +118,9 @@ def run(learner: Any, batches: Iterable[Batch], steps: int, rate: float, frozen:
     parameters = [p for part in (learner.module, learner.methods) for p in part.parameters() if p.requires_grad]
     optimizer, third = torch.optim.AdamW(parameters, weight_decay=0.0), max(steps / 3, 1)
     learner.train()
-    for i in frozen:
-        learner.module.model[i].eval()  # their statistics stay
+    for i, layer in enumerate(learner.module.model):
+        if i in frozen:
+            layer.eval()  # its statistics stay
     for module in norms(learner.module):
         module.momentum = min(3 / steps, 1.0)  # so that the statistics are those of these images in the end
     for i, batch in enumerate(batches):

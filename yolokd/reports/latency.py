@@ -64,7 +64,7 @@ def percentiles(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> T
 
 
 def distribution(names: Sequence[str], series: Sequence[Mapping[str, Any]]) -> Drawing:
-    """The share of frames that took at most so many ms."""
+    """The share of frames that took at most a given time, in ms."""
     lines = []
     for name, samples in zip(names, series, strict=True):
         ms = np.sort(np.asarray(samples["total"])) / 1e6
