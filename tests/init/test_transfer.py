@@ -356,7 +356,7 @@ def test_two_convolutions_that_are_added_put_out_the_same_channels():
     """YOLOv9's re-parametrised convolutions: a 3x3 and a 1x1."""
     student, teacher = (YoloReader(build(f, dtype=torch.float32)) for f in ("yolov9t", "yolov9s"))
     x = images(4, 64, 64, dtype=torch.float32)
-    matched = transfer.partners("teacher", student, teacher)
+    matched = transfer.candidates("teacher", student, teacher)["teacher"]
     fitter = LayerFitter(student.model, matched, TeacherStatistics(teacher, matched, x), None)
     fitter.fit(x)
     added = list(sums(student.model))
