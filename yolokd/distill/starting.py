@@ -69,7 +69,6 @@ class StartMixin(BaseTrainer):
     distillation: DistillOptions
     distiller: Distiller
     start: str  # how the student started, one of STARTS: found out by the run, saved beside the options
-    world_size: int
 
     def _starts(self, student: Reader, plan: Plan) -> dict[str, State]:
         """The starts in question, by name. A resumed run has started, and other ranks get the first one's weights."""
