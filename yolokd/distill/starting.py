@@ -20,7 +20,7 @@ from yolokd.data.random_streams import kept_streams
 from yolokd.detectors.reader import Reader
 from yolokd.distill.applicability import Plan
 from yolokd.distill.distiller import Distiller
-from yolokd.distill.teacher import round_up_to_stride
+from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.init import transfer
 from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
@@ -77,9 +77,11 @@ class StartMixin(BaseTrainer):
         how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
         if RANK not in {-1, 0} or not transfer.candidates(how, student, plan.teacher, frozen):
             return {"own": {}}
-        plan.teacher.model.to(self.device)
+        layout = memory_layout(self.device)  # on CPUs a fifth faster
+        plan.teacher.model.to(self.device, memory_format=layout)
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
-        return transfer.start(how, student, plan.teacher, self._some_images(side), plan.classes, frozen)
+        images = self._some_images(side).contiguous(memory_format=layout)
+        return transfer.start(how, student, plan.teacher, images, plan.classes, frozen)
 
     def _choose_start(self, starts: dict[str, State]) -> str:
         """The name of the best start, with whose weights the student begins."""

@@ -118,6 +118,9 @@ class KDMixin(FadingMixin, StartMixin, SavingMixin):
             varied = bool(self.args.multi_scale or self.args.rect)
             kept = self.args.classes
             made = plans(reader, distillation, self.data, self.args.imgsz, self.args.single_cls, varied, kept)
+            channels_last = getattr(self.args, "channels_last", None)
+            if any(one.terms for one in made) and self.device.type == "cpu" and channels_last is not False:
+                student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
             starts = self._starts(reader, made[0])
             best, cached = distillation.best, distillation.cache is not None
             detects = cached or distillation.fade  # its detections are stored, or scored
@@ -129,9 +132,6 @@ class KDMixin(FadingMixin, StartMixin, SavingMixin):
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not
                 for buffer in student.buffers():
                     torch.distributed.broadcast(buffer, 0)
-            channels_last = getattr(self.args, "channels_last", None)
-            if self.distiller.gains and self.device.type == "cpu" and channels_last is not False:
-                student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
             if distillation.balance is not None:
                 share = None if distillation.balance == "log" else distillation.balance
                 self.distiller.balance = Balance(list(self.distiller.gains), share).to(self.device)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolokd.detectors.duplicates import without_duplicates
 from yolokd.detectors.reader import Reader
 from yolokd.init.layer_pairs import LayerPair, bare
+from yolokd.views import View
 
 PIXELS = 32 * 160 * 160  # pixels of the images in one forward pass of the teacher
 MAX_GRADIENT_SIDE = 896  # images are cropped to this side where gradients are taken; a multiple of every stride
@@ -108,11 +110,19 @@ class TeacherStatistics:
             for p in self.matched
         ]
         batches: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
+        fields = frozenset({"logits", "boxes", "rotated"}) & self.teacher.fields
         with hooked(hooks):
             for start in range(0, len(images), size):
-                with self.teacher.record(frozenset({"logits"})) as recorded:
+                with self.teacher.record(fields) as recorded:
                     self.teacher.model(images[start : start + size])
-                tops = self._confidence(recorded)
+                view = next(iter(self.teacher.views(recorded, fields, self.teacher.strides).values()))
+                sizes = [m.shape[-2:] for m in recorded["neck"]]
+                tops = [logits.sigmoid().amax(1, keepdim=True) for logits in by_level(view, sizes)]
+                if any(p.once for p in self.matched):
+                    shown = by_level(without_duplicates(view), sizes)
+                    for p in self.matched:
+                        if p.once and p.kind == "class":
+                            maps[p.name] = next(m for m in shown if m.shape[-2:] == maps[p.name].shape[-2:])
                 for p in self.matched:
                     if p.name in maps:
                         batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
@@ -122,14 +132,6 @@ class TeacherStatistics:
             b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
             self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share
-
-    def _confidence(self, recorded: dict[Any, Any]) -> list[Tensor]:
-        """(B, 1, H, W) for every level: the top class probability in each cell."""
-        view = next(iter(self.teacher.views(recorded, frozenset({"logits"}), self.teacher.strides).values()))
-        sizes = [m.shape[-2:] for m in recorded["neck"]]
-        logits: Any = view.logits
-        tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
-        return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
     def _sample(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
         """Points of a batch's map, half drawn uniformly, half by the teacher's confidence: image, row, column, the map
@@ -154,6 +156,13 @@ class TeacherStatistics:
             top.gather(1, place).flatten(),
             share.gather(1, place).flatten(),
         )
+
+
+def by_level(view: View, sizes: list[torch.Size]) -> list[Tensor]:
+    """The logits of every level as a map, (B, K, H, W)."""
+    assert view.logits is not None
+    levels = view.logits.transpose(1, 2).split([h * w for h, w in sizes], 2)
+    return [level.unflatten(2, tuple(size)) for level, size in zip(levels, sizes, strict=True)]
 
 
 @contextmanager
