@@ -14,6 +14,7 @@ from yolokd.methods.cwd import CWD
 from yolokd.methods.d3etr import D3ETR
 from yolokd.methods.defeat import DeFeat
 from yolokd.methods.detrdistill import DETRFeat, DETRLogit, DETRQuery
+from yolokd.methods.dsi import DSI
 from yolokd.methods.fgd import FGD
 from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
@@ -36,6 +37,7 @@ from yolokd.methods.sl2 import SL2
 METHODS: dict[str, type[Method]] = {
     "fitnet": FitNet,
     "at": AT,
+    "dsi": DSI,
     "pkd": PKD,
     "cwd": CWD,
     "sl2": SL2,

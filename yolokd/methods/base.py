@@ -39,6 +39,7 @@ class Method(nn.Module):
     # learned from its labels and the adapters from their terms. The value itself is the equation's.
     unit: ClassVar[float] = 1.0
     taps: ClassVar[tuple[str, ...]] = ()  # maps that it can be applied to, the default first; () for a loss on the head
+    deepest: ClassVar[bool] = False  # compares the student's coarsest map only, whatever strides the teacher has
     needs: frozenset[str] = frozenset()  # fields that it reads besides its tap, of both views; may depend on the pair
     student_needs: frozenset[str] = frozenset()  # fields that it reads of the student's view only
     teacher_needs: frozenset[str] = frozenset()  # fields that it reads of the teacher's view only
