@@ -254,7 +254,7 @@ def test_a_transformer_teaches_the_backbone():
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_dsi_compares_the_deepest_map_with_a_transformers(scale):
-    """Cells of 32 px with patches of 16 px, whatever levels=; at half the side a patch is a cell, as the paper has it."""
+    """Cells of 32 px with patches of 16 px, whatever levels=; at half the side a patch is a cell, as in the paper."""
     model = distiller(transformer(16), "dsi", None, scale)
     assert model.pairings[0].places["dsi_loss"] == ((32,), (16,))
     data = batch(2)

@@ -21,6 +21,7 @@ from yolokd.methods.fitnet import FitNet
 from yolokd.methods.frs import FRS, FRSCls
 from yolokd.methods.gid import GID
 from yolokd.methods.kddetr import KDDETR
+from yolokd.methods.lad import LAD
 from yolokd.methods.ld import LD
 from yolokd.methods.logit import Logit
 from yolokd.methods.masks import Masks
@@ -50,6 +51,7 @@ METHODS: dict[str, type[Method]] = {
     "bckd_cls": BCKDCls,
     "bckd_box": BCKDBox,
     "ld": LD,
+    "lad": LAD,
     "crosskd": CrossKD,
     "rm": RankMimicking,
     "pfi": PFI,

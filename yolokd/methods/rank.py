@@ -108,15 +108,9 @@ class RankMimicking(Method):
 
     def candidates(self, z_t: Tensor, teacher: View, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Each object's P_g, (M, topk) twice: indices of its class's logits in the flat z, and which are valid."""
-        boxes, index = ops.ground_truth(batch)
+        _, index = ops.ground_truth(batch)
         cls = batch["cls"].detach().reshape(-1).long()
-        centres, _ = ops.points(batch, teacher.strides, z_t)
-        inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1)
-        g, n = inside.nonzero(as_tuple=True)
-        b_t = ops.wide(ops.required(teacher.boxes, "boxes")).detach()[index[g], n]
-        score, iou = z_t[index[g], n, cls[g]].sigmoid(), ops.paired_iou(b_t, boxes[g])
-        alignment = z_t.new_full(inside.shape, -1.0)
-        alignment[g, n] = score**self.options.alpha * (iou.to(score.dtype)) ** self.options.beta
+        alignment, _ = ops.alignment(teacher, batch, self.options.alpha, self.options.beta)
         best, point = alignment.topk(min(self.options.topk, alignment.shape[1]), -1)
         return (index[:, None] * z_t.shape[1] + point) * z_t.shape[2] + cls[:, None], best >= 0
 
