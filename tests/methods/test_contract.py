@@ -48,9 +48,9 @@ every_case = cases(CASES)
 BARE = {"at"}  # methods on maps that have no weights of their own
 # methods for which an object's size in pixels, or between cells, matters
 BY_PIXELS = {"fgfi", "roi", "gid", "match", "masks"}
-ON_POINTS = {"gid"}  # methods on maps that also pair anchor points
+ON_POINTS = {"gid", "pgd"}  # methods on maps that also pair anchor points
 ACROSS_CELLS = {"mgd"}  # methods whose 3x3 convs see other neighbours on a finer grid
-BY_NUMBER = {"ld", "rm", "lad"}  # methods that take so many points of an object, which a finer grid has more of
+BY_NUMBER = {"ld", "rm", "lad", "pgd"}  # methods that take so many points of an object, which a finer grid has more of
 LEARNS = {  # what a head method trains, if not logits
     "bckd_box": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated", "oks": "keypoints",
     "masks": "coefficients",

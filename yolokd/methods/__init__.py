@@ -28,6 +28,7 @@ from yolokd.methods.masks import Masks
 from yolokd.methods.match import Match
 from yolokd.methods.mgd import MGD
 from yolokd.methods.oks import OKS
+from yolokd.methods.pgd import PGD
 from yolokd.methods.pkd import PKD
 from yolokd.methods.probiou import ProbIoU
 from yolokd.methods.rank import PFI, RankMimicking
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "defeat": DeFeat,
     "fgfi": FGFI,
     "frs": FRS,
+    "pgd": PGD,
     "logit": Logit,
     "bckd_cls": BCKDCls,
     "bckd_box": BCKDBox,
