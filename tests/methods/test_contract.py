@@ -49,10 +49,16 @@ BARE = {"at"}  # methods on maps that have no weights of their own
 # methods for which an object's size in pixels, or between cells, matters
 BY_PIXELS = {"fgfi", "roi", "gid", "match", "masks"}
 ON_POINTS = {"gid", "pgd"}  # methods on maps that also pair anchor points
-ACROSS_CELLS = {"mgd"}  # methods whose 3x3 convs see other neighbours on a finer grid
-BY_NUMBER = {"ld", "rm", "lad", "pgd"}  # methods that take so many points of an object, which a finer grid has more of
+ACROSS_CELLS = {"mgd", "reviewkd", "fbkd"}  # methods whose 3x3 convs see other neighbours on a finer grid
+BY_NUMBER = {
+    "ld",
+    "rm",
+    "lad",
+    "pgd",
+    "bounded",
+}  # methods that take so many points of an object, which a finer grid has more of
 LEARNS = {  # what a head method trains, if not logits
-    "bckd_box": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated", "oks": "keypoints",
+    "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated", "oks": "keypoints",
     "masks": "coefficients",
 }  # fmt: skip
 LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # what one trains in a student with a decoder
@@ -335,7 +341,7 @@ def test_declarations(name):
     assert cls.taxonomy_level in TAXONOMY_LEVELS
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
     assert cls.reported and 0 < cls.unit < math.inf
-    assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|CVPR \d{4}", cls.paper)
+    assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|(CVPR|NeurIPS|ICLR) \d{4}", cls.paper)
     assert set(cls.taps) <= set(MAPS) and cls.needs | cls.student_needs | cls.teacher_needs <= {*FIELDS, *FUNCTIONS}
     first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.taxonomy_level)
     assert cls.taps[:1] == ((first,) if cls.taps else ())

@@ -56,7 +56,7 @@ def reference(options: LDOptions, batch):
                 main.append((max(map(sigmoid, z)) * positive[n], d))
                 vlr.append((around[n], d))
                 if positive[n] and options.cls:
-                    classes.append(divergence([z], [teacher.logits[image][n]], options.cls_tau))
+                    classes.append(divergence([student.logits[image][n]], [teacher.logits[image][n]], options.cls_tau))
         assert any(w for w, _ in main) and any(w for w, _ in vlr), "the check is empty without the regions"
         means = [sum(w * d for w, d in region) / sum(w for w, _ in region) for region in (main, vlr)]
         cls = options.cls * sum(classes) / len(classes) if classes else 0.0

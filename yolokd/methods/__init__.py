@@ -9,12 +9,15 @@ from __future__ import annotations
 from yolokd.methods.at import AT
 from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
+from yolokd.methods.bounded import Bounded
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
 from yolokd.methods.d3etr import D3ETR
 from yolokd.methods.defeat import DeFeat
 from yolokd.methods.detrdistill import DETRFeat, DETRLogit, DETRQuery
+from yolokd.methods.dist import DIST
 from yolokd.methods.dsi import DSI
+from yolokd.methods.fbkd import FBKD
 from yolokd.methods.fgd import FGD
 from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
@@ -32,6 +35,7 @@ from yolokd.methods.pgd import PGD
 from yolokd.methods.pkd import PKD
 from yolokd.methods.probiou import ProbIoU
 from yolokd.methods.rank import PFI, RankMimicking
+from yolokd.methods.reviewkd import ReviewKD
 from yolokd.methods.roi import RoI
 from yolokd.methods.rpn import RPN
 from yolokd.methods.sl2 import SL2
@@ -46,6 +50,8 @@ METHODS: dict[str, type[Method]] = {
     "mgd": MGD,
     "fgd": FGD,
     "defeat": DeFeat,
+    "fbkd": FBKD,
+    "reviewkd": ReviewKD,
     "fgfi": FGFI,
     "frs": FRS,
     "pgd": PGD,
@@ -54,6 +60,8 @@ METHODS: dict[str, type[Method]] = {
     "bckd_box": BCKDBox,
     "ld": LD,
     "lad": LAD,
+    "bounded": Bounded,
+    "dist": DIST,
     "crosskd": CrossKD,
     "rm": RankMimicking,
     "pfi": PFI,

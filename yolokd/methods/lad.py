@@ -14,8 +14,8 @@ The labels stay those of the data; only their assignment is the teacher's. With 
 Where we depart, and why:
 - The paper's detector is PAA, whose anchors are scored by their losses and split by a mixture of two Gaussians. YOLO
   assigns by the rule above (task-aligned, arXiv:2108.07755: alpha 0.5, beta 6, top 10), which is applied to the
-  teacher's predictions. The losses are YOLO's too: soft targets y, weights 0.5 and 7.5 as Ultralytics has them, GIoU for
-  its CIoU; its third, on the box distribution, is left out.
+  teacher's predictions; with IoU for its CIoU, targets are those of Ultralytics' assigner. The losses are YOLO's too:
+  soft targets y, weights 0.5 and 7.5, GIoU for its CIoU; its third, on the box distribution, is left out.
 - The paper replaces the student's own assignment. A term is added to the student's own loss, so both assignments teach.
   For the paper's form alone set the student's own gains box=, cls= and dfl= of Ultralytics to 0.01 or so.
 - An NMS-free branch of the student (YOLO26, v10) is assigned from the same branch of the teacher; under a teacher

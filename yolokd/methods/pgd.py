@@ -21,11 +21,11 @@ cells of all images (a cell is its anchor point):
 
 Where we depart, and why:
 - The paper distils the towers of the head, the class towers with xi = 0.8, the box towers with xi = 0.6, objects only
-  and without S. One term has one tap and one xi: the default is the neck with 0.8, which is the paper's mask for classes;
-  the options make it the other. With tap "towers" both kinds of towers use it.
+  and without S. One term has one tap and one xi: the default is the neck with 0.8, the paper's mask for classes; the
+  options make it the other. With tap "towers" both kinds of towers use it.
 - Its sums over channels and cells are means here, so alpha, beta and gamma have the ratios of its sums at C = 256 and
   640 px (0.04 and 0.02 x 256 channels; 0.0008 x 2,800 cells) scaled to alpha = 1.
-- Its code divides fg by each image's own count; we by that of the batch, so that an image with many objects counts more.
+- Its code divides fg by each image's own count; we by that of the batch, so one with many objects counts more.
 - In its code the mask of each image is multiplied with the maps of all images of the batch (their shapes broadcast to
   images x images); ours with its own.
 - Its code adds noise of 0.1 px to the centres, so that V can be inverted; we add the variance of that noise.
