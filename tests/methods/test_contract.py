@@ -58,8 +58,8 @@ BY_NUMBER = {
     "bounded",
 }  # methods that take so many points of an object, which a finer grid has more of
 LEARNS = {  # what a head method trains, if not logits
-    "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated", "oks": "keypoints",
-    "masks": "coefficients",
+    "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated",
+    "oks": "keypoints", "masks": "coefficients",
 }  # fmt: skip
 LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # what one trains in a student with a decoder
 LAYERED |= {"detr_query": "decode", "kd_detr": "decode", "d3etr": "decode"}

@@ -21,7 +21,9 @@ Where the authors' code departs from this, or we from it, and why:
 - All of the teacher's queries take part there. Here the `queries` most confident ones of a layer do, never more than
   the student has: the others are background, for which all compete for the same queries of the student, and the
   assignment's time grows with the square of their number. Use more for images with more objects.
+- It sums over decoder layers, we take the mean: its loss grows with the decoder.
 - We subtract the entropy of p, which has no gradient, so that 0 is the optimum.
+- A contrastive head on the queries, which the authors' scripts turn on (weight 0.2), is left out of all three parts.
 
 Features (`detr_feat`). With F the teacher's map at one level, b_m the box of the teacher's query m at its layer d, q_m
 the map's own feature at the centre of b_m (by="centre") or the query's embedding (by="query", the paper's), u_m the
@@ -33,6 +35,7 @@ highest IoU of b_m with an object of the image (1 on an image without), A a trai
            mean_ic W_i (A(s) - F)_ic^2                          relative=False, the authors' form apart from sums
     and the mean over levels.
 
+- Theirs are the 100 best pairs of query and class, so that a query may count twice; ours the 100 best queries.
 - By linearity the queries are summed before they are compared with the map, so no map per query is stored.
 - An RT-DETR projects its neck's maps before its decoder reads them, so the channels of queries and maps mean different
   things, and their numbers may differ. The feature at the box's centre represents the same target in the map's own
@@ -121,7 +124,7 @@ class DETRLogit(Method):
     taxonomy_level = "logit"
     term = "dlogi"
     paper = f"{PAPER}, arXiv:2211.10156 (predictions)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
     needs = LAYERS
     heads = SET_HEADS
     classwise = True
@@ -149,7 +152,7 @@ class DETRFeat(Method):
     taxonomy_level = "feature"
     term = "dfeat"
     paper = f"{PAPER}, arXiv:2211.10156 (features)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
     taps = ("neck",)
     teacher_needs = LAYERS
     heads = SET_TEACHER
@@ -190,7 +193,7 @@ class DETRQuery(Method):
     taxonomy_level = "query"
     term = "dquer"
     paper = f"{PAPER}, arXiv:2211.10156 (query priors)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, all three parts (authors' repository)"
+    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
     student_needs = frozenset({"decode"})
     teacher_needs = frozenset({"content", "references", *LAYERS})
     heads = SET_HEADS

@@ -18,8 +18,8 @@ At one level, i over the H W cells of image b, c over channels, A, L, K trained 
 Where we depart, and why:
 - Theirs are norms (roots) of sums, times 7e-5, 4e-3, 4e-3 and 7e-5. A root has the same gradient however near the
   student is, and a sum grows with the image: ours are mean squares relative to the teacher's, as in our other methods.
-- Their key and value maps are pooled to make the H W x H W products cheap. Without a softmax the sum over j can be taken
-  first, which costs C^2 a cell: no pooling.
+- Their key and value maps are pooled to make the H W x H W products cheap. Without a softmax the sum over j can be
+  taken first, which costs C^2 a cell: no pooling.
 - Their second adapter of rel is the first one, A.
 - The paper's mask has a factor for channels too, which OpenMMLab's code computes and does not use; nor do we.
 """

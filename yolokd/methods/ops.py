@@ -368,7 +368,8 @@ def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (arXiv:1902.09630) of boxes at equal indices, (..., 4) and (..., 4) xyxy -> (...), in [-1, 1].
 
-    A box with a negative side has area 0: heads without box bins can decode such a box early in training.
+    A box with a negative side has area 0: heads without box bins can decode such a box early in training. It has no
+    gradient then.
     """
     inter = area(torch.cat((torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])), -1))
     hull = area(torch.cat((torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])), -1))
