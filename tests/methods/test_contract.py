@@ -62,7 +62,7 @@ LEARNS = {  # what a head method trains, if not logits
     "oks": "keypoints", "masks": "coefficients",
 }  # fmt: skip
 LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # what one trains in a student with a decoder
-LAYERED |= {"detr_query": "decode", "kd_detr": "decode", "d3etr": "decode"}
+LAYERED |= {"detr_query": "decode", "kd_detr": "decode", "clock": "decode", "d3etr": "decode"}
 DRAWS_QUERIES = {"kd_detr"}
 SHARED = {"base", "ops", "sets"}  # what is no method's own
 MODULES = [Path(methods.__path__[0]) / f"{m.name}.py" for m in pkgutil.iter_modules(methods.__path__)]

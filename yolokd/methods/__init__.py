@@ -10,6 +10,7 @@ from yolokd.methods.at import AT
 from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.bounded import Bounded
+from yolokd.methods.clock import CLoCK
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
 from yolokd.methods.d3etr import D3ETR
@@ -74,6 +75,7 @@ METHODS: dict[str, type[Method]] = {
     "masks": Masks,
     "detr_query": DETRQuery,
     "kd_detr": KDDETR,
+    "clock": CLoCK,
     "detr_feat": DETRFeat,
     "detr_logit": DETRLogit,
     "d3etr": D3ETR,

@@ -215,7 +215,7 @@ class DETRQuery(Method):
         partners = sets.layer_pairs(len(s.logits), len(teacher_layers.logits))
         t = sets.Predictions(teacher_layers.logits[partners], teacher_layers.boxes[partners])
         size = (batch["img"].shape[-2], batch["img"].shape[-1])
-        boxes, label, there = objects(batch, t)
+        boxes, label, there = sets.objects(batch, t)
         places = sets.assigned(object_costs(t, boxes, label, size), there)
         layer, image, g = there.nonzero(as_tuple=True)
         n, count = places[layer, image, g], max(int(there[0].sum()), 1)
@@ -255,22 +255,6 @@ def at_centres(t: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     column, row = (x * width).long().clamp(0, width - 1), (y * height).long().clamp(0, height - 1)
     images = torch.arange(len(t), device=t.device)[:, None]
     return t.permute(0, 2, 3, 1)[images, row, column]
-
-
-def objects(batch: dict[str, Tensor], t: sets.Predictions) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch's objects, padded: boxes (B, G, 4), classes (B, G), and which of them are real, (D, B, G)."""
-    (layers, images, queries), (boxes, index) = t.logits.shape[:3], ops.ground_truth(batch)
-    count = torch.bincount(index, minlength=images)
-    order = index.argsort(stable=True)
-    rank = torch.empty_like(index)
-    rank[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
-    slots = min(max(int(count.max()), 1), queries)
-    kept = rank < slots
-    place = (index[kept], rank[kept])
-    padded = boxes.new_zeros(images, slots, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
-    label = index.new_zeros(images, slots).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
-    there = torch.arange(slots, device=index.device) < count[:, None]
-    return padded, label, there.expand(layers, -1, -1)
 
 
 def object_costs(t: sets.Predictions, boxes: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:

@@ -50,6 +50,7 @@ class DSI(Method):
     term = "dsi"
     paper = "Liao et al., RT-DETRv4: Painlessly Furthering Real-Time Object Detection, 2025, arXiv:2510.25257"
     reported = "RT-DETRv4-S/M/L/X to 49.8/53.7/55.4/57.0 COCO AP under a DINOv3-B, with GAM (authors' repository)"
+    unit = 1.0  # measured 0.35 at unit 1; paper: 5 to 20
     taps = ("backbone", "neck")
     deepest = True
     Options: ClassVar[type] = DSIOptions
