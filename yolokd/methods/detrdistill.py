@@ -72,6 +72,9 @@ LAYERS = frozenset({"layer_logits", "layer_boxes"})
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002)
 MIN_SIMILARITY = 0.01  # the authors raise a cell's similarity to this; below it the cell does not belong to the target
 PAPER = "Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, 2022"
+REPORTED = (
+    "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class DETRLogit(Method):
     taxonomy_level = "logit"
     term = "dlogi"
     paper = f"{PAPER}, arXiv:2211.10156 (predictions)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
+    reported = REPORTED
     needs = LAYERS
     heads = SET_HEADS
     classwise = True
@@ -152,7 +155,7 @@ class DETRFeat(Method):
     taxonomy_level = "feature"
     term = "dfeat"
     paper = f"{PAPER}, arXiv:2211.10156 (features)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
+    reported = REPORTED
     taps = ("neck",)
     teacher_needs = LAYERS
     heads = SET_TEACHER
@@ -193,7 +196,7 @@ class DETRQuery(Method):
     taxonomy_level = "query"
     term = "dquer"
     paper = f"{PAPER}, arXiv:2211.10156 (query priors)"
-    reported = "Deformable DETR R101 -> R50 44.1 -> 46.6 COCO AP, as detrdistill.full and a contrastive head (authors' repository)"
+    reported = REPORTED
     student_needs = frozenset({"decode"})
     teacher_needs = frozenset({"content", "references", *LAYERS})
     heads = SET_HEADS

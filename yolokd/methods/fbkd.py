@@ -86,7 +86,8 @@ class FBKD(Method):
         spatial = error(self.spatial[i](s.mean(1, keepdim=True)), t.mean(1, keepdim=True))
         apart = (self.s_relations[i](a) - self.t_relations[i](t)).square().mean()
         rel = apart / ops.energy_or_one(t.square().mean())
-        return o.mask * mask + o.channel * channel + o.spatial * spatial + o.rel * rel
+        loss: Tensor = o.mask * mask + o.channel * channel + o.spatial * spatial + o.rel * rel
+        return loss
 
 
 class NonLocal(nn.Module):
@@ -97,8 +98,8 @@ class NonLocal(nn.Module):
         inside = max(1, channels // 2)
         self.theta, self.phi, self.g = (nn.Conv2d(channels, inside, 1) for _ in range(3))
         self.last = nn.Conv2d(inside, channels, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (conv(x).flatten(2) for conv in (self.theta, self.phi, self.g))
