@@ -100,7 +100,10 @@ def main(
 def open_student(file: Any, data: str) -> Any:
     """The student with a head for the data's classes, as a training makes it."""
     old: Any = open_model(str(file), "model", False).model.float()
-    names = check_det_dataset(data)["names"]
+    described = check_det_dataset(data)
+    names = described["names"]
+    if "kpt_shape" in described:
+        old.yaml["kpt_shape"] = described["kpt_shape"]
     student = type(old)(old.yaml, nc=len(names), ch=old.yaml.get("channels", 3), verbose=False)
     student.load(old)
     student.names, student.args, student.nc = names, get_cfg(DEFAULT_CFG), len(names)

@@ -52,7 +52,7 @@ class CLoCK(Method):
     taxonomy_level = "query"
     term = "clock"
     paper = "Lan, Tian, CLoCKDistill: Consistent Location-and-Context-aware KD, 2025, arXiv:2502.10683 (queries)"
-    reported = "DETRs +2.2 to +6.4 AP on KITTI and COCO, with the memory's part (abstract)"
+    reported = "DETRs +2.2 to +6.4 KITTI and COCO AP, with the memory's part (abstract)"
     student_needs = frozenset({"decode"})
     teacher_needs = frozenset({"content", "references", "decode"})
     heads = SET_HEADS
