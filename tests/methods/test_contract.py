@@ -61,7 +61,11 @@ LEARNS = {  # what a head method trains, if not logits
     "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated",
     "oks": "keypoints", "masks": "coefficients",
 }  # fmt: skip
-LAYERED = {"detr_logit": "layer_logits", "match": "layer_logits"}  # what one trains in a student with a decoder
+LAYERED = {
+    "detr_logit": "layer_logits",
+    "qskd": "layer_logits",
+    "match": "layer_logits",
+}  # what one trains in a student with a decoder
 LAYERED |= {"detr_query": "decode", "kd_detr": "decode", "clock": "decode", "d3etr": "decode"}
 DRAWS_QUERIES = {"kd_detr"}
 SHARED = {"base", "ops", "sets"}  # what is no method's own

@@ -35,6 +35,7 @@ from yolokd.methods.oks import OKS
 from yolokd.methods.pgd import PGD
 from yolokd.methods.pkd import PKD
 from yolokd.methods.probiou import ProbIoU
+from yolokd.methods.qskd import QSKD
 from yolokd.methods.rank import PFI, RankMimicking
 from yolokd.methods.reviewkd import ReviewKD
 from yolokd.methods.roi import RoI
@@ -79,5 +80,6 @@ METHODS: dict[str, type[Method]] = {
     "detr_feat": DETRFeat,
     "detr_logit": DETRLogit,
     "d3etr": D3ETR,
+    "qskd": QSKD,
     "match": Match,
 }
