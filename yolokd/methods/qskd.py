@@ -9,8 +9,8 @@ the objects of the image, KL the sum over classes of the binary divergences:
 
     h_m    = max_g GIoU(b_m, g)
     M      = the queries with h_m > low, at most `queries` of highest h (positives and hard negatives alike)
-    loss_d = min over one-to-one n(m) of sum_{m in M} [cls KL(p_m || s_n) + l1 |b_n - b_m|_1 + giou (1 - GIoU(b_n, b_m))]
-             / max(1, number of m in M)
+    pair   = cls KL(p_m || s_n) + l1 |b_n - b_m|_1 + giou (1 - GIoU(b_n, b_m))
+    loss_d = min over one-to-one n(m) of sum_{m in M} pair / max(1, number of m in M)
     loss   = mean over d          |.|_1 over centre, width and height in fractions of the image
 
 - detr_logit chooses queries by the teacher's confidence and weighs boxes by it; here the objects choose, and a box near
