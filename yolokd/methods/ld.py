@@ -38,8 +38,7 @@ Where their code departs from the paper, or we from it, and why:
   17 bins cls = 8.5 main has the ratio of its weights. We take the KL, whose size does not depend on the number of
   classes. A softmax over the classes means little for a sigmoid head (see bckd.py), so the part is off by default; the
   recipe `method=ld.full` turns it on, because the published gain is that of all three parts.
-- Rotated boxes: the heads of obb have bins for the sides and none for the angle, so the angle is not taught; regions
-  are those of the upright boxes around the objects.
+- The extension's rotated boxes are left out: readers show no bins of obb heads, whose boxes `probiou` compares.
 """
 
 from __future__ import annotations
