@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import pkgutil
 import re
@@ -345,6 +346,10 @@ def test_declarations(name):
     assert cls.taxonomy_level in TAXONOMY_LEVELS
     assert re.fullmatch(r"[a-z0-9]{2,5}", cls.term)
     assert cls.reported and 0 < cls.unit < math.inf
+    source = Path(inspect.getsourcefile(cls)).read_text()
+    assert "unit" in vars(cls) and re.search(
+        rf"    unit = {re.escape(str(cls.unit))}  # measured \d\S* at unit 1", source
+    )
     assert re.search(r"\d{4}", cls.paper) and re.search(r"arXiv:\d{4}\.\d{4}|(CVPR|NeurIPS|ICLR) \d{4}", cls.paper)
     assert set(cls.taps) <= set(MAPS) and cls.needs | cls.student_needs | cls.teacher_needs <= {*FIELDS, *FUNCTIONS}
     first = {"backbone": "backbone", "neck": "neck", "roi": "neck", "feature": "neck"}.get(cls.taxonomy_level)
