@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,7 +136,7 @@ def test_methods_from_a_list_and_from_taps():
         ("cwd", {"cwd.tau": True}, "cwd.tau=True "),
         ("pkd", {"pkd.gain": "x"}, "pkd.gain=x "),
         ("nope.yaml", {}, "method=nope.yaml does not exist"),
-        ("default.yaml", {}, "shipped recipes are default"),
+        ("default.yaml", {}, "shipped recipes are bckd.full"),
     ],
 )
 def test_a_wrong_method_is_refused_by_name(method, dotted, named):
@@ -215,6 +217,15 @@ def test_every_shipped_recipe_is_valid():
     assert "default" in shipped_recipes()
     for name in shipped_recipes():
         assert asked_methods(name, {})
+
+
+def test_the_documentation_has_every_papers_recipe_with_its_methods():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\S+[.+]\S+)` \| (.*?) \|", text, re.MULTILINE))
+    assert rows.keys() == shipped_recipes().keys() - {"default"}
+    for name, row in rows.items():
+        keys = list(asked_methods(name, {})["recipe"]["any"])
+        assert re.findall(r"`(\w+)`", row) == keys
 
 
 def test_shipped_argument_files_are_no_recipes():

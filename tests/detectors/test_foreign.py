@@ -252,6 +252,23 @@ def test_a_transformer_teaches_the_backbone():
         assert not any(p.requires_grad for p in model.pairings[0].teacher.model.parameters())
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_dsi_compares_the_deepest_map_with_a_transformers(scale):
+    """Cells of 32 px with patches of 16 px, whatever levels=; at half the side a patch is a cell, as in the paper."""
+    model = distiller(transformer(16), "dsi", None, scale)
+    assert model.pairings[0].places["dsi_loss"] == ((32,), (16,))
+    data = batch(2)
+    view = next(iter(model.pairings[0].teacher(data["img"])((16,)).values()))
+    assert view.backbone[0].shape[-1] == data["img"].shape[-1] * scale / 16
+    with model.reader.record(frozenset({"backbone"})) as recorded:
+        model.module(data["img"])
+    student = next(iter(model.reader.views(recorded, frozenset({"backbone"}), (32,)).values()))
+    expected = model.pairings[0].methods["dsi_loss"](student, view, data)
+    _, items = model(data)
+    unit = model.pairings[0].methods["dsi_loss"].unit
+    assert items["dsi_loss"].item() == pytest.approx(unit * expected.item(), rel=1e-5)
+
+
 def test_what_a_transformer_cannot_teach_is_refused_with_what_it_can():
     for method, named in [
         ("pkd", "neck, which the teacher timm:tokens does not show .*use method=pkd@backbone"),

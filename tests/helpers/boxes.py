@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+
+import torch
 
 from helpers.views import STRIDES
 
@@ -53,3 +56,13 @@ def boxes_of(batch, image: int) -> list[tuple[float, float, float, float]]:
         if i == image:
             found.append(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height))
     return found
+
+
+def on_its_cells(pair):
+    """Objects of many cells, and teacher boxes around their own cells, as a trained teacher has them."""
+    batch = {**pair.batch, "bboxes": pair.batch["bboxes"] + torch.tensor([0, 0, 0.4, 0.4])}
+    centre = torch.tensor([point[:2] for level in cells(batch) for point in level], dtype=torch.float64)
+    half = (pair.teacher.boxes[..., 2:] - pair.teacher.boxes[..., :2]) / 2
+    return replace(
+        pair, batch=batch, teacher=replace(pair.teacher, boxes=torch.cat((centre - half, centre + half), -1))
+    )

@@ -47,7 +47,7 @@ def region_weights(batch, image: int, options: LDOptions) -> tuple[list[bool], l
 
 def reference(options: LDOptions, batch):
     def loss(student, teacher) -> float:
-        main, vlr = [], []  # (weight, divergence)
+        main, vlr, classes = [], [], []  # (weight, divergence) twice, divergence
         for image, (s, t) in enumerate(zip(student.bins, teacher.bins, strict=True)):
             logits = (student if options.weight == "student" else teacher).logits[image]
             positive, around = region_weights(batch, image, options)
@@ -55,9 +55,12 @@ def reference(options: LDOptions, batch):
                 d = divergence(s[n], t[n], options.tau) if positive[n] or around[n] else 0.0
                 main.append((max(map(sigmoid, z)) * positive[n], d))
                 vlr.append((around[n], d))
+                if positive[n] and options.cls:
+                    classes.append(divergence([student.logits[image][n]], [teacher.logits[image][n]], options.cls_tau))
         assert any(w for w, _ in main) and any(w for w, _ in vlr), "the check is empty without the regions"
         means = [sum(w * d for w, d in region) / sum(w for w, _ in region) for region in (main, vlr)]
-        return options.main * means[0] + options.vlr * means[1]
+        cls = options.cls * sum(classes) / len(classes) if classes else 0.0
+        return options.main * means[0] + options.vlr * means[1] + cls
 
     return loss
 
@@ -71,20 +74,24 @@ def reference(options: LDOptions, batch):
         {**SMALL, "weight": "teacher", "main": 0.25, "vlr": 0.5},
         {"side": 3.0, "topk": 9, "gamma": 0.0},
         {"side": 1.0, "topk": 2},
+        {**SMALL, "cls": 8.5},
+        {**SMALL, "cls": 1.0, "cls_tau": 0.7, "main": 0.0, "vlr": 0.0, "weight": "teacher"},
     ],
     ids=str,
 )
 def test_equals_reference(options):
     for seed in range(3):
-        pair = exact(make_pair(seed, batch=seed + 1, classes=(3, 5)))
+        pair = exact(make_pair(seed, batch=seed + 1, classes=(3, 3 if options.get("cls") else 5)))
         method = build("ld", pair, **options)
-        check_against(method, pair, reference(method.options, pair.batch), ["bins"], seed)
+        fields = ["bins", "logits"] if options.get("weight") == "teacher" else ["bins"]  # u_n has no gradient
+        check_against(method, pair, reference(method.options, pair.batch), fields, seed)
 
 
 def test_anchors_at_their_papers_size_equal_reference():
     pair = exact(make_pair(4))
     method = build("ld", pair, vlr=1.0)
-    ours = method.weights(ops.confidence(pair.student.logits), STRIDES, pair.batch) > 0
+    main, vlr = method.regions(STRIDES, pair.student.logits, pair.batch)
+    ours = (main > 0) | (vlr > 0)
     for image in range(2):
         positive, around = region_weights(pair.batch, image, method.options)
         assert ours[image].tolist() == [p or v > 0 for p, v in zip(positive, around, strict=True)]
@@ -164,6 +171,14 @@ def test_refuses_other_heads_by_naming_the_substitute(role, bins, message):
         build("ld", replace(pair, **{f"{role}_spec": spec}))
 
 
+def test_the_class_part_needs_classes_to_compare():
+    with pytest.raises(ValueError, match="ld.cls compares scores class by class"):
+        build("ld", make_pair(classes=(3, 5)), cls=1.0)
+    with pytest.raises(ValueError, match="compares classes, and there is one: leave it at 0"):
+        build("ld", make_pair(classes=(1, 1)), cls=1.0)
+    assert build("ld", make_pair(), cls=1.0).classwise and not build("ld", make_pair()).classwise
+
+
 def test_refuses_images_that_do_not_fit_the_view():
     pair = make_pair()
     batch = {**pair.batch, "img": torch.zeros(2, 3, 64, 64)}
@@ -181,5 +196,5 @@ def test_refuses_options_out_of_range(option, value):
 
 
 def test_refuses_to_do_nothing():
-    with pytest.raises(ValueError, match="ld.main and ld.vlr are both 0"):
+    with pytest.raises(ValueError, match="ld.main, ld.vlr and ld.cls are all 0"):
         LDOptions(main=0, vlr=0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.boxes import boxes_of, cells, iou_and_diou, softmax
+from helpers.boxes import boxes_of, cells, iou_and_diou, on_its_cells, softmax
 from helpers.regions import exact
 from helpers.views import (
     OTHER_SIZES,
@@ -55,16 +55,6 @@ def rm_reference(options, batch):
         return options.tau**2 * sum(found) / len(found)
 
     return loss
-
-
-def on_its_cells(pair):
-    """Objects of many cells, and teacher boxes around their own cells, as a trained teacher has them."""
-    batch = {**pair.batch, "bboxes": pair.batch["bboxes"] + torch.tensor([0, 0, 0.4, 0.4])}
-    centre = torch.tensor([point[:2] for level in cells(batch) for point in level], dtype=torch.float64)
-    half = (pair.teacher.boxes[..., 2:] - pair.teacher.boxes[..., :2]) / 2
-    return replace(
-        pair, batch=batch, teacher=replace(pair.teacher, boxes=torch.cat((centre - half, centre + half), -1))
-    )
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,8 @@ def levels_for(
     """Strides at which a method compares the two, the student's and the teacher's, one partner each."""
     if not tap and pair_of_heads(student.spec, teacher.spec) != "dense/dense":
         return student.strides, teacher.strides  # matched by their boxes, whatever level they come from
+    if method.deepest and teacher.strides:
+        return student.strides[-1:], (nearest_stride(student.strides[-1], teacher.strides),)
     if resize and tap in MAPS and not method.needs and teacher.strides:
         return student.strides, tuple(nearest_stride(stride, teacher.strides) for stride in student.strides)
     common = common_strides(student, teacher)

@@ -55,7 +55,7 @@ class AT(Method):
     term = "at"
     paper = "Zagoruyko, Komodakis, Paying More Attention to Attention, 2017, arXiv:1612.03928"
     reported = "none published for detection"
-    unit = 5.0  # measured 0.051 at unit 1; paper: 1e3 on the code's mean, 2e3 / (H W) on ours
+    unit = 5.0  # measured 0.053 at unit 1; paper: 1e3 on the code's mean, 2e3 / (H W) on ours
     taps = ("backbone", "neck", "towers")
     Options: ClassVar[type] = ATOptions
 

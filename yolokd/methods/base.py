@@ -34,11 +34,15 @@ class Method(nn.Module):
     paper: ClassVar[str]  # authors, title, year, arXiv number
     reported: ClassVar[str]  # the gain published for detection: detectors, figures and, in brackets, the source
     # A gain of 1 multiplies the value by this, so that it means about the same for every method: a gradient of 0.3 (0.2
-    # to 0.41) times the task's on the neck (on the stages, for the backbone). Measured with balance=log on the first 20
-    # steps of a YOLO11 of width 0.125, started from another domain, under a YOLO11n, at 160 px and batch 16, while it
-    # learned from its labels and the adapters from their terms. The value itself is the equation's.
+    # to 0.41) times the task's on the neck (on the stages, for the backbone), as benchmarks/units.py measures it: over
+    # the first 20 steps of a YOLO11 of width 0.125, started from another domain, under a YOLO11n, at 160 px and batch
+    # 16, while it learns from its labels and the adapters from their terms. The figure behind a unit is that of the
+    # value itself, which is the equation's; another day's seed moved it by a fifth, that of gid by more. The methods of
+    # obb, pose and segment: the same student and teacher with such heads, the teacher after 40 steps. Those of RT-DETR
+    # are rough: an untrained RT-DETR of 2 layers under one of 3 that had 60 steps and sees little yet.
     unit: ClassVar[float] = 1.0
     taps: ClassVar[tuple[str, ...]] = ()  # maps that it can be applied to, the default first; () for a loss on the head
+    deepest: ClassVar[bool] = False  # compares the student's coarsest map only, whatever strides the teacher has
     needs: frozenset[str] = frozenset()  # fields that it reads besides its tap, of both views; may depend on the pair
     student_needs: frozenset[str] = frozenset()  # fields that it reads of the student's view only
     teacher_needs: frozenset[str] = frozenset()  # fields that it reads of the teacher's view only

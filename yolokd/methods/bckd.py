@@ -23,6 +23,9 @@ Where we depart, and why:
 - The authors divide by the number of assigned positives, averaged over processes, and skip levels without any. We
   divide by the teacher's soft count in this process's batch: it needs neither labels nor the student's assigner, so
   that images without labels can be used as well.
+- A head without bins (YOLO26) can decode a box whose right side lies left of its left one. Its area is 0, and with it
+  the overlap, so GIoU has no gradient that would turn the box over: the task's own loss has to (bounded.py's squared
+  distance can too).
 - `weight="teacher"` is ours: boxes then also learn where the teacher is confident and the scores agree already.
 """
 
@@ -66,7 +69,7 @@ class BCKDCls(Method):
     taxonomy_level = "head"
     term = "bckdc"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (cls)"
-    reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, both parts (authors' repository)"
+    reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, as bckd.full (authors' repository)"
     unit = 0.3  # measured 0.98 at unit 1; paper: 1
     needs = frozenset({"logits"})
     heads = DENSE_HEADS
@@ -91,7 +94,7 @@ class BCKDBox(Method):
     taxonomy_level = "head"
     term = "bckdb"
     paper = "Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation, 2023, arXiv:2308.14286 (box)"
-    reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, both parts (authors' repository)"
+    reported = "GFL R101 -> R50 40.1 -> 43.2 COCO AP, as bckd.full (authors' repository)"
     unit = 4.0  # measured 0.088 at unit 1; paper: 4
     needs = frozenset({"logits", "boxes"})
     heads = DENSE_HEADS

@@ -66,7 +66,8 @@ class D3ETR(Method):
     taxonomy_level = "logit"
     term = "d3etr"
     paper = "Chen et al., D3ETR: Decoder Distillation for Detection Transformer, 2022, arXiv:2211.09768"
-    reported = "figures not at hand"
+    reported = "Conditional DETR R50 +7.8 COCO AP in 12 epochs, +2.4 in 50 (paper)"
+    unit = 0.6  # measured 0.46 at unit 1; paper: none at hand
     needs = frozenset({"layer_logits", "layer_boxes", "attention"})
     student_needs = frozenset({"decode"})
     teacher_needs = frozenset({"content", "references"})

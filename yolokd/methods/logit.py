@@ -47,7 +47,7 @@ class Logit(Method):
     term = "logit"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531"
     reported = "none published for detection"
-    unit = 0.2  # measured 1.84 at unit 1; paper: none for detection
+    unit = 0.2  # measured 1.8 at unit 1; paper: none for detection
     needs = frozenset({"logits"})
     heads = DENSE_HEADS
     classwise = True

@@ -339,6 +339,24 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (area(a) + area(b) - inter).clamp(min=TINY_AREA)
 
 
+def alignment(view: View, batch: dict[str, Tensor], alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """How well each anchor point predicts each object, score^alpha IoU^beta, and that IoU; (M, N) twice.
+
+    The score is that of the object's class; a point whose centre is outside the object has -1 and IoU 0. No gradient.
+    """
+    z, boxes = (wide(required(getattr(view, name), name)).detach() for name in ("logits", "boxes"))
+    objects, index = ground_truth(batch)
+    cls = batch["cls"].detach().to(index.device).reshape(-1).long()
+    centres, _ = points(batch, view.strides, z)
+    inside = ((centres > objects[:, None, :2]) & (centres < objects[:, None, 2:])).all(-1)
+    g, n = inside.nonzero(as_tuple=True)
+    overlap = paired_iou(boxes[index[g], n], objects[g]).to(z.dtype)
+    quality, iou = z.new_full(inside.shape, -1.0), z.new_zeros(inside.shape)
+    quality[g, n] = z[index[g], n, cls[g]].sigmoid() ** alpha * overlap**beta
+    iou[g, n] = overlap
+    return quality, iou
+
+
 def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
     """The binary KL(sigmoid(z_t) || sigmoid(z_s)) of every entry, (...) twice -> (...)."""
     p = z_t.sigmoid()
@@ -350,7 +368,8 @@ def divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (arXiv:1902.09630) of boxes at equal indices, (..., 4) and (..., 4) xyxy -> (...), in [-1, 1].
 
-    A box with a negative side has area 0: heads without box bins can decode such a box early in training.
+    A box with a negative side has area 0: heads without box bins can decode such a box early in training. It has no
+    gradient then.
     """
     inter = area(torch.cat((torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])), -1))
     hull = area(torch.cat((torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])), -1))

@@ -148,6 +148,22 @@ def per_target(losses: Tensor, t: Targets) -> Tensor:
     return ((losses * t.there).sum((1, 2)) / t.count).mean()
 
 
+def objects(batch: dict[str, Tensor], t: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch's objects, padded: boxes (B, G, 4), classes (B, G), and which of them are real, (D, B, G)."""
+    (layers, images, queries), (boxes, index) = t.logits.shape[:3], ops.ground_truth(batch)
+    count = torch.bincount(index, minlength=images)
+    order = index.argsort(stable=True)
+    rank = torch.empty_like(index)
+    rank[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
+    slots = min(max(int(count.max()), 1), queries)
+    kept = rank < slots
+    place = (index[kept], rank[kept])
+    padded = boxes.new_zeros(images, slots, 4).index_put(place, boxes[kept]).to(t.boxes.dtype)
+    label = index.new_zeros(images, slots).index_put(place, batch["cls"].to(index.device).reshape(-1).long()[kept])
+    there = torch.arange(slots, device=index.device) < count[:, None]
+    return padded, label, there.expand(layers, -1, -1)
+
+
 def query_adapter(student: Spec, teacher: Spec) -> nn.Linear:
     """A layer that turns a teacher's queries (B, Q, W_t) into queries for the student's decoder, (B, Q, W_s).
 
