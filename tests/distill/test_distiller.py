@@ -107,18 +107,19 @@ def test_a_gain_of_0_leaves_the_term_out():
 
 
 @pytest.mark.parametrize("teacher", ["yolo26n", "yolo11n"])
-def test_a_dual_head_learns_on_both_branches_by_its_own_schedule(teacher):
-    """YOLO26 moves its weight from one2many to one2one; terms that ignore it pull the finished branch back."""
+def test_a_dual_head_learns_by_its_own_schedule_and_without_nms_from_a_teacher_without_only(teacher):
+    """YOLO26 moves its weight from one2many to one2one; terms that ignore it pull the finished branch back. Taught by a
+    teacher's one2many branch, the one2one branch learned to answer several times for an object."""
     distiller = make("yolo26n", teacher, method="logit,pkd", kd=2.0)
     distiller.module.args.epochs = 3
     seen, logit = spied(distiller), distiller.pairings[0].methods["logit_loss"]
-    pair = {"one2many": "one2many", "one2one": "one2one" if teacher == "yolo26n" else "one2many"}
+    pair = {"one2many": "one2many"} | ({"one2one": "one2one"} if teacher == "yolo26n" else {})
     for o2m, o2o in ((0.8, 0.2), (0.45, 0.55)):  # E2ELoss in the first two of three epochs
         _, items = distiller(batch(SIZE))
         parts = {b: logit(seen["student"][b], seen["teacher"][t], {}).item() for b, t in pair.items()}
-        expected = 2.0 * logit.unit * (o2m * parts["one2many"] + o2o * parts["one2one"])
+        expected = 2.0 * logit.unit * (o2m * parts["one2many"] + o2o * parts.get("one2one", 0.0))
         assert items["logit_loss"].item() == pytest.approx(expected, rel=1e-5)
-        assert parts["one2many"] != pytest.approx(parts["one2one"], rel=1e-3)
+        assert parts["one2many"] != pytest.approx(parts.get("one2one", 0.0), rel=1e-3)
         distiller.module.criterion.update()
 
 

@@ -1,8 +1,8 @@
-"""What a head that needs no NMS can learn from one that needs it: every object once.
+"""What a head that needs no NMS can start from one that needs it: every object once.
 
 The one2one branch of YOLO26 and YOLOv10 must answer once for an object. A teacher without such a branch answers at
-several neighbouring anchor points, and its NMS drops all but the best. Taught their scores, the branch would learn to
-answer several times too; so those that NMS drops are lowered to what no detection is.
+several neighbouring anchor points, and its NMS drops all but the best. Solved for their scores, the branch would start
+by answering several times too; so those that NMS drops are lowered to what no detection is.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Plan:
     teacher: Reader
     terms: dict[str, Term]  # by name, those whose gain is not 0
     methods: dict[str, dict[str, Any]]  # key -> options of every method used
-    refused: list[str]  # a sentence for each method that an optional recipe has and the pair cannot have
+    refused: list[str]  # a sentence for all of a recipe that the pair cannot have
     classes: ClassMap | None  # shared classes, None where teacher and data have the same
     scale: float  # sides of the teacher's images, as a multiple of the student's
     coverage: str = ""  # how many classes of the data the teacher teaches, and which it does not
@@ -95,6 +95,12 @@ def plan(
         terms[term_name(type(method), method.tap)] = Term(method, gain, place)
     if not used and (reasons := refused or other_task):  # a recipe's last resort comes last
         raise UsageError(f"nothing of the recipe applies: {reasons[-1]}")
+    alone = [b for b in student.branches[1:] if b not in teacher.branches]
+    if alone and any(is_head_term(term.method) for term in terms.values()):
+        refused.append(
+            f"what terms on predictions would teach the {alone[0]} branch of {student.spec.name}, which must answer "
+            f"once for an object: {teacher.spec.name} has no such branch."
+        )
     return Plan(teacher, terms, used, refused, classes, scale)
 
 

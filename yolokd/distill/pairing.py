@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolokd.detectors import duplicates
 from yolokd.detectors.reader import Reader
 from yolokd.distill import teacher_selection
 from yolokd.distill.applicability import Plan, is_head_term, needs
@@ -38,12 +37,7 @@ class Pairing(nn.Module):
         branches = student.branches if any(is_head_term(t.method) for t in terms.values()) else student.branches[:1]
         teacher_branches = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
         self.teacher_branches = teacher_branches
-        # branches that must answer once for an object, under a teacher that answers several times
-        self.once = frozenset({"one2one"} & {*branches} - {*teacher_branches} if plan.teacher.spec.dense else ())
         teacher_fields = self.fields | teacher_selection.NEEDS if needs_detections else self.fields
-        if self.once:
-            boxes = {"rotated"} if "rotated" in plan.teacher.fields else {"boxes"}
-            teacher_fields |= {"logits", *boxes}
         teacher = Teacher(plan.teacher, teacher_fields, teacher_branches, device, plan.scale)
         object.__setattr__(self, "teacher", teacher)  # no child module: never in parameters or checkpoints
 
@@ -65,18 +59,10 @@ class Pairing(nn.Module):
             active: names of the terms whose gain is not 0 in this epoch.
             schedule: weight of the student's branches in a head term.
         """
-        places = {self.places[n] for n in active}
-        pairs = {place: (student(place[0]), self.taught(teacher(place[1]))) for place in places}
+        pairs = {place: (student(place[0]), teacher(place[1])) for place in {self.places[n] for n in active}}
         values = {name: self.value(self.methods[name], *pairs[self.places[name]], batch, schedule) for name in active}
         methods: dict[str, Any] = dict(self.methods.items())
         return {name: methods[name].unit * value for name, value in values.items()}
-
-    def taught(self, teacher: dict[str, View]) -> dict[str, View]:
-        """The teacher's views by branch, and one for each branch that must answer once for an object."""
-        if not self.once:
-            return teacher
-        shown = duplicates.without_duplicates(next(iter(teacher.values())))
-        return {**teacher, **dict.fromkeys(self.once, shown)}
 
     def value(
         self,
@@ -98,6 +84,10 @@ class Pairing(nn.Module):
             return value
 
         if is_head_term(method) and len(student) > 1:
-            parts = [schedule.get(b, 1.0) * between(view, teacher.get(b, fallback)) for b, view in student.items()]
+            # A branch that must answer once for an object is left to its own loss where the teacher has none like it:
+            # taught a one2many head's scores, it answered several times, and its mAP50 fell from 47 to 22.
+            first = next(iter(student))
+            taught = {b: view for b, view in student.items() if b == first or b in teacher}
+            parts = [schedule.get(b, 1.0) * between(v, teacher.get(b, fallback)) for b, v in taught.items()]
             return torch.stack(parts).sum()
         return between(next(iter(student.values())), fallback)
