@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTING = ("PYTEST", "GITHUB", "RUNNER")  # with these in the environment Ultralytics writes its runs elsewhere
 BUILD = "import sys, setuptools.build_meta as build; print(getattr(build, sys.argv[1])(sys.argv[2]))"
 
 
@@ -27,6 +28,13 @@ def run(python: Path | str, *arguments: object, cwd: Path) -> str:
     done = subprocess.run([python, *map(str, arguments)], cwd=cwd, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+def as_a_user() -> dict[str, str]:
+    """The environment without what tells that this is a test, offline, and with this process' own programs first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(TESTING)}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": programs, "YOLO_OFFLINE": "true", "MPLBACKEND": "Agg", "COLUMNS": "120"}
 
 
 def checkout_files() -> set[str]:
