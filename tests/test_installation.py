@@ -1,22 +1,16 @@
-"""Whether it works however it is installed: from a checkout, editable, or from a wheel; and from whichever folder."""
+"""Whether it works however it is installed: editable or not, from a checkout, a wheel or an sdist; in any folder."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 import venv
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from helpers.checkout import build, cannot_build, copy_checkout, run
 
-import yolokd
-
-ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"yolokd": "yolokd", "yolokd_edge": "deploy/yolokd_edge", "yolokd_cfg": "cfg"}  # package -> in a checkout
 WHERE = """
 import importlib, json, pathlib
@@ -26,38 +20,7 @@ print(json.dumps(found))
 """
 
 
-def cannot_build() -> str:
-    """Why nothing can be built here; empty where it can."""
-    try:
-        return "" if int(version("setuptools").split(".")[0]) >= 77 else "setuptools is older than 77"
-    except PackageNotFoundError:
-        return "setuptools is not installed"
-
-
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(cannot_build()), reason=cannot_build() or "it is installed")]
-
-
-def test_the_citation_has_the_version():
-    said = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
-    assert said and said[1] == yolokd.__version__
-
-
-def run(python: Path | str, *arguments: object, cwd: Path) -> str:
-    """Output of a command that must succeed, without the paths and settings of this process."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "PIP", "COV"))}
-    done = subprocess.run([python, *map(str, arguments)], cwd=cwd, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def copy_checkout(target: Path) -> Path:
-    """The tracked files, those that are changed as they are now."""
-    listed = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    return target
 
 
 def environment(folder: Path) -> Path:
@@ -82,7 +45,7 @@ def install(python: Path, *what: object, cwd: Path) -> None:
     run(python, "-m", "pip", "install", *offline, *what, cwd=cwd)
 
 
-@pytest.fixture(params=["installed", "editable", "wheel"])
+@pytest.fixture(params=["installed", "editable", "wheel", "sdist"])
 def installation(request, tmp_path):
     """(Python, checkout, folder of each package when imported from elsewhere)."""
     checkout, python = copy_checkout(tmp_path / "checkout"), environment(tmp_path)
@@ -95,10 +58,7 @@ def installation(request, tmp_path):
     if request.param == "installed":
         install(python, checkout, cwd=tmp_path)
     else:
-        built = tmp_path / "dist"
-        flags = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", built)
-        run(python, "-m", "pip", "wheel", *flags, checkout, cwd=tmp_path)
-        install(python, *built.glob("yolokd-*.whl"), cwd=tmp_path)
+        install(python, build(request.param, checkout, tmp_path / "dist"), cwd=tmp_path)
     return python, checkout, {name: site / name for name in PLACES}
 
 
