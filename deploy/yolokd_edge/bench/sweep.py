@@ -19,6 +19,7 @@ from yolokd_edge.bench.record import NOT_ASKED, make_record
 from yolokd_edge.bench.report import check_report_place, write_report
 from yolokd_edge.bench.results import busy_windows
 from yolokd_edge.bench.schema import STAGES
+from yolokd_edge.bench.timing import WARM_UP_CPU_S
 from yolokd_edge.bench.trial import Trial, run_trial
 from yolokd_edge.bench.trtexec import cross_check
 from yolokd_edge.bench.workers import build_engines, fresh_trials, note_build
@@ -27,6 +28,7 @@ from yolokd_edge.board.telemetry import Telemetry
 from yolokd_edge.bundle import is_bundle, open_bundle
 from yolokd_edge.common import EdgeError
 from yolokd_edge.images import read_frames
+from yolokd_edge.progress import Progress
 
 
 def collect(
@@ -104,18 +106,29 @@ def _watched(
     order, rng, idle = list(range(len(plans))), random.Random(options.seed), None
     with Monitor(options.power) as monitor:
         if options.power:
+            print(f"idle baseline of the board: {options.idle:g} s", file=sys.stderr)
             start = monitor.clock()
             time.sleep(options.idle)
             idle = (start, monitor.clock())
+        runs = options.runs * len(plans)
+        # between runs only, since writing takes time from what is measured
+        progress = Progress("measuring runs", runs, seconds=runs * least_seconds(plans[0]))
         for repeat in range(options.runs):
             rng.shuffle(order)
             for k in order:
                 for stream in once(replace(plans[k], repeat=repeat)):
                     for model, trial in enumerate(stream):
                         found[k][model].append(trial)
+                progress.step()
+        progress.end()
         if monitor.tegrastats and options.power:
             time.sleep(0.3)  # a sample after the last frame, so that the energy is bracketed
     return found, [Telemetry(monitor, busy_windows([t for model in own for t in model]), idle) for own in found]
+
+
+def least_seconds(plan: Plan) -> float:
+    """What a run takes at least: its warm-up and its frames. Slow models take longer, and the first run tells."""
+    return WARM_UP_CPU_S + min(plan.limits.t_min_s, plan.limits.t_max_s)
 
 
 def _overhead(watched: Sequence[Trial], bare: Sequence[Trial]) -> float:
