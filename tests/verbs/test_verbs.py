@@ -135,7 +135,7 @@ def test_options_in_a_dataclass_are_options_too(tmp_path, monkeypatch):
 def test_train_and_export_tell_what_they_take():
     """These functions take **arguments, so that a signature does not name them."""
     train = {o.name for o in load("train").VERB.all_options()}
-    assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "NAME.option"}
+    assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "report", "NAME.option"}
     taken = {*export.TAKEN, *export.BAKED["nms"]}
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
@@ -270,6 +270,7 @@ def test_the_old_name_of_a_study_works_and_names_the_new_one(verb, folder, monke
     """And goes on in the folder that it had."""
     seen = []
     monkeypatch.setattr("yolokd.studies.runner.study", lambda **given: seen.append(given))
+    monkeypatch.setattr("yolokd.reports.trained.after", lambda *_: None)
     assert cli.main([verb, "methods=pkd", "seeds=2"]) == 0
     told = capsys.readouterr().err
     assert seen == [{"methods": "pkd", "seeds": 2} | ({"out": folder} if folder else {})]

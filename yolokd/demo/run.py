@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def demo(
         raise UsageError(f"out={out} exists and is not an empty folder: name a new one.")
     setting = photographs(folder, seed, *fetch(data, teacher)) if real else bundled(folder, seed)
     print(f"\n{setting.about}", flush=True)
-    rows, report = carry_out(setting, folder, threads, command)
+    rows, report = carry_out(setting, folder, threads, shlex.join(command))
     text = table(rows)
     (folder / "demo.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\n{verdict(rows)}\n")
@@ -86,7 +87,7 @@ def check_request(seed: Any, real: Any, data: Any, teacher: Any, threads: Any) -
 
 
 def carry_out(
-    setting: Setting, out: Path, threads: int | None, command: list[str]
+    setting: Setting, out: Path, threads: int | None, command: str
 ) -> tuple[list[dict[str, Any]], Path | None]:
     """Train, export, time and report; the rows of the table, and the report unless it could not be made."""
     before = torch.get_num_threads()

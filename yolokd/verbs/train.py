@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
 
 from yolokd.verbs.declaration import Option, Verb
 
@@ -11,6 +11,7 @@ PAIR = (
     Option("teacher", "the teacher, or several with commas between", required=True),
     Option("data", "the data set's YAML, as for `yolo train`", required=True),
 )
+REPORT = Option("report", "False: leave no report.html in the end", "True")
 SIZE = (
     Option("width", "with model=FAMILY.yaml: a student smaller than the family's smallest", "the YAML's"),
     Option("depth", "with model=FAMILY.yaml: a student smaller than the family's smallest", "the YAML's"),
@@ -60,6 +61,7 @@ VERB = Verb(
     options=(
         *TRAINING,
         Option("check", "False: start without looking at data and scores first", "True"),
+        REPORT,
     ),
     notes=(
         "Everything that `yolo train` takes is passed on to Ultralytics untouched.",
@@ -78,10 +80,8 @@ VERB = Verb(
 def run(words: list[str]) -> None:
     """Train; the report lies in the run's folder in the end."""
     from yolokd.config.parse import parse_pairs
-    from yolokd.distill.training import train
-    from yolokd.reports.after import after
+    from yolokd.reports.trained import trained
 
     given = parse_pairs(words)
-    student: Any = train(**given)
-    if student.trainer is not None:
-        after(student.trainer.save_dir, ["yolokd", "train", *words], given.get("trust") is True)
+    report = given.pop("report", True)
+    trained(given, report, shlex.join(["yolokd", "train", *words]))
