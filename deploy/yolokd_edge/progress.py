@@ -21,15 +21,17 @@ class Progress:
         what: what is done, such as "labelling".
         total: steps.
         done: of them before this run.
-        seconds: how long all that is left should take, where that is known; it is then said at once.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, seconds: float | None = None) -> None:
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done, self.before = what, total, done, done
         self.begun = self.said = time.monotonic()
         self.shown = False
-        if seconds is not None and seconds > SHORT:
-            self._say(seconds, self.begun)
+
+    def announce(self, seconds: float) -> None:
+        """Say how long all that is left should take, before the first step is done."""
+        if self.done == self.before and seconds > SHORT:
+            self._say(seconds, time.monotonic())
 
     def step(self, count: int = 1) -> None:
         """Some steps are done, one by default; with 0 what is already known is said again."""

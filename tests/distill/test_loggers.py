@@ -115,7 +115,7 @@ def test_what_the_callbacks_are_given(logger, scenes, teacher, tmp_path):
     if logger == "mlflow":
         assert f"{found['run']}/report.html" in found["kept"]["artifacts"]
     else:
-        assert ("<!doctype html>" if logger == "wandb" else "This is one run") in found["kept"]["report"]
+        assert ("<!doctype html>" if logger == "wandb" else "this is one run") in found["kept"]["report"]
 
 
 @pytest.mark.slow

@@ -50,12 +50,27 @@ def test_help_of_a_verb(name, capsys):
         printed.append(capsys.readouterr().out)
     assert len(set(printed)) == 1
     text = printed[0]
-    assert text.startswith(f"yolokd {name}: {verb.summary}.\n\nUsage:\n  yolokd {name if name != 'help' else ''}")
+    assert text.startswith(f"yolokd {name}: {verb.summary}.\n\nExample")
+    assert re.search(rf"^Usage:\n  yolokd {name if name != 'help' else ''}", text, re.MULTILINE)
+    assert text.index("Example") < text.index("Usage:") and "\033" not in text
     assert 1 <= len(verb.examples) <= 3 and all(f"yolokd {name}" in example for example in verb.examples)
     assert all(len(line) <= 120 for line in text.splitlines()) and not verb.summary.endswith(".")
     for option in verb.all_options():
         assert re.search(rf"^  {re.escape(option.spelling)}\s+\S", text, re.MULTILINE) and option.meaning
         assert not option.default or f"default: {option.default.split()[0]}" in " ".join(text.split())
+
+
+def test_options_are_told_in_groups_and_in_colour_on_a_terminal_only(capsys, monkeypatch):
+    groups = help.grouped(load("train").VERB.all_options())
+    assert list(groups) == ["Required", "Options", "Stored answers", "Another student", "Data and files", "Teachers"]
+    assert {o.name for o in groups["Required"]} == {"model", "teacher", "data"}
+    plain = help.explain("train")
+    assert re.sub(r"\033\[\d+m", "", help.coloured(plain)) == plain
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for no, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", no)
+        help.run(["train"])
+        assert ("\033[36mmodel=\033[0m" in capsys.readouterr().out) == coloured
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -21,7 +21,7 @@ MOST_THREADS = 8  # as Ultralytics
 MEASURED = 3  # steps, after one that is not counted
 OBJECTS = 6  # of an image, as the scenes have on average
 # Of work that no measured step resembles: how many training steps of the student alone last as long.
-STARTS, EXPORTS, LATENCY, REPORT = 40, 30, 12, 25
+STARTS, EXPORTS, LATENCY, REPORT = 150, 60, 12, 25
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from ultralytics.utils.files import increment_path
 
 from yolokd.config.parse import true_or_false
+from yolokd.data.mirror import mirror
 from yolokd.demo import clock
 from yolokd.demo.photographs import fetch, photographs
 from yolokd.demo.setting import Setting, bundled
@@ -23,6 +24,7 @@ from yolokd.latency.bench import bench
 from yolokd.onnx.export import export
 from yolokd.reports.after import after
 
+CHECKED = 32  # validation images on which an exported file is compared with its checkpoint
 ROLES = ("teacher", "student alone", "student distilled")
 
 
@@ -114,9 +116,10 @@ def carry_out(
         teacher.val(**same, name="teacher")
 
         time.next()
+        checked = mirror(sorted(setting.images.iterdir())[:CHECKED], out / "checked")
         checkpoints = (setting.teacher, alone.trainer.best, distilled.trainer.best)
         files = [
-            export(checkpoint, out / f"{role.replace(' ', '-')}.onnx", source=setting.images, imgsz=budget["imgsz"])
+            export(checkpoint, out / f"{role.replace(' ', '-')}.onnx", source=checked, imgsz=budget["imgsz"])
             for role, checkpoint in zip(ROLES, checkpoints, strict=True)
         ]
         time.next()

@@ -53,13 +53,21 @@ def collect(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     plans = [Plan(cell, limits, created, list(sys.argv)) for cell in cells]
 
+    # It says something between runs only, and once before frames are timed: writing takes time from what is measured.
+    runs = options.runs * len(plans)
+    progress = Progress("measuring runs", runs)
+
+    def announce() -> None:
+        progress.announce(runs * least_seconds(plans[0]))
+
     def once(plan: Plan) -> list[list[Trial]]:
-        return fresh_trials(plan) if fresh else [run_trial(plan, frames, own_process)]
+        return fresh_trials(plan, announce) if fresh else [run_trial(plan, frames, own_process, announce)]
 
     alone = options.power and len(options.models) == 1
     builds = [build_engines(plan) if fresh else [None] * len(options.models) for plan in plans]
     bare = [once(plan) if alone else None for plan in plans]  # without the sampler
-    trials, telemetries = _watched(plans, once)
+    with progress:
+        trials, telemetries = _watched(plans, once, progress.step)
     records, series = [], []
     for plan, found, telemetry, unwatched, built in zip(plans, trials, telemetries, bare, builds):  # noqa: B905
         overhead = _overhead(found[0], unwatched[0]) if unwatched else None
@@ -94,7 +102,7 @@ def _cross_check(path: Path, options: BenchOptions, trials: Sequence[Trial]) -> 
 
 
 def _watched(
-    plans: Sequence[Plan], once: Callable[[Plan], list[list[Trial]]]
+    plans: Sequence[Plan], once: Callable[[Plan], list[list[Trial]]], step: Callable[[], None]
 ) -> tuple[list[list[list[Trial]]], list[Telemetry]]:
     """Do the runs of all plans, in random order within a repeat, while the board is watched.
 
@@ -110,17 +118,13 @@ def _watched(
             start = monitor.clock()
             time.sleep(options.idle)
             idle = (start, monitor.clock())
-        runs = options.runs * len(plans)
-        # between runs only, since writing takes time from what is measured
-        progress = Progress("measuring runs", runs, seconds=runs * least_seconds(plans[0]))
         for repeat in range(options.runs):
             rng.shuffle(order)
             for k in order:
                 for stream in once(replace(plans[k], repeat=repeat)):
                     for model, trial in enumerate(stream):
                         found[k][model].append(trial)
-                progress.step()
-        progress.end()
+                step()
         if monitor.tegrastats and options.power:
             time.sleep(0.3)  # a sample after the last frame, so that the energy is bracketed
     return found, [Telemetry(monitor, busy_windows([t for model in own for t in model]), idle) for own in found]
