@@ -132,7 +132,8 @@ def _watched(
 
 def least_seconds(plan: Plan) -> float:
     """What a run takes at least: its warm-up and its frames. Slow models take longer, and the first run tells."""
-    return WARM_UP_CPU_S + min(plan.limits.t_min_s, plan.limits.t_max_s)
+    limits = plan.limits
+    return min(WARM_UP_CPU_S, limits.warm_up_cap_s) + min(limits.t_min_s, limits.t_max_s)
 
 
 def _overhead(watched: Sequence[Trial], bare: Sequence[Trial]) -> float:
