@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "studies": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency"},
     "reports": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency", "studies"},
     "tuning": {"errors", "compat", "config", "detectors", "distill", "studies"},
-    "demo": {"errors", "detectors", "distill", "onnx", "latency", "reports"},
+    "demo": {"errors", "config", "data", "detectors", "distill", "onnx", "latency", "reports"},
     "verbs": {
         "yolokd",
         "errors",

@@ -1,4 +1,5 @@
-"""Our columns reach loggers through Ultralytics' own callbacks: TensorBoard and MLflow, with a local store each.
+"""Our columns and the report reach loggers through Ultralytics' own callbacks: TensorBoard, MLflow and W&B, with a
+local store each.
 
 In a process of its own, because Ultralytics logs nothing from within pytest. Where a package is not installed, a
 stand-in that keeps what it is given takes its place, so that at least the way to it is tested.
@@ -38,6 +39,7 @@ class SummaryWriter:
     def __init__(self, folder): kept["folder"] = folder
     def add_scalar(self, key, value, step): kept.setdefault(key, []).append([step, float(value)])
     def add_graph(self, *_): pass
+    def add_text(self, key, text): kept["report"] = text
     def close(self): pass
 sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=SummaryWriter)
 """,
@@ -49,9 +51,29 @@ mlflow = types.SimpleNamespace(
     __version__="0", set_experiment=lambda name: None, autolog=lambda: None, active_run=lambda: None,
     start_run=lambda run_name: types.SimpleNamespace(info=types.SimpleNamespace(run_id="1")),
     get_tracking_uri=lambda: "here", log_params=lambda values: kept.update(params=sorted(values)),
-    log_metrics=log_metrics, log_artifact=lambda file: None, end_run=lambda status: None,
+    log_metrics=log_metrics, log_artifact=lambda file: kept.setdefault("artifacts", []).append(file),
+    end_run=lambda status: None,
 )
 sys.modules["mlflow"] = mlflow
+""",
+    "wandb": """
+class Run:
+    id, config = "1", types.SimpleNamespace(setdefaults=lambda values: kept.update(params=sorted(values)))
+    def define_metric(self, *_, **__): pass
+    def log_artifact(self, *_, **__): pass
+    def log(self, values, commit=True):
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                kept.setdefault(key, []).append([0, float(value)])
+            elif isinstance(value, str):
+                kept[key] = value
+def init(**_): wandb.run = Run()
+def finish(**_): wandb.run = None
+class Artifact:
+    def __init__(self, **_): pass
+    def add_file(self, *_): pass
+wandb = types.SimpleNamespace(__version__="0", run=None, init=init, finish=finish, Html=str, Artifact=Artifact)
+sys.modules["wandb"] = wandb
 """,
 }
 
@@ -78,7 +100,7 @@ def columns(run: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
+@pytest.mark.parametrize("logger", STAND_IN)
 def test_what_the_callbacks_are_given(logger, scenes, teacher, tmp_path):
     found = run(logger, STAND_IN[logger], scenes, teacher, tmp_path)
     wanted = columns(found["run"])
@@ -90,6 +112,10 @@ def test_what_the_callbacks_are_given(logger, scenes, teacher, tmp_path):
         assert "kd" in found["kept"]["params"] and all(MLFLOW_NAME.fullmatch(name) for name in wanted)
     assert wanted <= found["kept"].keys()
     assert all(len(found["kept"][name]) >= 2 for name in wanted), "once an epoch"
+    if logger == "mlflow":
+        assert f"{found['run']}/report.html" in found["kept"]["artifacts"]
+    else:
+        assert ("<!doctype html>" if logger == "wandb" else "this is one run") in found["kept"]["report"]
 
 
 @pytest.mark.slow
@@ -101,6 +127,8 @@ def test_tensorboard(scenes, teacher, tmp_path):
     events = EventAccumulator(found["run"])
     events.Reload()
     assert columns(found["run"]) <= set(events.Tags()["scalars"])
+    (text,) = events.Tensors("report/text_summary")
+    assert b"report.html" in text.tensor_proto.string_val[0]
 
 
 @pytest.mark.slow
@@ -112,3 +140,17 @@ def test_mlflow(scenes, teacher, tmp_path, monkeypatch):
 
     (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {name.replace("(", "").replace(")", "") for name in columns(found["run"])} <= logged.data.metrics.keys()
+    files = {file.path for file in mlflow.MlflowClient().list_artifacts(logged.info.run_id)}
+    assert "report.html" in files
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="wandb is not installed")
+def test_wandb(scenes, teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    found = run("wandb", "", scenes, teacher, tmp_path)
+    (page,) = Path(found["run"]).glob("wandb/offline-run-*/files/media/html/report*.html")
+    assert "<svg" in page.read_text()
+    (log,) = Path(found["run"]).glob("wandb/offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert all(name.encode() in content for name in columns(found["run"]))

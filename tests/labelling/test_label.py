@@ -24,7 +24,7 @@ from yolokd.errors import Interrupted, UsageError
 from yolokd.labelling import label as labelling
 from yolokd.labelling.folder import Journal, new_name
 from yolokd.labelling.label import label
-from yolokd.labelling.progress import Progress, spoken
+from yolokd_edge.progress import Progress, spoken
 
 TEACHER = str(ASSETS / "teacher.pt")
 
@@ -243,12 +243,12 @@ def test_a_journal_forgets_a_line_that_was_cut_short(tmp_path):
 
 def test_time_left(monkeypatch, capsys):
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr("yolokd.labelling.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("yolokd_edge.progress.time.monotonic", lambda: next(clock))
     progress = Progress("labelling", 100, done=50)
     for _ in range(4):
         progress.step()
     progress.end()
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "labelling: 52 of 100, about 5 min left",
         "labelling: 54 of 100, about 5 min left",
     ]

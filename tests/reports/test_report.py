@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -82,7 +83,7 @@ def study(tmp_path_factory, data) -> Path:
     folder = tmp_path_factory.mktemp("study") / "<b>study&"
     rows = runs.table([0.1 + 0.02 * i for i in range(12)], train__logit_loss=[9.0] * 12)
     runs.study(folder, data, [0.05, 0.07, 0.06], rows)
-    assert after(folder, ["yolokd", "study", f"out={folder}"]) == folder / "report.html"
+    assert after(folder, shlex.join(["yolokd", "study", f"out={folder}"])) == folder / "report.html"
     return folder
 
 
@@ -272,7 +273,7 @@ def test_a_report_that_fails_is_one_warning(tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(LOGGER, "warning", told.append)
     for error in (OSError("disk full\x1b[2J"), KeyboardInterrupt(), MemoryError()):
         monkeypatch.setattr(make, "make", lambda *_, e=error: (_ for _ in ()).throw(e))
-        assert after(folder, ["yolokd", "train"]) is None
+        assert after(folder, "yolokd train") is None
     assert after(tmp_path / "nothing") is None
     assert len(told) == 4 and all("report was not made (" in t and "\n" not in t and "\x1b" not in t for t in told)
     assert "disk full" in told[0] and "stopped" in told[1] and "MemoryError" in told[2] and "not exist" in told[3]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.training import ASSETS
+from ultralytics import YOLO
 
+from yolokd.reports import images
 from yolokd.reports.images import as_boxes, judged
-from yolokd.reports.scores import IOUS, SIZES, Boxes, operating_point, overlaps, score, tally
+from yolokd.reports.scores import IOUS, SIZES, Boxes, as_validation, overlaps, score, tally
 
 AREAS = {**SIZES, "all": (0.0, np.inf)}
 
 
-def scenes(seed: int, images: int = 4, classes: int = 3) -> tuple[list[Boxes], list[Boxes]]:
+def composed(seed: int, images: int = 4, classes: int = 3) -> tuple[list[Boxes], list[Boxes]]:
     """Objects of all sizes, and detections near some of them; every confidence differs."""
     random = np.random.default_rng(seed)
     truths, found = [], []
@@ -75,7 +78,7 @@ def average_precision(truths, found, k: int, least: float, low: float, high: flo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_cocos_average_precision(seed):
-    truths, found = scenes(seed)
+    truths, found = composed(seed)
     for low, high in AREAS.values():
         tallies = tally(truths, found, (low, high))
         for k in range(3):
@@ -86,8 +89,26 @@ def test_it_is_cocos_average_precision(seed):
                     assert tallies[k].precisions(t).mean() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("name", "single"), [("teacher", False), ("teacher", True)])
+def test_the_figures_are_those_of_ultralytics_own_validation(name, single, scenes, tmp_path):
+    """On the same images: overall, and of each class."""
+    file = str(ASSETS / f"{name}.pt")
+    given = images.sample({"data": str(scenes), "imgsz": 64, "single_cls": single}, "detect")
+    ours = score(given.truths, images.detections(images.open_any(file, "model", False), given, None, "cpu"))
+    theirs = (
+        YOLO(file)
+        .val(data=str(scenes), imgsz=64, device="cpu", workers=0, plots=False, project=str(tmp_path), single_cls=single)
+        .box
+    )
+    assert theirs.map50 > 0.02 and ours["map50"] == pytest.approx(theirs.map50, abs=1e-3)
+    assert ours["map50_95"] == pytest.approx(theirs.map, abs=5e-3), "boxes are rounded elsewhere"
+    assert (ours["precision"], ours["recall"]) == pytest.approx((theirs.mp, theirs.mr), abs=5e-3)
+    by_class = {str(k): float(ap) for k, ap in zip(theirs.ap_class_index, theirs.ap50, strict=True)}
+    assert {k: c["map50"] for k, c in ours["classes"].items()} == pytest.approx(by_class, abs=5e-3)
+
+
 def test_figures_are_means_over_classes_and_count_every_object():
-    truths, found = scenes(1)
+    truths, found = composed(1)
     scores = score(truths, found)
     assert scores["map50"] == pytest.approx(np.mean([c["map50"] for c in scores["classes"].values()]))
     assert sum(c["objects"] for c in scores["classes"].values()) == sum(len(t.cls) for t in truths)
@@ -95,10 +116,12 @@ def test_figures_are_means_over_classes_and_count_every_object():
 
 
 def test_all_right_and_nothing_found():
-    truths, _ = scenes(2)
+    truths, _ = composed(2)
     none = [t.only(np.zeros(len(t.cls), bool)) for t in truths]
     perfect, empty = score(truths, truths), score(truths, none)
-    assert perfect["map50_95"] == perfect["precision"] == perfect["recall"] == 1.0 and set(perfect["curve"]) == {1.0}
+    assert perfect["precision"] == pytest.approx(1) and perfect["recall"] == 1.0 and min(perfect["curve"][:-1]) == 1.0
+    assert perfect["map50_95"] == pytest.approx(0.995), "Ultralytics' area under a curve that ends in 0"
+    assert all(s["map50_95"] == 1.0 for s in perfect["sizes"].values() if s["objects"])
     assert empty["map50"] == empty["recall"] == 0.0
     assert score(none, none)["map50"] is None and score(none, truths)["precision"] is None
 
@@ -108,7 +131,7 @@ def test_the_operating_point_balances_precision_and_recall():
     box = np.array([[0, 0, 10, 10], [50, 50, 70, 70], [200, 200, 220, 220]], float)
     truth = Boxes(box[:2], np.zeros(2, int), np.ones(2))
     found = Boxes(box[[0, 2, 1]], np.zeros(3, int), np.array([0.9, 0.5, 0.3]))
-    point = operating_point(tally([truth], [found]))
+    point = as_validation(tally([truth], [found]))
     assert point["precision"] == pytest.approx(2 / 3) and point["recall"] == 1.0 and point["conf"] <= 0.3
 
 

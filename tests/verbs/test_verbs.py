@@ -50,12 +50,27 @@ def test_help_of_a_verb(name, capsys):
         printed.append(capsys.readouterr().out)
     assert len(set(printed)) == 1
     text = printed[0]
-    assert text.startswith(f"yolokd {name}: {verb.summary}.\n\nUsage:\n  yolokd {name if name != 'help' else ''}")
+    assert text.startswith(f"yolokd {name}: {verb.summary}.\n\nExample")
+    assert re.search(rf"^Usage:\n  yolokd {name if name != 'help' else ''}", text, re.MULTILINE)
+    assert text.index("Example") < text.index("Usage:") and "\033" not in text
     assert 1 <= len(verb.examples) <= 3 and all(f"yolokd {name}" in example for example in verb.examples)
     assert all(len(line) <= 120 for line in text.splitlines()) and not verb.summary.endswith(".")
     for option in verb.all_options():
         assert re.search(rf"^  {re.escape(option.spelling)}\s+\S", text, re.MULTILINE) and option.meaning
         assert not option.default or f"default: {option.default.split()[0]}" in " ".join(text.split())
+
+
+def test_options_are_told_in_groups_and_in_colour_on_a_terminal_only(capsys, monkeypatch):
+    groups = help.grouped(load("train").VERB.all_options())
+    assert list(groups) == ["Required", "Options", "Stored answers", "Another student", "Data and files", "Teachers"]
+    assert {o.name for o in groups["Required"]} == {"model", "teacher", "data"}
+    plain = help.explain("train")
+    assert re.sub(r"\033\[\d+m", "", help.coloured(plain)) == plain
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for no, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", no)
+        help.run(["train"])
+        assert ("\033[36mmodel=\033[0m" in capsys.readouterr().out) == coloured
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -135,7 +150,7 @@ def test_options_in_a_dataclass_are_options_too(tmp_path, monkeypatch):
 def test_train_and_export_tell_what_they_take():
     """These functions take **arguments, so that a signature does not name them."""
     train = {o.name for o in load("train").VERB.all_options()}
-    assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "NAME.option"}
+    assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "report", "NAME.option"}
     taken = {*export.TAKEN, *export.BAKED["nms"]}
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
@@ -270,6 +285,7 @@ def test_the_old_name_of_a_study_works_and_names_the_new_one(verb, folder, monke
     """And goes on in the folder that it had."""
     seen = []
     monkeypatch.setattr("yolokd.studies.runner.study", lambda **given: seen.append(given))
+    monkeypatch.setattr("yolokd.reports.trained.after", lambda *_: None)
     assert cli.main([verb, "methods=pkd", "seeds=2"]) == 0
     told = capsys.readouterr().err
     assert seen == [{"methods": "pkd", "seeds": 2} | ({"out": folder} if folder else {})]

@@ -1,10 +1,10 @@
-"""`yolokd train` and `yolokd.train()`: build the student, refuse what cannot work, hand over to the trainer."""
+"""The training: build the student, refuse what cannot work, hand over to the trainer."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ def train(**arguments: Any) -> YOLO | RTDETR:
     Raises:
         UsageError: something asked for cannot be done; nothing was written and no epoch run.
     """
+    return carry_out(arguments)
+
+
+def carry_out(arguments: dict[str, Any], at_end: Callable[[Any], None] | None = None) -> YOLO | RTDETR:
+    """As `train`, with a callback that the trainer calls when its files are complete, before any logger closes."""
     arguments = with_file(arguments)
     check = true_or_false("check", arguments.pop("check", True))
     non_negative("kd", arguments.get("kd", 1.0))  # folded options, a dict, are not for users
@@ -48,8 +53,12 @@ def train(**arguments: Any) -> YOLO | RTDETR:
     arguments = {**arguments, **own_devices(arguments)}
     with one_at_a_time():
         student, given = _resumed(arguments, trust) if arguments.get("resume") else _begun(arguments, trust, check)
+    if at_end is not None:
+        student.add_callback("on_train_end", at_end)
     with saying_how_to_go_on(student):
         student.train(trainer=trainer_for(student.model), **given)
+    if at_end is not None:
+        student.callbacks["on_train_end"].remove(at_end)  # another training of this student is not ours
     return student
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ class LayerFitter:
         statistics: the teacher's outputs at them.
         classes: the classes that both models have; None if their classes are the same.
         frozen: indices of layers whose batch norms keep their statistics.
+        step: called for each of the convolutions.
     """
 
     def __init__(
         self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None,
-        frozen: frozenset[int] = frozenset(),
+        frozen: frozenset[int] = frozenset(), step: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        self.step = step
         self.model, self.statistics, self.classes, self.frozen = model, statistics, classes, frozen
         self.matched = [p for p in matched if p.name in statistics.targets]
         self.free: dict[str, Channels | None] = {}  # channels of convolutions whose choice no earlier layer determines
@@ -63,6 +66,7 @@ class LayerFitter:
 
     def _set(self, p: LayerPair, x: Tensor) -> None:
         """Solve for the weights of the convolution at which x arrives."""
+        self.step()
         chosen, target = self._choose(p, x), self.statistics.targets[p.name]
         if p.kind == "class" and self.classes is not None:
             target, chosen = self._shared(target, p.student.out_channels)

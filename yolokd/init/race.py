@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from yolokd.init.teacher_statistics import raw_outputs
 from yolokd.init.transfer import State
+from yolokd_edge.progress import Progress
 
 STEPS, BATCH = 32, 16  # at most, for each start: three starts take 1.5 % of 100 epochs of 64 steps
 UNSEEN = 64  # augmented images that starts are judged by
@@ -57,20 +58,30 @@ def race(
     best = before
     try:
         with untouched(learner, frozen):
-            for name, state in entered(student, starts, unseen).items():
+            entrants = entered(student, starts, unseen)
+            progress = Progress("trying the student's starts", steps * len(entrants))
+            for name, state in entrants.items():
                 student.load_state_dict(state)
                 adapters.load_state_dict(before[1])
-                run(learner, batches(), steps, rate, frozen)
+                run(learner, counted(batches(), progress), steps, rate, frozen)
                 parts = [detection_loss(student, batch) for batch in unseen()]
                 loss = sum(parts) / len(parts)
                 losses[name] = loss if math.isfinite(loss) else math.inf
                 if loss <= min(losses.values()):
                     best = copy.deepcopy((student.state_dict(), adapters.state_dict()))
+            progress.end()
     finally:  # too little memory, for instance
         student.criterion = None  # it was made for this; the training makes a new one
         student.load_state_dict(before[0])
         adapters.load_state_dict(before[1])
     return losses, best
+
+
+def counted(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+    """The batches; progress counts each that was used."""
+    for batch in batches:
+        yield batch
+        progress.step()
 
 
 def entered(student: Any, starts: dict[str, State], unseen: Callable[[], Iterable[Batch]]) -> dict[str, State]:

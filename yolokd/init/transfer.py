@@ -27,7 +27,8 @@ from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError, one_line, printable
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
-from yolokd.init.teacher_statistics import TeacherStatistics
+from yolokd.init.teacher_statistics import TeacherStatistics, passes
+from yolokd_edge.progress import Progress
 
 PIXELS_SEEN = 512 * 160 * 160  # pixels of the training images that are used, such as 32 of 640 x 640
 STARTS = ("own", "head", "neck", "teacher")  # what a student may start from; each solves more than the one before
@@ -128,13 +129,14 @@ def solve(
     own = copy.deepcopy(student.model.state_dict())
     found: dict[str, State | str] = {}
     widest = max(pairs.values(), key=len)
-    statistics = TeacherStatistics(teacher, widest, images)
-    for name, its in pairs.items():
-        student.model.load_state_dict(own)
-        LayerFitter(student.model, its, statistics, classes, frozen).fit(images)
-        state = copy.deepcopy(student.model.state_dict())
-        finite = all(x.isfinite().all() for x in state.values() if x.is_floating_point())
-        found[name] = state if finite else "what was solved is not finite"
+    with Progress("solving the student's start", passes(images) + sum(map(len, pairs.values()))) as progress:
+        statistics = TeacherStatistics(teacher, widest, images, progress.step)
+        for name, its in pairs.items():
+            student.model.load_state_dict(own)
+            LayerFitter(student.model, its, statistics, classes, frozen, progress.step).fit(images)
+            state = copy.deepcopy(student.model.state_dict())
+            finite = all(x.isfinite().all() for x in state.values() if x.is_floating_point())
+            found[name] = state if finite else "what was solved is not finite"
     return found
 
 

@@ -24,9 +24,9 @@ from yolokd.detectors.teachers import digest, title
 from yolokd.errors import Interrupted, UsageError, as_path, printable
 from yolokd.labelling import hand_over, sheet
 from yolokd.labelling.folder import SCHEMA, SHEET, SUMMARY, THRESHOLDS, Folder, Journal, new_name, read_json, write_text
-from yolokd.labelling.progress import Progress
 from yolokd.labelling.teacher import Found, Teacher, read_image
 from yolokd.labelling.thresholds import Threshold, choose
+from yolokd_edge.progress import Progress
 
 CONF = 0.4
 FLOOR = 0.01  # confidence from which on detections on the validation split are looked at

@@ -21,6 +21,7 @@ from yolokd.errors import UsageError
 from yolokd.onnx import metadata
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
+from yolokd_edge.progress import Progress
 
 # U8S8 with 7-bit weights: CPUs without VNNI add two products in 16 bits, which 8-bit weights would overflow.
 CPU = {"activation": "uint8", "weight": "int8", "symmetric": False, "reduce_range": True, "bias": "int32"}
@@ -63,7 +64,7 @@ def int8(file: Path, target: Path, images: Sequence[Path], scheme: dict[str, Any
     }
     logging.disable(logging.WARNING)  # advice on a preparation that an exported, fused graph does not need
     try:
-        quantize_static(str(file), str(target), _Reader(file, images), nodes_to_exclude=excluded, **options)
+        quantize_static(str(file), str(target), _Reader(file, images, target), nodes_to_exclude=excluded, **options)
     finally:
         logging.disable(logging.NOTSET)
     figures = {
@@ -103,13 +104,19 @@ def _feed_unrounded(graph: onnx.GraphProto, names: set[str]) -> None:
 class _Reader(CalibrationDataReader):
     """Feeds images to the calibration, preprocessed as at run time."""
 
-    def __init__(self, file: Path, images: Sequence[Path]) -> None:
+    def __init__(self, file: Path, images: Sequence[Path], target: Path) -> None:
         self.detector, self.images = Detector(file, threads=1), iter(images)
         self.name = self.detector.session.get_inputs()[0].name
+        self.progress, self.given = Progress(f"calibrating {target.name}", len(images)), 0
 
     def get_next(self) -> dict[str, Any] | None:
-        path = next(self.images, None)
-        return None if path is None else {self.name: self.detector.preprocess(read_image(path))[0]}
+        if self.given:  # what was given before has been used by now
+            self.progress.step()
+        self.given, path = self.given + 1, next(self.images, None)
+        if path is None:
+            self.progress.end()
+            return None
+        return {self.name: self.detector.preprocess(read_image(path))[0]}
 
 
 def _digest(images: Sequence[Path]) -> str:

@@ -32,17 +32,22 @@ def explain(run: str | Path, trust: bool = False) -> str:
     Returns:
         The paragraph, which is also printed.
     """
+    text = explained(run, trust)
+    print(text)
+    return text
+
+
+def explained(run: str | Path, trust: bool = False) -> str:
+    """As `explain`, without printing."""
     subject = find(run, trust)
     if subject.kind == "bench":
         raise UsageError(f"{run} holds a measurement of latency and no training: `yolokd report` shows it.")
     try:
-        text = paragraph(subject, stored(subject.folder))
+        return paragraph(subject, stored(subject.folder))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{run} does not hold what yolokd writes there: run the same command again.") from error
-    print(text)
-    return text
 
 
 def paragraph(subject: Subject, data: dict[str, Any] | None) -> str:

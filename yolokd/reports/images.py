@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ultralytics import RTDETR, YOLO
+from ultralytics.models.rtdetr import RTDETRValidator
+from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.patches import imread
 
 from yolokd.config.options import is_filter, read_classes
 from yolokd.data.audit import Frame, look_through
 from yolokd.data.labels import Form
+from yolokd.data.mirror import mirrored_yaml
 from yolokd.data.splits import find_data
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.opening import open_model
@@ -23,8 +29,7 @@ from yolokd.errors import UsageError
 from yolokd.reports.scores import Array, Boxes, matched, overlaps
 
 MOST = 100  # validation images that are scored
-AT_ONCE = 4
-LEAST_CONF = 0.01  # of a detection that is scored
+BATCH = 16  # images
 LABELS = 500  # training images whose labels are counted
 
 
@@ -40,6 +45,7 @@ class Sample:
     imgsz: int
     single: bool  # whether all classes count as one
     kept: frozenset[int] | None  # classes with labels, None for all
+    data: dict[str, Any]  # the data set, as Ultralytics describes it
 
     def first(self, count: int) -> Sample:
         """The same of fewer images, again evenly spaced."""
@@ -81,13 +87,15 @@ def sample(arguments: dict[str, Any], task: str, most: int = MOST) -> Sample:
         if image is None:
             continue
         objects = as_boxes(one.rows, image.shape[1], image.shape[0])
+        if single:
+            objects = replace(objects, cls=np.zeros_like(objects.cls))
         files.append(one.image)
         images.append(image)
         truths.append(objects if kept is None else objects.only(np.isin(objects.cls, list(kept))))
     if not files:
         raise UsageError(f"none of the images of the split {split} can be read.")
     names = {0: "object"} if single else {int(k): str(v) for k, v in data["names"].items()}
-    return Sample(tuple(files), tuple(images), tuple(truths), seen.total, names, imgsz, single, kept)
+    return Sample(tuple(files), tuple(images), tuple(truths), seen.total, names, imgsz, single, kept, data)
 
 
 def as_boxes(rows: Array, width: int, height: int) -> Boxes:
@@ -107,34 +115,72 @@ def open_any(file: str, key: str, trust: bool) -> YOLO | RTDETR:
     return open_model(fetched(file) if key == "teacher" else file, key, trust)
 
 
-def detections(
-    model: YOLO | RTDETR, given: Sample, classes: dict[str, str] | None, device: Any, until: float | None = None
-) -> list[Boxes]:
-    """What a model finds on the images, its classes taken for those of the data by name.
+def detections(model: YOLO | RTDETR, given: Sample, classes: dict[str, str] | None, device: Any) -> list[Boxes]:
+    """What Ultralytics' own validation of a model finds on the images, its classes taken for those of the data by name.
 
     Args:
         model: Ultralytics' own object.
         given: the images.
         classes: a class map, name in the model -> name in the data.
         device: where to run, as Ultralytics names it.
-        until: time by `time.monotonic` after which no further images are taken.
     """
     table = places(model.names, given, classes)
-    found: list[Boxes] = []
-    for start in range(0, len(given.images), AT_ONCE):
-        results = model.predict(
-            list(given.images[start : start + AT_ONCE]), imgsz=given.imgsz, conf=LEAST_CONF, max_det=100,
-            device=device, verbose=False, save=False,
+    found: dict[int, Boxes] = {}
+
+    class Collector(model._smart_load("validator")):  # type: ignore[misc]
+        """Keeps what was found; the figures are computed from it, since the model's classes may not be the data's."""
+
+        def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+            """Of each image of a batch."""
+            for i, pred in enumerate(preds):
+                about = self._prepare_batch(i, batch)
+                boxes = in_image(self, pred, about).cpu().numpy().astype(float)
+                cls = table[pred["cls"].cpu().numpy().astype(int)]
+                one = Boxes(boxes, cls, pred["conf"].cpu().numpy().astype(float))
+                keep = cls >= 0
+                found[int(Path(batch["im_file"][i]).stem)] = one.only(
+                    keep if given.kept is None else keep & np.isin(cls, list(given.kept))
+                )
+
+        def get_stats(self) -> dict[str, Any]:
+            return {}
+
+        def print_results(self) -> None:
+            """Nothing: see `get_stats`."""
+
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        (place := Path(folder, "data")).mkdir()
+        files = list(given.files)
+        file = mirrored_yaml(given.data, {"train": files[:1], "val": files}, place)
+        model.val(
+            Collector, data=str(file), imgsz=given.imgsz, device=device, workers=0, plots=False, verbose=False,
+            batch=BATCH, single_cls=given.single, project=folder, conf=None, split="val", save_json=False,
+            save_txt=False, rect=True,
         )  # fmt: skip
-        for result in results:
-            boxes = result.boxes
-            cls = table[boxes.cls.cpu().numpy().astype(int)]
-            one = Boxes(boxes.xyxy.cpu().numpy().astype(float), cls, boxes.conf.cpu().numpy().astype(float))
-            keep = cls >= 0
-            found.append(one.only(keep if given.kept is None else keep & np.isin(cls, list(given.kept))))
-        if until is not None and time.monotonic() > until:
-            break
-    return found
+    torch.set_num_threads(threads)  # the choice of a device changes it
+    return [found[i] for i in range(len(files))]
+
+
+def in_image(validator: Any, pred: dict[str, Any], about: dict[str, Any]) -> torch.Tensor:
+    """Boxes (n, 4) in the pixels of the original image, not cut off at its border: a validation compares them whole."""
+    if isinstance(validator, RTDETRValidator):
+        boxes: torch.Tensor = validator.scale_preds(validator._prepare_pred(pred), about)["bboxes"]
+        return boxes
+    whole = ops.xyxy2xywh(pred["bboxes"])
+    scaled = ops.scale_boxes(about["imgsz"], whole, about["ori_shape"], ratio_pad=about["ratio_pad"], xywh=True)
+    return torch.as_tensor(ops.xywh2xyxy(scaled))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ultralytics logs nothing and draws no bars."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
 
 
 def places(names: dict[int, str], given: Sample, classes: dict[str, str] | None) -> Array:
@@ -179,10 +225,12 @@ def training_data(arguments: dict[str, Any], task: str) -> dict[str, Any]:
 def judged(truth: Boxes, found: Boxes, least_conf: float) -> tuple[Boxes, Array, Array]:
     """The confident detections of an image, whether each is right, and which objects were found, at an overlap of 0.5.
 
-    Unlike for scores, an object goes to the most confident detection of its class that fits it.
+    Unlike for scores, an object goes to the most confident detection of its class that fits it, and a box counts for
+    its likeliest class only.
     """
     sure = found.only(found.conf >= least_conf)
     sure = sure.only(np.argsort(-sure.conf, kind="stable"))
+    sure = sure.only(np.sort(np.unique(sure.xyxy, axis=0, return_index=True)[1]))
     iou = overlaps(sure.xyxy, truth.xyxy) * (sure.cls[:, None] == truth.cls[None])
     taken = matched(iou, 0.5, np.ones(len(truth.cls), bool))
     hit = np.zeros(len(truth.cls), bool)

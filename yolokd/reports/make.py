@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ def report(place: str | Path, out: str | Path | None = None, trust: bool = False
     return file
 
 
-def make(subject: Subject, file: Path, command: Sequence[str] = ()) -> Path:
+def make(subject: Subject, file: Path, command: str = "") -> Path:
     """Measure, and write the page; what was measured is kept in the subject's folder, for `yolokd explain`."""
     data = recorded(subject.folder, command)
     if subject.kind == "bench":
@@ -60,11 +58,11 @@ def make(subject: Subject, file: Path, command: Sequence[str] = ()) -> Path:
     return write(file, render(f"{TITLES[subject.kind]} {name}", f"In {plain(subject.folder.resolve())}", sections))
 
 
-def recorded(folder: Path, command: Sequence[str]) -> dict[str, Any]:
+def recorded(folder: Path, command: str) -> dict[str, Any]:
     """The command and the versions: this process', or where it only makes the report again those that were kept."""
     empty = Measured().data()
     if command:
-        return {"schema": SCHEMA, "command": shlex.join(command), "versions": versions(), **empty}
+        return {"schema": SCHEMA, "command": command, "versions": versions(), **empty}
     try:
         before = stored(folder) or {}
     except UsageError:  # it is written anew

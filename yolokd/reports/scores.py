@@ -1,8 +1,9 @@
-"""Average precision of detections by class and by object size, on a few images, as COCO defines it.
+"""Average precision of detections on a few images: of all objects and by class as Ultralytics validates, by object size
+as COCO defines it.
 
 Detections of a class are matched in the order of their confidence, each with the free object of its class that it
-overlaps most, from an overlap (IoU) on. Average precision is the mean over 101 recalls of the best precision at that
-recall or a larger one. Sizes are COCO's: areas of boxes in pixels of the image, small below 32 x 32, large from
+overlaps most, from an overlap (IoU) on. COCO's average precision is the mean over 101 recalls of the best precision at
+that recall or a larger one. Sizes are COCO's: areas of boxes in pixels of the image, small below 32 x 32, large from
 96 x 96 on. For one size, objects of the others count neither for nor against a detection, and detections of another
 size without an object neither.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ultralytics.utils.metrics import ap_per_class, smooth
 
 Array = np.ndarray[Any, Any]
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -124,22 +126,40 @@ def precision_of(tallies: Mapping[int, Tally]) -> dict[int, tuple[float, float]]
 
 def score(truths: Sequence[Boxes], found: Sequence[Boxes]) -> dict[str, Any]:
     """All figures of one model on some images, in plain values; accuracies are fractions, None without objects."""
-    everything = tally(truths, found)
-    by_class = precision_of(everything)
     sizes = {}
     for size, area in SIZES.items():
         own = tally(truths, found, area)
         ap = precision_of(own)
         sizes[size] = {"objects": sum(t.objects for t in own.values()), **means(ap.values())}
+    return {**as_validation(tally(truths, found)), "sizes": sizes}
+
+
+def as_validation(tallies: Mapping[int, Tally]) -> dict[str, Any]:
+    """The figures of all objects and of each class, by the code with which Ultralytics validates.
+
+    Precision and recall are means over the classes, at the confidence at which their harmonic mean is largest. `curve`
+    is the mean precision at an overlap of 0.5, at recalls 0, 0.05 ... 1.
+    """
+    if not tallies:
+        return {**means(()), "precision": None, "recall": None, "conf": None, "curve": None, "classes": {}}
+    conf = [np.concatenate(t.conf) for t in tallies.values()]
+    classes = list(tallies)
+    _, _, p, r, _, ap, _, _, _, f1, at, precisions = ap_per_class(
+        np.concatenate([np.concatenate(t.right) for t in tallies.values()]) == 1,
+        np.concatenate(conf),
+        np.repeat(classes, [len(c) for c in conf]),
+        np.repeat(classes, [t.objects for t in tallies.values()]),
+    )
+    by_class = {k: (float(one[0]), float(one.mean())) for k, one in zip(classes, ap, strict=True)}
     return {
         **means(by_class.values()),
-        **operating_point(everything),
-        "curve": _curve(everything),
+        "precision": float(p.mean()),
+        "recall": float(r.mean()),
+        "conf": round(float(at[smooth(f1.mean(0), 0.1).argmax()]), 2),
+        "curve": np.interp(RECALLS[::5], at, precisions.mean(0)).tolist(),
         "classes": {
-            str(k): {"objects": everything[k].objects, "map50": ap50, "map50_95": ap}
-            for k, (ap50, ap) in by_class.items()
+            str(k): {"objects": tallies[k].objects, "map50": ap50, "map50_95": ap} for k, (ap50, ap) in by_class.items()
         },
-        "sizes": sizes,
     }
 
 
@@ -148,26 +168,3 @@ def means(values: Iterable[tuple[float, float]]) -> dict[str, float | None]:
     if not rows:
         return {"map50": None, "map50_95": None}
     return {"map50": float(np.mean([a for a, _ in rows])), "map50_95": float(np.mean([b for _, b in rows]))}
-
-
-def _curve(tallies: Mapping[int, Tally]) -> list[float] | None:
-    """Mean precision over the classes at recalls 0, 0.05 ... 1."""
-    if not tallies:
-        return None
-    return [float(v) for v in np.mean([t.precisions(0) for t in tallies.values()], 0)[::5]]
-
-
-def operating_point(tallies: Mapping[int, Tally]) -> dict[str, float | None]:
-    """Precision and recall, means over the classes, at the confidence at which their harmonic mean is largest."""
-    best: dict[str, float | None] = {"precision": None, "recall": None, "conf": None}
-    largest = -1.0
-    curves = [t.curve(0) for t in tallies.values()]
-    for conf in np.linspace(0.01, 0.99, 99) if curves else ():
-        points = []
-        for recall, precision, confidences in curves:
-            n = int((confidences >= conf).sum())
-            points.append((float(precision[n - 1]), float(recall[n - 1])) if n else (0.0, 0.0))
-        p, r = np.mean(points, 0)
-        if (f1 := 2 * p * r / max(p + r, 1e-12)) > largest:
-            largest, best = f1, {"precision": float(p), "recall": float(r), "conf": round(float(conf), 2)}
-    return best

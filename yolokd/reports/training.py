@@ -156,9 +156,9 @@ def scores(data: dict[str, Any]) -> list[Part]:
     parts: list[Part] = [
         Text(
             f"Measured for this report on {images['scored']} of {images['of']} validation images, evenly spaced, with "
-            f"images of {images['imgsz']} px. A box counts for its likeliest class only, so a validation gives "
-            "slightly other figures. Gains are over the student alone with the same seed, in points; with two seeds or "
-            "more with their 95 % interval."
+            f"images of {images['imgsz']} px, by Ultralytics' own validation; by object size as COCO defines it. "
+            "The fewer were scored, the further the figures are from those of all images. Gains are over the student "
+            "alone with the same seed, in points; with two seeds or more with their 95 % interval."
         ),
         overall(models),
         recalls(models),

@@ -16,6 +16,7 @@ from yolokd.studies import plan as planning
 from yolokd.studies.plan import SCHEMA, Study, plan_study, read_devices
 from yolokd.studies.processes import Engine
 from yolokd.studies.report import summarise, write
+from yolokd.studies.watching import watched
 from yolokd.studies.worker import write_json
 
 OUT = "runs/study"
@@ -129,7 +130,8 @@ def carry_out(plan: Study, engine: Engine) -> dict[str, Any]:
     waiting = [job for job in everything if job.result() is None]
     done = len(everything) - len(waiting)
     print(f"{len(everything)} runs in {plan.out}, {done} already done, {engine.said}")
-    with closing(engine.run(waiting)) as runs:  # ends what runs, whatever happens in between
+    # closing ends what runs, whatever happens in between
+    with watched(waiting) as told, closing(engine.run(waiting)) as runs:
         for job, code in runs:
             done += 1
             if code == 0 and (result := job.result()) is not None:
@@ -138,7 +140,7 @@ def carry_out(plan: Study, engine: Engine) -> dict[str, Any]:
             else:
                 plan.failed[job.label] = _last_line(job.folder / "log.txt")
                 said = f"failed: {plan.failed[job.label]}"
-            print(f"[{done}/{len(everything)}] {job.label}: {said}", flush=True)
+            told(f"[{done}/{len(everything)}] {job.label}: {said}")
             _report(plan, engine.at_once)
     report = _report(plan, engine.at_once, plot=True)
     print(f"\n{(plan.out / 'compare.md').read_text(encoding='utf-8')}\nTables, figures and runs: {plan.out}")

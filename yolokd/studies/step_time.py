@@ -23,6 +23,7 @@ from yolokd.config.parse import check_keys, true_or_false
 from yolokd.data.splits import read_data
 from yolokd.detectors.opening import open_model
 from yolokd.distill.trainer import KDTrainer
+from yolokd_edge.progress import Progress
 
 CACHED, FORWARD = "yolokd, cached", "teacher alone"
 WARMUP = 3  # steps before the measured ones
@@ -106,6 +107,7 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
     batches = batches_of(cached or arms["student alone"])
     times: dict[str, list[float]] = {arm: [] for arm in (*arms, FORWARD)}
     order = list(arms)
+    progress = Progress("timing steps", WARMUP + steps)
     for i in range(WARMUP + steps):
         batch = next(batches)
         if cached:  # so that the measured step sees this view for the second time
@@ -117,6 +119,8 @@ def _measure(arms: dict[str, Any], steps: int) -> dict[str, float]:
                 times[arm].append(1000 * seconds)
         if i >= WARMUP:
             times[FORWARD].append(1000 * _teacher_seconds(arms["yolokd"], dict(batch)))
+        progress.step()  # outside of what is timed
+    progress.end()
     return {arm: statistics.median(samples) for arm, samples in times.items()}
 
 

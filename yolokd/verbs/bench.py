@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 from yolokd.errors import UsageError
 from yolokd.verbs.arguments import keyed
 from yolokd.verbs.declaration import Option, Verb
+from yolokd.verbs.train import REPORT
 
 VERB = Verb(
     summary="measures latency on this machine",
@@ -13,6 +16,7 @@ VERB = Verb(
     options=(
         Option("model", "ONNX files or bundles with commas between; for ncnn the folder of `yolo export format=ncnn`",
                required=True),
+        REPORT,
     ),
     hidden=("models",),
     notes=(
@@ -34,10 +38,8 @@ def run(words: list[str]) -> None:
     if not any(word.removeprefix("--").startswith("source=") for word in words):
         raise UsageError("no images: give an image or a folder of them, source=images/.")
     options = keyed([f"model={','.join(models)}", *(w for w in words if "=" in w and not w.startswith("model="))], VERB)
-    from yolokd.latency.bench import bench_into
+    from yolokd.reports.timed import timed
 
-    _, folder = bench_into(models, **{key: value for key, value in options.items() if key != "model"})
-
-    from yolokd.reports.after import after  # imports torch: after measuring, not before
-
-    after(folder / "report.json", ["yolokd", "bench", *words])
+    report = options.pop("report", True)
+    rest = {key: value for key, value in options.items() if key != "model"}
+    timed({"models": models, **rest}, report, shlex.join(["yolokd", "bench", *words]))

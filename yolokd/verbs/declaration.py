@@ -26,6 +26,7 @@ class Option:
     default: str = ""  # in words; empty where the meaning says it, or where there is none
     required: bool = False
     bare: bool = False  # written as a bare word, not as key=value
+    group: str = ""  # under which the help tells it
 
     @property
     def spelling(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import textwrap
 
 from yolokd.errors import UsageError
@@ -36,7 +39,8 @@ def run(words: list[str]) -> None:
     """Print the help of a verb, or the list of all."""
     if len(words) > 1:
         raise UsageError(f"help explains one command at a time and was given {' '.join(words)}: name one.")
-    print(explain(words[0]) if words else listing())
+    text = explain(words[0]) if words else listing()
+    print(coloured(text) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text)
 
 
 def listing() -> str:
@@ -50,19 +54,35 @@ def listing() -> str:
 
 
 def explain(name: str) -> str:
-    """Usage, every argument with its meaning and default, and examples of one verb."""
+    """Examples, usage, and every argument of one verb with its meaning and default, in groups."""
     if name not in VERBS:
         from yolokd.config.parse import did_you_mean
 
         raise UsageError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}.")
     verb: Verb = load(name).VERB
-    parts = [f"yolokd {name}: {verb.summary}.", _block("Usage", verb.usage)]
-    if options := verb.all_options():
-        width = min(max(len(option.spelling) for option in options), 20)
-        parts.append(_block("Arguments", [_line(option, width) for option in options]))
-    parts += ["\n".join(textwrap.fill(note, WIDTH) for note in verb.notes)] if verb.notes else []
+    parts = [f"yolokd {name}: {verb.summary}."]
     parts.append(_block("Examples" if len(verb.examples) > 1 else "Example", verb.examples))
+    parts.append(_block("Usage", verb.usage))
+    options = verb.all_options()
+    width = min(max((len(option.spelling) for option in options), default=0), 20)
+    for title, group in grouped(options).items():
+        parts.append(_block(title, [_line(option, width) for option in group]))
+    parts += ["\n".join(textwrap.fill(note, WIDTH) for note in verb.notes)] if verb.notes else []
     return "\n\n".join(parts)
+
+
+def grouped(options: list[Option]) -> dict[str, list[Option]]:
+    """Title -> options: what must be given first, what has no group of its own next."""
+    groups: dict[str, list[Option]] = {"Required": [], "Options": []}
+    for option in options:
+        groups.setdefault("Required" if option.required else option.group or "Options", []).append(option)
+    return {title: group for title, group in groups.items() if group}
+
+
+def coloured(text: str) -> str:
+    """The text with bold titles and arguments in cyan, for a terminal that wants colours."""
+    text = re.sub(r"^(\S.*:)$", "\033[1m\\1\033[0m", text, flags=re.MULTILINE)
+    return re.sub(r"^(  )([\w.-]+=)(?=\s)", "\\1\033[36m\\2\033[0m", text, flags=re.MULTILINE)
 
 
 def _block(title: str, lines: tuple[str, ...] | list[str]) -> str:

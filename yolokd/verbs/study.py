@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 
-from yolokd.errors import StudyError
 from yolokd.verbs.declaration import Verb
-from yolokd.verbs.train import CFG, DISTILLATION, DOTTED, PAIR
+from yolokd.verbs.train import CFG, DISTILLATION, DOTTED, PAIR, REPORT
 
 VERB = Verb(
     summary="trains the student in several ways with several seeds and compares them",
     usage=("yolokd study methods=builtin,default,pkd+logit model=... teacher=... data=... [seeds=3] [out=DIR] ...",),
     function="yolokd.studies.runner.study",
-    options=(*PAIR, DOTTED, CFG, *(option for option in DISTILLATION if option is not CFG)),
+    options=(*PAIR, DOTTED, CFG, *(option for option in DISTILLATION if option is not CFG), REPORT),
     notes=(
         "Whatever else `yolokd train` takes applies to every arm. A method's dotted options apply to the arms that "
         "use it. The student alone is always the first arm.",
@@ -32,14 +31,8 @@ VERB = Verb(
 def run(words: list[str], **defaults: str) -> None:
     """Train every arm with every seed; `defaults` are for what the words leave open."""
     from yolokd.config.parse import parse_pairs
-    from yolokd.reports.after import after
-    from yolokd.studies.runner import OUT, study
+    from yolokd.reports.trained import studied
 
     given = {**defaults, **parse_pairs(words)}
-    told = (Path(str(given.get("out", OUT))), ["yolokd", "study", *words], given.get("trust") is True)
-    try:
-        study(**given)
-    except StudyError:  # the runs that are there can be told of
-        after(*told)
-        raise
-    after(*told)
+    report = given.pop("report", True)
+    studied(given, report, shlex.join(["yolokd", "study", *words]))

@@ -19,6 +19,7 @@ from yolokd_edge.bench.record import NOT_ASKED, make_record
 from yolokd_edge.bench.report import check_report_place, write_report
 from yolokd_edge.bench.results import busy_windows
 from yolokd_edge.bench.schema import STAGES
+from yolokd_edge.bench.timing import WARM_UP_CPU_S
 from yolokd_edge.bench.trial import Trial, run_trial
 from yolokd_edge.bench.trtexec import cross_check
 from yolokd_edge.bench.workers import build_engines, fresh_trials, note_build
@@ -27,6 +28,7 @@ from yolokd_edge.board.telemetry import Telemetry
 from yolokd_edge.bundle import is_bundle, open_bundle
 from yolokd_edge.common import EdgeError
 from yolokd_edge.images import read_frames
+from yolokd_edge.progress import Progress
 
 
 def collect(
@@ -51,13 +53,21 @@ def collect(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     plans = [Plan(cell, limits, created, list(sys.argv)) for cell in cells]
 
+    # It says something between runs only, and once before frames are timed: writing takes time from what is measured.
+    runs = options.runs * len(plans)
+    progress = Progress("measuring runs", runs)
+
+    def announce() -> None:
+        progress.announce(runs * least_seconds(plans[0]))
+
     def once(plan: Plan) -> list[list[Trial]]:
-        return fresh_trials(plan) if fresh else [run_trial(plan, frames, own_process)]
+        return fresh_trials(plan, announce) if fresh else [run_trial(plan, frames, own_process, announce)]
 
     alone = options.power and len(options.models) == 1
     builds = [build_engines(plan) if fresh else [None] * len(options.models) for plan in plans]
     bare = [once(plan) if alone else None for plan in plans]  # without the sampler
-    trials, telemetries = _watched(plans, once)
+    with progress:
+        trials, telemetries = _watched(plans, once, progress.step)
     records, series = [], []
     for plan, found, telemetry, unwatched, built in zip(plans, trials, telemetries, bare, builds):  # noqa: B905
         overhead = _overhead(found[0], unwatched[0]) if unwatched else None
@@ -92,7 +102,7 @@ def _cross_check(path: Path, options: BenchOptions, trials: Sequence[Trial]) -> 
 
 
 def _watched(
-    plans: Sequence[Plan], once: Callable[[Plan], list[list[Trial]]]
+    plans: Sequence[Plan], once: Callable[[Plan], list[list[Trial]]], step: Callable[[], None]
 ) -> tuple[list[list[list[Trial]]], list[Telemetry]]:
     """Do the runs of all plans, in random order within a repeat, while the board is watched.
 
@@ -104,6 +114,7 @@ def _watched(
     order, rng, idle = list(range(len(plans))), random.Random(options.seed), None
     with Monitor(options.power) as monitor:
         if options.power:
+            print(f"idle baseline of the board: {options.idle:g} s", file=sys.stderr)
             start = monitor.clock()
             time.sleep(options.idle)
             idle = (start, monitor.clock())
@@ -113,9 +124,16 @@ def _watched(
                 for stream in once(replace(plans[k], repeat=repeat)):
                     for model, trial in enumerate(stream):
                         found[k][model].append(trial)
+                step()
         if monitor.tegrastats and options.power:
             time.sleep(0.3)  # a sample after the last frame, so that the energy is bracketed
     return found, [Telemetry(monitor, busy_windows([t for model in own for t in model]), idle) for own in found]
+
+
+def least_seconds(plan: Plan) -> float:
+    """What a run takes at least: its warm-up and its frames. Slow models take longer, and the first run tells."""
+    limits = plan.limits
+    return min(WARM_UP_CPU_S, limits.warm_up_cap_s) + min(limits.t_min_s, limits.t_max_s)
 
 
 def _overhead(watched: Sequence[Trial], bare: Sequence[Trial]) -> float:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,13 @@ def _outcome(folder: Path, process: Any) -> list[Trial]:
         return [Trial({name: kept[f"{k}/{name}"] for name in names}, f) for k, f in enumerate(facts)]
 
 
-def fresh_trials(plan: Plan) -> list[list[Trial]]:
-    """Measure in as many new processes as there are streams, all starting together; one list of trials each."""
+def fresh_trials(plan: Plan, go: Callable[[], None] = lambda: None) -> list[list[Trial]]:
+    """Measure in as many new processes as there are streams, all starting together; one list of trials each.
+
+    Args:
+        plan: What to measure.
+        go: Called when all are warm, before they begin to time frames.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         workers: list[tuple[Path, Any]] = []
         try:
@@ -138,6 +143,7 @@ def fresh_trials(plan: Plan) -> list[list[Trial]]:
             # what a library prints while it is imported comes first
             waiting = [p for _, p in workers if any(line.strip() == READY.encode() for line in p.stdout)]
             if len(waiting) == len(workers):
+                go()
                 for process in waiting:
                     process.stdin.write(b"go\n")
                     process.stdin.flush()
