@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "detectors": {"errors", "views", "methods"},
     "data": {"errors", "compat", "detectors"},
     "config": {"errors", "methods", "detectors", "data"},
-    "init": {"errors", "views", "detectors"},
+    "init": {"errors", "detectors"},
     "distill": {"yolokd", "errors", "views", "methods", "detectors", "data", "config", "init"},
     "labelling": {"errors", "compat", "detectors", "data", "config"},
     "checks": {"yolokd", "errors", "detectors", "data", "config", "distill", "init", "studies"},

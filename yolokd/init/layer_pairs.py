@@ -48,7 +48,6 @@ class LayerPair:
     kind: str = "hidden"  # hidden, split (the output's halves are processed separately); last in a head: box, class or
     # value (mask coefficients, keypoints, an angle)
     attention: tuple[Any, Any] | None = None  # for queries, keys and values: the two attention modules
-    once: bool = False  # whether the student's branch must answer once for an object, and the teacher's does not
 
     @property
     def last(self) -> bool:
@@ -140,8 +139,7 @@ def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
                     continue
                 other, path = others[levels.index(stride)], f"{name}.{attribute}.{level}"
                 yield from iter_layer_pairs(tower, other, path)
-                once = attribute not in BRANCHES["one2many"] and getattr(teacher, attribute, None) is None
-                yield LayerPair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind, once=once)
+                yield LayerPair(f"{path}.{len(tower) - 1}", tower[-1], other[-1], kind)
     yield from task_pairs(student, teacher, name)
 
 

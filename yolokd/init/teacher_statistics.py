@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolokd.detectors.duplicates import without_duplicates
 from yolokd.detectors.reader import Reader
 from yolokd.init.layer_pairs import LayerPair, bare
-from yolokd.views import View
 
 PIXELS = 32 * 160 * 160  # pixels of the images in one forward pass of the teacher
 MAX_GRADIENT_SIDE = 896  # images are cropped to this side where gradients are taken; a multiple of every stride
@@ -30,15 +28,10 @@ class TeacherStatistics:
         points: (image, row, column) of the points at which it is sampled.
         targets: (points, C), its output there before the activation.
         confidence, share: (points,), the top class probability there, and how many cells the point represents.
-
-    Args:
-        step: called after each of the `passes` through the teacher.
     """
 
-    def __init__(
-        self, teacher: Reader, matched: list[LayerPair], images: Tensor, step: Callable[[], None] = lambda: None
-    ) -> None:
-        self.teacher, self.matched, self.step = teacher, matched, step
+    def __init__(self, teacher: Reader, matched: list[LayerPair], images: Tensor) -> None:
+        self.teacher, self.matched = teacher, matched
         teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
         self.spread: dict[str, Tensor] = {}
@@ -47,9 +40,9 @@ class TeacherStatistics:
         self.targets: dict[str, Tensor] = {}
         self.confidence: dict[str, Tensor] = {}
         self.share: dict[str, Tensor] = {}
-        size = batch_size(images)
+        size = max(PIXELS // images[0, 0].numel(), 1)
         with raw_outputs(teacher.model):
-            self._measure(torch.split(measured_on(images), size))
+            self._measure(torch.split(images[: max(len(images) // 8, size)], size))
             self._record(images, size)
 
     def _measure(self, batches: Any) -> None:
@@ -81,7 +74,6 @@ class TeacherStatistics:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
                 torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
-                self.step()
         for name, (square, total, count, metric) in moments.items():
             if not count:  # it runs in training only, as YOLO26's class maps beside its masks do
                 continue
@@ -116,29 +108,28 @@ class TeacherStatistics:
             for p in self.matched
         ]
         batches: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
-        fields = frozenset({"logits", "boxes", "rotated"}) & self.teacher.fields
         with hooked(hooks):
             for start in range(0, len(images), size):
-                with self.teacher.record(fields) as recorded:
+                with self.teacher.record(frozenset({"logits"})) as recorded:
                     self.teacher.model(images[start : start + size])
-                view = next(iter(self.teacher.views(recorded, fields, self.teacher.strides).values()))
-                sizes = [m.shape[-2:] for m in recorded["neck"]]
-                tops = [logits.sigmoid().amax(1, keepdim=True) for logits in by_level(view, sizes)]
-                if any(p.once for p in self.matched):
-                    shown = by_level(without_duplicates(view), sizes)
-                    for p in self.matched:
-                        if p.once and p.kind == "class":
-                            maps[p.name] = next(m for m in shown if m.shape[-2:] == maps[p.name].shape[-2:])
+                tops = self._confidence(recorded)
                 for p in self.matched:
                     if p.name in maps:
                         batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
-                self.step()
         for name, parts in batches.items():
             if not parts:
                 continue
             b, row, column, target, confidence, share = (torch.cat(x) for x in zip(*parts, strict=True))
             self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share
+
+    def _confidence(self, recorded: dict[Any, Any]) -> list[Tensor]:
+        """(B, 1, H, W) for every level: the top class probability in each cell."""
+        view = next(iter(self.teacher.views(recorded, frozenset({"logits"}), self.teacher.strides).values()))
+        sizes = [m.shape[-2:] for m in recorded["neck"]]
+        logits: Any = view.logits
+        tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
+        return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
     def _sample(self, p: LayerPair, z: Tensor, tops: list[Tensor], start: int, images: int) -> tuple[Tensor, ...]:
         """Points of a batch's map, half drawn uniformly, half by the teacher's confidence: image, row, column, the map
@@ -163,28 +154,6 @@ class TeacherStatistics:
             top.gather(1, place).flatten(),
             share.gather(1, place).flatten(),
         )
-
-
-def by_level(view: View, sizes: list[torch.Size]) -> list[Tensor]:
-    """The logits of every level as a map, (B, K, H, W)."""
-    assert view.logits is not None
-    levels = view.logits.transpose(1, 2).split([h * w for h, w in sizes], 2)
-    return [level.unflatten(2, tuple(size)) for level, size in zip(levels, sizes, strict=True)]
-
-
-def batch_size(images: Tensor) -> int:
-    """How many of the images go through the teacher at once."""
-    return max(PIXELS // images[0, 0].numel(), 1)
-
-
-def measured_on(images: Tensor) -> Tensor:
-    """Those of which the gradients are taken."""
-    return images[: max(len(images) // 8, batch_size(images))]
-
-
-def passes(images: Tensor) -> int:
-    """How many times images go through the teacher."""
-    return sum(-(-len(some) // batch_size(images)) for some in (measured_on(images), images))
 
 
 @contextmanager
