@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,15 @@ class TeacherStatistics:
         points: (image, row, column) of the points at which it is sampled.
         targets: (points, C), its output there before the activation.
         confidence, share: (points,), the top class probability there, and how many cells the point represents.
+
+    Args:
+        step: called after each of the `passes` through the teacher.
     """
 
-    def __init__(self, teacher: Reader, matched: list[LayerPair], images: Tensor) -> None:
-        self.teacher, self.matched = teacher, matched
+    def __init__(
+        self, teacher: Reader, matched: list[LayerPair], images: Tensor, step: Callable[[], None] = lambda: None
+    ) -> None:
+        self.teacher, self.matched, self.step = teacher, matched, step
         teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
         self.spread: dict[str, Tensor] = {}
@@ -40,9 +45,9 @@ class TeacherStatistics:
         self.targets: dict[str, Tensor] = {}
         self.confidence: dict[str, Tensor] = {}
         self.share: dict[str, Tensor] = {}
-        size = max(PIXELS // images[0, 0].numel(), 1)
+        size = batch_size(images)
         with raw_outputs(teacher.model):
-            self._measure(torch.split(images[: max(len(images) // 8, size)], size))
+            self._measure(torch.split(measured_on(images), size))
             self._record(images, size)
 
     def _measure(self, batches: Any) -> None:
@@ -74,6 +79,7 @@ class TeacherStatistics:
                     self.teacher.model(images.clone().requires_grad_())
                 views = self.teacher.views(maps, fields, self.teacher.strides)
                 torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
+                self.step()
         for name, (square, total, count, metric) in moments.items():
             if not count:  # it runs in training only, as YOLO26's class maps beside its masks do
                 continue
@@ -116,6 +122,7 @@ class TeacherStatistics:
                 for p in self.matched:
                     if p.name in maps:
                         batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
+                self.step()
         for name, parts in batches.items():
             if not parts:
                 continue
