@@ -163,6 +163,21 @@ class TeacherStatistics:
         )
 
 
+def batch_size(images: Tensor) -> int:
+    """How many of the images go through the teacher at once."""
+    return max(PIXELS // images[0, 0].numel(), 1)
+
+
+def measured_on(images: Tensor) -> Tensor:
+    """Those of which the gradients are taken."""
+    return images[: max(len(images) // 8, batch_size(images))]
+
+
+def passes(images: Tensor) -> int:
+    """How many times images go through the teacher."""
+    return sum(-(-len(some) // batch_size(images)) for some in (measured_on(images), images))
+
+
 @contextmanager
 def hooked(hooks: list[Any]) -> Iterator[None]:
     """Remove the hooks after the block."""
