@@ -106,7 +106,8 @@ def distiller(student: str, teacher: str, method: str) -> Distiller:
     "student, teacher, method", [(*p, "crosskd") for p in PAIRS] + [(*p, IMITATION) for p in PAIRS[:2]]
 )
 def test_towers_learn_end_to_end(student, teacher, method):
-    """Heads of other widths, with and without bins, with one branch and two: both of a student's branches learn."""
+    """Heads of other widths, with and without bins, with one branch and two: a student's branches learn, the one2one
+    branch if the teacher has one."""
     model = distiller(student, teacher, method)
     loss, items = model(batch(2))
     methods = model.pairings[0].methods
@@ -117,7 +118,8 @@ def test_towers_learn_end_to_end(student, teacher, method):
     head = model.module.model[-1]
     for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
         for tower in getattr(head, name, None) or ():
-            assert next(tower.parameters()).grad.abs().max() > 0, name
+            left_alone = "one2one" in name and teacher != "yolo26n"
+            assert (next(tower.parameters()).grad.abs().max() > 0) != left_alone, name
             assert tower[-1].weight.grad.abs().max() == 0, "the student's own predictions take no part"
     assert all(p.grad.abs().max() > 0 for p in model.methods.parameters())
     assert all(p.grad is None for p in model.pairings[0].teacher.model.parameters())
