@@ -185,7 +185,7 @@ def planned(student: str | Reader, teacher: str | Reader, method: str = "default
     [
         ("yolo11n", "yolov8n", {"pkd", "logit", "bckdb"}, []),
         ("yolo11n-obb", "yolo26n-obb", {"pkd", "logit", "piou"}, []),
-        ("yolo26n-pose", "yolo11n-pose", {"pkd", "logit", "bckdb", "oks"}, []),
+        ("yolo26n-pose", "yolo11n-pose", {"pkd", "logit", "bckdb", "oks"}, ["the one2one branch of yolo26n-pose"]),
         ("yolo11n-seg", "yolo26n-seg", {"pkd", "logit", "bckdb", "masks"}, []),
         (
             "yolo11n-obb",

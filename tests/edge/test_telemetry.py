@@ -400,7 +400,7 @@ def bench_on(board: Path, *more: str) -> tuple[int, list[dict], str]:
 def test_a_steady_board_is_measured_with_its_power(board: Path) -> None:
     replay(board / "bin", [orin(5000)] * 600)
     code, (record,), error = bench_on(board)
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, "idle baseline of the board: 0.4 s\n")
     assert record["power"]["scope"] == "module_input" and record["power"]["mean_w"] == pytest.approx(5)
     n, seconds = record["results"]["n"], record["results"]["duration_s"]
     assert record["power"]["j_per_frame"] == pytest.approx(5 * seconds / n, rel=0.01)
