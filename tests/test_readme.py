@@ -26,10 +26,11 @@ LINES = 145
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROGRAMS = ("yolokd", "yolo", "pip", "python", "python3", "eval")
 SMALL_DEMO = """
+import sys
 from yolokd.cli import main
-from yolokd.demo import run
-run.SCENES = {"train": 16, "val": 8}
-run.BUDGET |= {"imgsz": 64, "epochs": 1, "close_mosaic": 0}
+from yolokd.demo import setting
+setting.SCENES = {"train": 16, "val": 8}
+setting.BUDGET |= {"imgsz": 64, "epochs": 1, "close_mosaic": 0}
 raise SystemExit(main(sys.argv[1:]))
 """
 
@@ -82,7 +83,10 @@ QUICK = {
     'eval "$(yolokd completion bash)"': Outcome(("_yolokd",)),
 }
 MENTIONS = {"yolokd study"}  # as the name of a thing
-TESTED_ELSEWHERE = {"pip install .": ("tests/test_installation.py", '"installed"')}
+TESTED_ELSEWHERE = {
+    "pip install .": ("tests/test_installation.py", '"installed"'),
+    "yolokd demo real=True": ("tests/demo/test_demo.py", '["real=True", f"data={data}"'),  # it would download its data
+}
 DEMO = "yolokd demo"
 
 
