@@ -368,7 +368,9 @@ def test_every_line_that_the_runtime_prints_is_looked_at_here() -> None:
         "__main__.py": 1,  # packages that are missing
         "cli.py": 6,  # errors, bench, doctor twice, verify twice
         "detect.py": 2,
+        "bench/sweep.py": 1,  # a number of seconds
         "bench/workers.py": 1,  # a word to the parent
+        "progress.py": 2,  # what is done, in words of ours, and counts
         "runtimes/coverage.py": 1,  # a number to the parent
         "runtimes/tensorrt.py": 1,  # an engine that is being built
     }

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from yolokd.errors import UsageError
+from yolokd.errors import UsageError, printable
 from yolokd.onnx import metadata
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
@@ -107,7 +107,7 @@ class _Reader(CalibrationDataReader):
     def __init__(self, file: Path, images: Sequence[Path], target: Path) -> None:
         self.detector, self.images = Detector(file, threads=1), iter(images)
         self.name = self.detector.session.get_inputs()[0].name
-        self.progress, self.given = Progress(f"calibrating {target.name}", len(images)), 0
+        self.progress, self.given = Progress(f"calibrating {printable(target.name)}", len(images)), 0
 
     def get_next(self) -> dict[str, Any] | None:
         if self.given:  # what was given before has been used by now
