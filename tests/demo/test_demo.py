@@ -223,7 +223,7 @@ def test_what_is_measured_leaves_models_and_random_numbers_alone(monkeypatch, te
     assert torch.equal(torch.get_rng_state(), state) and pace.step > pace.teacher / 5 > 0
     assert all(torch.equal(before[k], v) for k, v in student.model.state_dict().items())
     monkeypatch.setattr(clock, "usable_cores", lambda: 3)
-    for slow, count in ((2, 3), (3, 2)):  # with so many threads the step takes twice as long
+    for slow, count in ((2, 3), (3, 2)):  # the number of threads with which a step takes twice as long
         paces = {c: clock.Pace(2.0 if c == slow else 1.0, 0.5) for c in (2, 3)}
         monkeypatch.setattr(clock, "measure", lambda *given, p=paces, **_: p[given[3]])
         assert clock.fastest(some, student, big) == (count, clock.Pace(1.0, 0.5))

@@ -57,7 +57,7 @@ BY_NUMBER = {
     "lad",
     "pgd",
     "bounded",
-}  # methods that take so many points of an object, which a finer grid has more of
+}  # methods that take a fixed number of points for each object, of which a finer grid has more
 LEARNS = {  # what a head method trains, if not logits
     "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated",
     "oks": "keypoints", "masks": "coefficients",

@@ -13,7 +13,7 @@ from helpers import runs
 
 from yolokd.reports.after import after
 
-absent = importlib.util.find_spec("PyQt6") is None
+absent = not importlib.util.find_spec("PyQt6") or not importlib.util.find_spec("PyQt6.QtWebEngineWidgets")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(absent, reason="the extra `browser` is not installed")]
 
 # What a browser alone knows: what it complains of, which pictures it could show, and whether all text can be read.

@@ -153,7 +153,7 @@ class Clock:
 
 
 def with_threads(model: Any, threads: int, epoch: Callable[[Any], None] | None = None) -> Any:
-    """An Ultralytics model that uses so many threads, not its own choice; `epoch` is called after each epoch."""
+    """An Ultralytics model that uses this number of threads instead of its own; `epoch` is called after each epoch."""
     for event in ("on_pretrain_routine_start", "on_val_start"):  # each follows a choice of the device
         model.add_callback(event, lambda _: torch.set_num_threads(threads))
     if epoch is not None:

@@ -27,7 +27,7 @@ from yolokd.errors import UsageError, one_line
 DATA, TEACHER = "coco128.yaml", "yolo11n.pt"
 FAMILY = "yolo11n.yaml"  # of the student, where the teacher's is not known
 WIDTH, DEPTH = 0.125, 0.5  # half the channels of the smallest published model, as the bundled student has
-EVERY = 4  # of so many images one is held out
+EVERY = 4  # every fourth image is held out
 CHANGES = {"imgsz": 320, "epochs": 20}
 NEEDS_NONE = "name files of this machine with data= and teacher=, or run `yolokd demo`, which needs no network"
 

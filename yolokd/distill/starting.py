@@ -77,7 +77,7 @@ class StartMixin(BaseTrainer):
         how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
         if RANK not in {-1, 0} or not transfer.candidates(how, student, plan.teacher, frozen):
             return {"own": {}}
-        layout = memory_layout(self.device)  # on CPUs a fifth faster
+        layout = memory_layout(self.device)  # on CPUs a seventh faster
         plan.teacher.model.to(self.device, memory_format=layout)
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
         images = self._some_images(side).contiguous(memory_format=layout)

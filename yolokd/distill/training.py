@@ -55,10 +55,12 @@ def carry_out(arguments: dict[str, Any], at_end: Callable[[Any], None] | None = 
         student, given = _resumed(arguments, trust) if arguments.get("resume") else _begun(arguments, trust, check)
     if at_end is not None:
         student.add_callback("on_train_end", at_end)
-    with saying_how_to_go_on(student):
-        student.train(trainer=trainer_for(student.model), **given)
-    if at_end is not None:
-        student.callbacks["on_train_end"].remove(at_end)  # another training of this student is not ours
+    try:
+        with saying_how_to_go_on(student):
+            student.train(trainer=trainer_for(student.model), **given)
+    finally:
+        if at_end is not None:
+            student.callbacks["on_train_end"].remove(at_end)  # another training of this student is not ours
     return student
 
 

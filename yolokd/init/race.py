@@ -59,17 +59,16 @@ def race(
     try:
         with untouched(learner, frozen):
             entrants = entered(student, starts, unseen)
-            progress = Progress("trying the student's starts", steps * len(entrants))
-            for name, state in entrants.items():
-                student.load_state_dict(state)
-                adapters.load_state_dict(before[1])
-                run(learner, counted(batches(), progress), steps, rate, frozen)
-                parts = [detection_loss(student, batch) for batch in unseen()]
-                loss = sum(parts) / len(parts)
-                losses[name] = loss if math.isfinite(loss) else math.inf
-                if loss <= min(losses.values()):
-                    best = copy.deepcopy((student.state_dict(), adapters.state_dict()))
-            progress.end()
+            with Progress("trying the student's starts", steps * len(entrants)) as progress:
+                for name, state in entrants.items():
+                    student.load_state_dict(state)
+                    adapters.load_state_dict(before[1])
+                    run(learner, counted(batches(), progress), steps, rate, frozen)
+                    parts = [detection_loss(student, batch) for batch in unseen()]
+                    loss = sum(parts) / len(parts)
+                    losses[name] = loss if math.isfinite(loss) else math.inf
+                    if loss <= min(losses.values()):
+                        best = copy.deepcopy((student.state_dict(), adapters.state_dict()))
     finally:  # too little memory, for instance
         student.criterion = None  # it was made for this; the training makes a new one
         student.load_state_dict(before[0])
