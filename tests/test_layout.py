@@ -15,6 +15,7 @@ LINES = 500
 MAY_IMPORT = {
     "yolokd": set(),
     "errors": set(),
+    "quiet": set(),
     "views": set(),
     "compat": {"errors"},
     "methods": {"views"},
@@ -24,11 +25,11 @@ MAY_IMPORT = {
     "init": {"errors", "detectors"},
     "distill": {"yolokd", "errors", "views", "methods", "detectors", "data", "config", "init"},
     "labelling": {"errors", "compat", "detectors", "data", "config"},
-    "checks": {"yolokd", "errors", "detectors", "data", "config", "distill", "init", "studies"},
+    "checks": {"yolokd", "errors", "quiet", "detectors", "data", "config", "distill", "init", "studies"},
     "onnx": {"yolokd", "errors", "compat", "config", "detectors", "data", "distill"},
     "latency": {"errors"},
     "studies": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency"},
-    "reports": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency", "studies"},
+    "reports": {"yolokd", "errors", "quiet", "methods", "detectors", "data", "config", "distill", "latency", "studies"},
     "tuning": {"errors", "compat", "config", "detectors", "distill", "studies"},
     "demo": {"errors", "config", "data", "detectors", "distill", "onnx", "latency", "reports"},
     "verbs": {

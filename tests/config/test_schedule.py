@@ -58,7 +58,7 @@ def test_a_training_follows_the_schedule(scenes, teacher, tmp_path):
     options = {"method": "pkd,logit", "logit.stop": 1, "pkd.schedule": "linear", "pkd.stop": 1}
     student = yolokd.train(
         model=scaled_yaml("yolo11n.yaml", width=0.125, depth=0.5), teacher=str(teacher), data=str(scenes),
-        project=str(tmp_path), name="run", **{**TINY, "epochs": 3}, **options,
+        project=str(tmp_path), name="run", report=False, **{**TINY, "epochs": 3}, **options,
     )  # fmt: skip
     with open(student.trainer.csv) as file:
         rows = list(csv.DictReader(file))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers.models import NAMES, batch, build, images, layout
+from helpers.training import pico
 from torchvision.ops import box_convert
 from ultralytics import RTDETR
 
@@ -169,16 +170,15 @@ def test_rtdetr_learns_from_yolo_and_teaches_it(scenes, teacher, tmp_path, monke
     small.write_text(yaml.safe_dump({k: v for k, v in layout(SMALL).items() if k not in {"scale", "yaml_file"}}))
     budget = {
         "data": scenes, "imgsz": 64, "batch": 8, "nbs": 8, "epochs": 2, "optimizer": "AdamW", "lr0": 1e-3,
-        "workers": 0, "plots": False, "amp": False, "device": "cpu", "project": tmp_path / "runs",
+        "workers": 0, "plots": False, "amp": False, "device": "cpu", "project": tmp_path / "runs", "report": False,
     }  # fmt: skip
     under_yolo = yolokd.train(model=small, teacher=teacher, name="a", **budget)
     assert isinstance(under_yolo, RTDETR)
     distilled = {"a": under_yolo.trainer}
     assert list(under_yolo.trainer.distiller.gains) == ["pkd_loss", "match_loss"]
     best = under_yolo.trainer.best
-    for name, model, method in [("b", small, None), ("c", "yolo11n.yaml", None), ("d", small, "kd_detr,detr_query")]:
-        more = {"method": method} if method else {}
-        distilled[name] = yolokd.train(model=model, teacher=best, name=name, **budget, **more).trainer
+    for name, model in [("b", small), ("c", pico("yolo11"))]:
+        distilled[name] = yolokd.train(model=model, teacher=best, name=name, **budget).trainer
     assert list(distilled["b"].distiller.gains) == ["pkd_loss", "dlogi_loss"]
     assert list(distilled["c"].distiller.gains) == ["pkd_loss", "match_loss"]
     for trainer in distilled.values():
@@ -188,6 +188,12 @@ def test_rtdetr_learns_from_yolo_and_teaches_it(scenes, teacher, tmp_path, monke
             a, b = float(first[f"train/{name}"]), float(last[f"train/{name}"])
             # a dense student's points are matched anew as it learns: two epochs may see the match's value rise
             assert 0 < b < (2 if name == "match_loss" else 1.1) * a, name
+    shorter = {**budget, "epochs": 1, "fraction": 0.34}
+    queries = yolokd.train(model=small, teacher=best, name="d", **shorter, method="kd_detr,detr_query").trainer
+    with (queries.save_dir / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert all(float(row[f"train/{name}"]) > 0 for name in queries.distiller.gains)
+    assert len(queries.distiller.gains) == 2
     plain = RTDETR(distilled["b"].best)
     assert type(plain.model).__module__.startswith("ultralytics.")
     plain.export(format="onnx", imgsz=64, simplify=False)

@@ -41,6 +41,7 @@ def test_the_kept_classes_are_taught_and_no_other(scenes, teacher, tmp_path, mon
     monkeypatch.setattr(Logit, "forward", forward)
     teacher = Path(shutil.copy(teacher, tmp_path / "big\x1b[2J\n.pt"))
     given = {**TINY, "epochs": 1, "data": str(scenes), "project": str(tmp_path), "classes": KEPT, "init": "own"}
+    given["report"] = False
     student = yolokd.train(model=pico("yolo11"), teacher=str(teacher), method="logit", **given)
     trainer = student.trainer
     assert compared and set(compared) == {(2, 2)}, "the terms were to compare the kept classes"

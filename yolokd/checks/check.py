@@ -16,7 +16,7 @@ from ultralytics import RTDETR, YOLO
 
 from yolokd import __version__
 from yolokd.checks import payoff, report
-from yolokd.checks.rehearsal import estimate, measure, quiet, rehearsal
+from yolokd.checks.rehearsal import estimate, measure, rehearsal
 from yolokd.config.checks import check_arguments, check_writable
 from yolokd.config.parse import non_negative, true_or_false
 from yolokd.data.audit import Split
@@ -31,6 +31,7 @@ from yolokd.distill.outlook import examine
 from yolokd.distill.preflight import Ready, preflight
 from yolokd.distill.training import build_student, fold, with_file
 from yolokd.errors import DoubtError, UsageError
+from yolokd.quiet import quiet
 
 SCHEMA = "yolokd.check/1"
 READY, NOT_READY, DOUBTFUL = 0, 2, 3

@@ -6,7 +6,6 @@ and leaves nothing behind.
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unset_deterministic
 
 from yolokd.data.mirror import mirrored_yaml, spread
 from yolokd.distill.trainer import trainer_for
 from yolokd.errors import UsageError
 from yolokd.init import transfer
+from yolokd.quiet import quiet
 from yolokd.studies.step_time import batches_of, step_seconds
 
 WARMUP, STEPS = 1, 3  # steps before the measured ones, and of them
@@ -40,17 +39,6 @@ class Cost:
     batch: int
     memory: int | None  # bytes: at its peak on the GPU, on a CPU that of the process; None where nobody says
     device: str
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Ultralytics logs nothing and draws no bars."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from ultralytics import RTDETR, YOLO
 from ultralytics.models.rtdetr import RTDETRValidator
-from ultralytics.utils import LOGGER, ops
+from ultralytics.utils import ops
 from ultralytics.utils.patches import imread
 
 from yolokd.config.options import is_filter, read_classes
@@ -26,6 +24,7 @@ from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.opening import open_model
 from yolokd.detectors.teachers import fetched
 from yolokd.errors import UsageError
+from yolokd.quiet import quiet
 from yolokd.reports.scores import Array, Boxes, matched, overlaps
 
 MOST = 100  # validation images that are scored
@@ -170,17 +169,6 @@ def in_image(validator: Any, pred: dict[str, Any], about: dict[str, Any]) -> tor
     whole = ops.xyxy2xywh(pred["bboxes"])
     scaled = ops.scale_boxes(about["imgsz"], whole, about["ori_shape"], ratio_pad=about["ratio_pad"], xywh=True)
     return torch.as_tensor(ops.xywh2xyxy(scaled))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Ultralytics logs nothing and draws no bars."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def places(names: dict[int, str], given: Sample, classes: dict[str, str] | None) -> Array:
