@@ -69,14 +69,15 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou: float, max_det: int) -> np.n
     return np.array(keep[:max_det], np.intp)
 
 
-def unletterbox(detections: np.ndarray, box: Letterbox) -> np.ndarray:
-    """Map boxes (n, 6) from input to frame pixels, in place, clipped to the frame."""
+def unletterbox(detections: np.ndarray, box: Letterbox, clip: bool = True) -> np.ndarray:
+    """Map boxes (n, 6) from input to frame pixels, in place; clipped to the frame unless told not to."""
     height, width = box.frame_hw
     for axis, limit in ((0, width), (1, height)):
         side = detections[:, axis : axis + 3 : 2]
         side -= box.pad[axis]
         side /= np.float32(box.gain[axis])
-        np.clip(side, 0, limit, out=side)
+        if clip:
+            np.clip(side, 0, limit, out=side)
     return detections
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python3 -m yolokd_edge detect|bench|verify|doctor`."""
+"""The command line: `python3 -m yolokd_edge detect|bench|verify|val|doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 
+from yolokd_edge.accuracy import val_command
 from yolokd_edge.arguments import number
 from yolokd_edge.bench.options import BenchOptions
 from yolokd_edge.bench.report import text_table
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
     _doctor_arguments(verbs.add_parser("doctor", help="say what is wrong with this installation and board"))
     _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
+    _val_arguments(verbs.add_parser("val", parents=[device], help="measure accuracy on images with ground truth"))
     _verify_arguments(verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says"))
     return top
 
@@ -145,6 +147,16 @@ def _detect_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON line per frame")
     verb.add_argument("--origin", action="store_true", help="first print who taught the model")
     verb.set_defaults(run=detect_command)
+
+
+def _val_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--data", required=True, help="a data set's YAML, or a folder of images with YOLO labels")
+    verb.add_argument("--split", default="val", help="which list of the YAML (default val)")
+    verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verb.add_argument("--out", help="record to write, such as accuracy.json, which `bench --accuracy` takes")
+    verb.set_defaults(run=val_command)
 
 
 def _verify_arguments(verb: argparse.ArgumentParser) -> None:

@@ -60,6 +60,7 @@ class Detector:
         self.path, self.provider = Path(path), provider
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.threads = threads or usable_cores()
+        self.validating = False  # a box for each class above conf (raw contract), and none cut at the frame's border
         self.candidates = 0  # boxes above conf before NMS, of the latest frame
         self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
         check_provider(provider)
@@ -146,7 +147,7 @@ class Detector:
                 PARITY,
             )
         detections = self._from_raw(rows) if self.contract.output == RAW else self._from_final(rows)
-        return unletterbox(detections, box)
+        return unletterbox(detections, box, clip=not self.validating)
 
     def detect(self, frame: np.ndarray) -> np.ndarray:
         """Detect in one frame (H, W, 3) BGR uint8; detections (n, 6) in its pixels, best first."""
@@ -163,8 +164,12 @@ class Detector:
     def _from_raw(self, pred: np.ndarray) -> np.ndarray:
         """(4 + nc, A): centre, size, then a score per class -> (n, 6) in input pixels, after NMS."""
         pred = pred[:, pred[4:].max(0) > self.conf].T
+        if self.validating:
+            places, classes = np.nonzero(pred[:, 4:] > self.conf)
+        else:
+            places, classes = np.arange(len(pred)), pred[:, 4:].argmax(1)
+        pred = pred[places]
         self.candidates = len(pred)
-        classes = pred[:, 4:].argmax(1)
         rows = np.empty((len(pred), 6), np.float32)
         half = pred[:, 2:4] / 2
         rows[:, 0:2], rows[:, 2:4] = pred[:, :2] - half, pred[:, :2] + half

@@ -9,7 +9,8 @@ from ultralytics import YOLO
 
 from yolokd.reports import images
 from yolokd.reports.images import as_boxes, judged
-from yolokd.reports.scores import IOUS, SIZES, Boxes, as_validation, overlaps, score, tally
+from yolokd.reports.scores import as_validation, score
+from yolokd_edge.scores import IOUS, SIZES, Boxes, overlaps, tally, validated
 
 AREAS = {**SIZES, "all": (0.0, np.inf)}
 
@@ -142,3 +143,16 @@ def test_what_is_drawn_as_right_wrong_and_missed():
     sure, right, hit = judged(truth, found, 0.25)
     assert len(sure.cls) == 2 and right.tolist() == [True, False] and hit.tolist() == [True, False]
     assert overlaps(truth.xyxy, truth.xyxy).diagonal().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_boards_own_average_precision_is_ultralytics(seed):
+    """Without Ultralytics, the same to rounding; classes without a detection too."""
+    truths, found = composed(seed)
+    tallies = tally(truths, found)
+    tallies[99] = tally(
+        [Boxes(np.ones((1, 4)), np.full(1, 99), np.ones(1))], [Boxes(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))]
+    )[99]
+    theirs = as_validation(tallies)["classes"]
+    for k, (ap50, ap) in validated(tallies).items():
+        assert (ap50, ap) == pytest.approx((theirs[str(k)]["map50"], theirs[str(k)]["map50_95"]), abs=1e-12)

@@ -25,7 +25,8 @@ from yolokd.detectors.opening import open_model
 from yolokd.detectors.teachers import fetched
 from yolokd.errors import UsageError
 from yolokd.quiet import quiet
-from yolokd.reports.scores import Array, Boxes, matched, overlaps
+from yolokd.reports.scores import Array
+from yolokd_edge.scores import Boxes, matched, overlaps
 
 MOST = 100  # validation images that are scored
 BATCH = 16  # images

@@ -16,8 +16,9 @@ from yolokd.errors import UsageError, one_line
 from yolokd.reports.images import chosen, judged, open_any
 from yolokd.reports.measure import Measured, Model
 from yolokd.reports.parts import Part, Picture, Pictures, Text, picture
-from yolokd.reports.scores import Array, Boxes
+from yolokd.reports.scores import Array
 from yolokd.reports.subject import ALONE, DISTILLED, TEACHER, Subject
+from yolokd_edge.scores import Boxes
 
 SHOWN, ATTENDED = 4, 2  # images
 SURE = 0.25  # confidence from which on a detection is drawn, Ultralytics' own for predictions

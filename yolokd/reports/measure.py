@@ -17,8 +17,9 @@ from yolokd.detectors.teachers import title
 from yolokd.errors import one_line
 from yolokd.reports import images
 from yolokd.reports.images import Sample
-from yolokd.reports.scores import Boxes, score
+from yolokd.reports.scores import score
 from yolokd.reports.subject import ALONE, TEACHER, Run, Subject, read_object
+from yolokd_edge.scores import Boxes
 
 FILE, SCHEMA = "report-data.json", "yolokd.report/1"
 NONE = type(None)

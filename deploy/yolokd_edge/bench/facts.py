@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from yolokd_edge.accuracy_record import matching
 from yolokd_edge.board.sensors import Gpu
 from yolokd_edge.board.system import (
     available_mb,
@@ -100,15 +101,17 @@ def model_facts(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def accuracy_facts(contract: Contract, missing: dict[str, str]) -> dict[str, Any] | None:
-    """The record's `accuracy`, as the model's metadata has it."""
-    given = contract.meta.get("accuracy")
+def accuracy_facts(detector: Detector, records: list[str], missing: dict[str, str]) -> dict[str, Any] | None:
+    """The record's `accuracy`: what `val` measured here, if its records are given, else what the model's metadata
+    says, which was measured elsewhere."""
+    given = matching(records, detector.path, detector.active) if records else detector.contract.meta.get("accuracy")
+    where = "not in the records of val that were given" if records else "not in the model's metadata"
     if not given:
-        missing["accuracy"] = "not in the model's metadata"
+        missing["accuracy"] = where
         return None
     out = {key: given.get(key) for key in ACCURACY}
     out["source"] = given.get("source") or "model metadata"
-    missing.update({"accuracy." + k: "not in the model's metadata" for k, v in out.items() if v is None})
+    missing.update({"accuracy." + k: where for k, v in out.items() if v is None})
     return out
 
 

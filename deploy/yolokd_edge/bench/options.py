@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from yolokd_edge.accuracy_record import read_record
 from yolokd_edge.arguments import number
 from yolokd_edge.common import EdgeError, usable_cores
 from yolokd_edge.contract import MAX_SIDE, PRECISIONS
@@ -75,6 +76,7 @@ class BenchOptions:
     fp16: bool = _option(False, "half precision in TensorRT (provider trt)")
     cache: str | None = _option(None, "TensorRT's engines (default YOLOKD_CACHE or ~/.cache/yolokd)", metavar="DIR")
     allow_fallback: bool = _option(False, "take the next provider if one is not active")
+    accuracy: Any = _option(None, "records of `val --out`: the accuracy of these files here", nargs="+", metavar="FILE")
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -89,6 +91,13 @@ class BenchOptions:
             raise EdgeError(f"seed={self.seed} is not a whole number of 0 or more: give one such as seed=0.")
         if self.repeats is not None and (not isinstance(self.repeats, int) or self.repeats < 1):
             raise EdgeError(f"The number of runs must be at least 1, not {self.repeats!r}.")
+        for file in self.accuracy_records:
+            read_record(file)
+
+    @property
+    def accuracy_records(self) -> list[str]:
+        """Files with accuracies."""
+        return [str(file) for file in _values(self.accuracy) if file is not None]
 
     @property
     def in_memory(self) -> bool:

@@ -116,7 +116,7 @@ def run_trial(
         missing: dict[str, str] = {}
         memory = memory_facts(own_process, len(detectors), available, missing)
         cold = cold_facts(run.detector, first_ms, own_process, missing)
-        more = dict(shared, memory=memory, cold=cold, **detector_facts(run.detector, missing), missing=missing)
+        more = dict(shared, memory=memory, cold=cold, **detector_facts(run.detector, options, missing), missing=missing)
         trials.append(make_trial(run, seconds, more))
     return trials
 
@@ -132,12 +132,12 @@ def open_detectors(options: BenchOptions) -> list[Detector]:
     return [load(path, *given, **settings) for path in options.models]
 
 
-def detector_facts(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
+def detector_facts(detector: Detector, options: BenchOptions, missing: dict[str, str]) -> dict[str, Any]:
     """What there is to say of a model, and of what it runs on."""
     return {
         "uses_gpu": detector.active not in ON_CPU,
         "model": model_facts(detector, missing),
-        "accuracy": accuracy_facts(detector.contract, missing),
+        "accuracy": accuracy_facts(detector, options.accuracy_records, missing),
         "parity": parity_facts(detector.contract, missing),
         "runtime": runtime_facts(detector, missing),
         "device": device_facts(missing),
