@@ -1,4 +1,4 @@
-"""The command line: `python3 -m yolokd_edge detect|bench|verify|val|doctor`."""
+"""The command line: `python3 -m yolokd_edge detect|bench|profile|verify|val|doctor`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
+from yolokd_edge.profiling import profile_command
 from yolokd_edge.provenance import known_provenance, provenance_text
 from yolokd_edge.runtimes.coverage import coverage_main
 from yolokd_edge.runtimes.table import PROVIDERS
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
     _doctor_arguments(verbs.add_parser("doctor", help="say what is wrong with this installation and board"))
     _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
+    _profile_arguments(verbs.add_parser("profile", parents=[device], help="say where the network's time goes"))
     _val_arguments(verbs.add_parser("val", parents=[device], help="measure accuracy on images with ground truth"))
     _verify_arguments(verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says"))
     return top
@@ -147,6 +149,16 @@ def _detect_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON line per frame")
     verb.add_argument("--origin", action="store_true", help="first print who taught the model")
     verb.set_defaults(run=detect_command)
+
+
+def _profile_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--source", help="an image or a folder (default: the bundle's own)")
+    verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--runs", type=number(int, 1), default=30, metavar="N", help="runs that count (default 30)")
+    verb.add_argument("--top", type=number(int, 1), default=10, metavar="N", help="rows of a table (default 10)")
+    verb.add_argument("--json", action="store_true", help="print all nodes as JSON")
+    verb.set_defaults(run=profile_command)
 
 
 def _val_arguments(verb: argparse.ArgumentParser) -> None:

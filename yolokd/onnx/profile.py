@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,8 @@ import onnxruntime
 from onnx import numpy_helper
 
 from yolokd_edge.common import EdgeError, one_line
+from yolokd_edge.profiling import timed_nodes
+from yolokd_edge.runtimes.onnxruntime_options import session_options
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FREE = ("Constant", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")  # write no new memory
@@ -122,29 +121,13 @@ def slowest(file: str | Path, most: int = 10, runs: int = 30, threads: int = 1) 
     Returns:
         Rows ``name``, ``op``, ``ms`` (median of the runs) and ``share`` of all nodes' medians.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        options.intra_op_num_threads, options.log_severity_level = threads, 4
-        try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exception types share no base class
-            raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
-        feed = {value.name: _noise(value, file) for value in session.get_inputs()}
-        try:
-            for _ in range(5 + runs):
-                session.run(None, feed)
-        except Exception as error:
-            raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1000)
-    medians = {key: float(np.median(values[5:])) for key, values in times.items()}  # the first five are warm-up
-    total = sum(medians.values()) or 1.0
-    ranked = sorted(medians.items(), key=lambda item: -item[1])[:most]
-    return [{"name": name, "op": op, "ms": ms, "share": ms / total} for (name, op), ms in ranked]
+    try:
+        session = onnxruntime.InferenceSession(str(file), session_options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types share no base class
+        raise EdgeError(f"{file} cannot be run by ONNX Runtime ({one_line(error)}), so nothing is timed.") from None
+    feed = {value.name: _noise(value, file) for value in session.get_inputs()}
+    nodes = timed_nodes(Path(file), ["CPUExecutionProvider"], threads, [feed], runs)
+    return [{"name": n.name, "op": n.op, "ms": n.ms, "share": n.share} for n in nodes[:most]]
 
 
 def _noise(entry: Any, file: str | Path) -> np.ndarray[Any, Any]:
