@@ -86,6 +86,12 @@ class RTDETRReader(Reader):
             predictions["attention"] = tuple(a[1][:, own, own] for a in _in_order(recorded, "attention"))
         return predictions
 
+    def proposals(self, recorded: Recorded) -> View:
+        """Logits and boxes of the cells that became queries, as the encoder of a recorded pass predicts them."""
+        height, width = (self.strides[0] * n for n in recorded["neck"][0].shape[-2:])
+        boxes, logits = recorded["out"][2:4]
+        return View(self.strides, logits=logits, boxes=_corners(boxes, boxes.new_tensor([width, height] * 2)))
+
     def _decode(self, memory: Tensor, shapes: list[list[int]], size: Tensor) -> Decode:
         """This decoder, applied to the images of a recorded pass, as a function of queries."""
         head = self.head

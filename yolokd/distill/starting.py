@@ -111,6 +111,7 @@ class StartMixin(BaseTrainer):
             def batches(group: Any, count: int, seed: int) -> Iterator[dict[str, Any]]:
                 random.seed(seed)
                 np.random.seed(seed)
+                torch.manual_seed(seed)  # RT-DETR's denoising queries
                 group = np.random.permutation(group)
                 for i in range(count):
                     items = sample.items(np.roll(group, -i * BATCH), BATCH)

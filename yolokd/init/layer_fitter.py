@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,30 +10,35 @@ from torch import Tensor, nn
 
 from yolokd.detectors.class_map import ClassMap
 from yolokd.init.channel_map import Channels, ChannelTracker, channels, index, mark
-from yolokd.init.layer_pairs import LayerPair, bare, residuals, sums
+from yolokd.init.decoder_fitter import DecoderFitter
+from yolokd.init.detr_pairs import TransformerPair
+from yolokd.init.layer_pairs import LayerPair, bare, norm_of, residuals, sums
 from yolokd.init.least_squares import fit_linear, fit_logistic, patches, select_channels
 from yolokd.init.teacher_statistics import TeacherStatistics, hooked, raw_outputs
+from yolokd.init.transformer import fit_encoder
 
 
 class LayerFitter:
-    """Sets the weights of a student's convolutions.
+    """Sets the weights of a student's convolutions, and of an RT-DETR's transformers.
 
     Args:
         model: the student.
-        matched: the convolutions to set.
+        matched: what to set.
         statistics: the teacher's outputs at them.
         classes: the classes that both models have; None if their classes are the same.
         frozen: indices of layers whose batch norms keep their statistics.
-        step: called for each of the convolutions.
+        step: called for each of what is set.
     """
 
     def __init__(
-        self, model: Any, matched: list[LayerPair], statistics: TeacherStatistics, classes: ClassMap | None,
+        self, model: Any, matched: Sequence[LayerPair | TransformerPair], statistics: TeacherStatistics,
+        classes: ClassMap | None,
         frozen: frozenset[int] = frozenset(), step: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.step = step
         self.model, self.statistics, self.classes, self.frozen = model, statistics, classes, frozen
-        self.matched = [p for p in matched if p.name in statistics.targets]
+        self.matched = [p for p in matched if isinstance(p, LayerPair) and p.name in statistics.targets]
+        self.transformers = [p for p in matched if isinstance(p, TransformerPair)]
         self.free: dict[str, Channels | None] = {}  # channels of convolutions whose choice no earlier layer determines
         self.given: dict[nn.Module, Channels | None] = {}  # channels that a convolution's output must represent
         self.chosen: dict[nn.Module, Channels] = {}  # channels that it does represent
@@ -41,7 +46,10 @@ class LayerFitter:
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> int:
-        """Run the images through the student, setting one convolution after the other; returns their number."""
+        """Run the images through the student, setting one convolution after the other; returns their number.
+
+        A decoder is set at the end, from what has arrived at it.
+        """
         hooks = [
             module.register_forward_pre_hook(lambda m, args, conv=conv: self.given.update({conv: channels(args[0])}))
             for module, conv in residuals(self.model)
@@ -60,9 +68,36 @@ class LayerFitter:
         for first, second in sums(self.model):
             if {first, second} <= names.keys():
                 self.free[names[second]] = self.free[names[first]]
+        arrived: dict[str, list[Tensor]] = {}
+        for t in self.transformers:
+            hooks += self._decoder_hooks(t, arrived) if t.last else self._encoder_hooks(t)
         with raw_outputs(self.model), hooked(hooks), ChannelTracker():
             self.model(images)
+        for t in self.transformers:
+            if t.last:
+                theirs = self.statistics.inputs[t.name]
+                mine = [x[: len(theirs[0])] for x in arrived.pop(t.name)]
+                with raw_outputs(self.model), raw_outputs(self.statistics.teacher.model):
+                    DecoderFitter(t.student, t.teacher, mine, theirs, self.classes).fit()
+                self.step()
         return len(self.chosen)
+
+    def _decoder_hooks(self, p: TransformerPair, arrived: dict[str, list[Tensor]]) -> list[Any]:
+        """Store the maps that arrive at a decoder."""
+        return [p.student.register_forward_pre_hook(lambda module, args: arrived.update({p.name: list(args[0])}))]
+
+    def _encoder_hooks(self, p: TransformerPair) -> list[Any]:
+        """Set an encoder's layer when its input arrives; its output has the same channels."""
+
+        def arrive(module: Any, args: tuple[Tensor]) -> None:
+            self.step()
+            known, (theirs,) = channels(args[0]), self.statistics.inputs[p.name]
+            place = index(known)
+            if place is not None and bool((place >= 0).all()) and sum(w for _, w in known or ()) == theirs.shape[1]:
+                fit_encoder(p.student, p.teacher, args[0], theirs, place.to(theirs.device))
+
+        hook = p.student.register_forward_hook(lambda module, args, out: mark(out, channels(args[0])))
+        return [p.student.register_forward_pre_hook(arrive), hook]
 
     def _set(self, p: LayerPair, x: Tensor) -> None:
         """Solve for the weights of the convolution at which x arrives."""
@@ -92,7 +127,7 @@ class LayerFitter:
         student_size = weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
         scale = torch.where(teacher_size > 0, teacher_size / student_size, 1.0)  # a pruned filter has no scale
         conv.weight[rows] = weight * scale[:, None, None, None]
-        self.pending[p.student.bn] = rows, scale, bias
+        self.pending[norm_of(p.student)] = rows, scale, bias
 
     def _shared(self, logits: Tensor, count: int) -> tuple[Tensor, Channels]:
         """The shared classes' logits out of all of the teacher's, and which of the student's classes they belong to."""
@@ -104,7 +139,8 @@ class LayerFitter:
     def _solve(self, p: LayerPair, inputs: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (rows, in x window) and biases (rows,) for inputs (points, in, window)."""
         if p.depthwise:
-            weight, bias = fit_linear(inputs[:, rows].transpose(0, 1), target.T[..., None])
+            grouped = inputs.reshape(len(inputs), bare(p.student).groups, -1)  # each group has one output
+            weight, bias = fit_linear(grouped[:, rows].transpose(0, 1), target.T[..., None])
             return weight[:, 0], bias[:, 0]
         if p.kind == "class":
             return fit_logistic(inputs.flatten(1), target.sigmoid(), self.statistics.share[p.name])
@@ -128,10 +164,22 @@ class LayerFitter:
         teacher_width = bare(p.teacher).out_channels
         if p.last:
             return identity(teacher_width)
-        if p.depthwise or p.student in self.given:
-            place = index(self.given[p.student] if p.student in self.given else channels(x))
+        if p.student in self.given:
+            place = index(self.given[p.student])
             return None if place is None else ((place, teacher_width),)
+        if p.depthwise:
+            place = index(channels(x))
+            return None if place is None else ((self._filtered(p, place), teacher_width),)
         return self.free[p.name]
+
+    def _filtered(self, p: LayerPair, place: Tensor) -> Tensor:
+        """Channels that a depthwise convolution outputs; if each reads several, that of the most important of these."""
+        conv, teacher = bare(p.student), bare(p.teacher)
+        outputs = torch.where(place < 0, -1, place * teacher.groups // teacher.in_channels)
+        groups = outputs.reshape(conv.groups, -1)
+        power = (self.statistics.spread[p.name].diagonal() * self.statistics.metric[p.name].diagonal()).cpu()
+        strength = torch.where(groups < 0, -1.0, power[groups.clamp_min(0)])
+        return groups.gather(1, strength.argmax(1, keepdim=True)).flatten()
 
     def _free_choice(self, p: LayerPair) -> Channels | None:
         """As `_choose`, where no earlier layer determines the choice."""

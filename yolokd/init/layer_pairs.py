@@ -24,11 +24,14 @@ from ultralytics.nn.modules.block import (
     Attention,
     Bottleneck,
     C2f,
+    HGBlock,
     PSABlock,
+    RepC3,
     RepNCSPELAN4,
+    ResNetBlock,
 )
 from ultralytics.nn.modules.conv import Conv, RepConv
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 
 from yolokd.detectors.yolo import BRANCHES
 
@@ -57,13 +60,20 @@ class LayerPair:
     @property
     def depthwise(self) -> bool:
         conv = bare(self.student)
-        return bool(conv.groups == conv.in_channels > 1)
+        return bool(conv.groups == conv.out_channels > 1)
 
 
 def bare(module: Any) -> nn.Conv2d:
-    """The plain convolution of a Conv, or the module itself."""
+    """The plain convolution of a Conv or of an RT-DETR's projection, or the module itself."""
     conv: nn.Conv2d = module.conv if isinstance(module, Conv) else module
+    if isinstance(module, nn.Sequential):
+        conv = module[0]  # type: ignore[assignment]
     return conv
+
+
+def norm_of(module: Any) -> Any:
+    """The batch norm that follows the convolution; None for a bare one."""
+    return module[1] if isinstance(module, nn.Sequential) else getattr(module, "bn", None)
 
 
 def layer_pairs(student: Any, teacher: Any) -> list[LayerPair]:
@@ -87,7 +97,9 @@ def align(student: Any, teacher: Any) -> list[tuple[Any, Any]]:
 
 
 def related(student: Any, teacher: Any) -> bool:
-    """Whether one's type is the other's or derived from it."""
+    """Whether one's type is the other's or derived from it; an HGBlock that adds its input is another type."""
+    if isinstance(student, HGBlock) and isinstance(teacher, HGBlock) and student.add != teacher.add:
+        return False
     return isinstance(student, type(teacher)) or isinstance(teacher, type(student))
 
 
@@ -101,8 +113,10 @@ def iter_layer_pairs(student: Any, teacher: Any, name: str, split: bool = False)
         return
     own, others = dict(student.named_children()), dict(teacher.named_children())
     if isinstance(student, (nn.ModuleList, nn.Sequential)) and len(own) < len(others):
-        step = len(others) / len(own)
-        others = {key: teacher[round((i + 1) * step) - 1] for i, key in enumerate(own)}
+        first = int(isinstance(student[0], ResNetBlock))  # the first one halves the map's sides
+        step = (len(others) - first) / max(len(own) - first, 1)
+        later = [teacher[first + round((i + 1) * step) - 1] for i in range(len(own) - first)]
+        others = dict(zip(own, [*teacher[:first], *later], strict=True))
     if any(isinstance(m, A2C2f) and m.gamma is not None for m in (student, teacher)):
         del own["cv2"]  # its output is added with a learned factor, which solving for the convolution ignores
     for key in own:  # in the module's order: a set's order differs between processes, and with it the random draws
@@ -117,11 +131,13 @@ def iter_layer_pairs(student: Any, teacher: Any, name: str, split: bool = False)
 
 
 def alike(student: nn.Conv2d, teacher: nn.Conv2d) -> bool:
-    """Whether two convolutions see the same window, and both are dense or both depthwise."""
+    """Whether two convolutions see the same window, and both are dense or both depthwise.
+
+    As depthwise counts every convolution that mixes no outputs: DWConv of an RT-DETR whose width is scaled joins pairs.
+    """
     same = all(getattr(student, k) == getattr(teacher, k) for k in ("kernel_size", "stride", "padding", "dilation"))
-    widths = [(c.groups, c.in_channels, c.out_channels) for c in (student, teacher)]
-    dense = all(groups == 1 for groups, _, _ in widths)
-    return same and (dense or all(groups == ins == outs for groups, ins, outs in widths))
+    dense = all(c.groups == 1 for c in (student, teacher))
+    return same and (dense or all(c.groups == c.out_channels for c in (student, teacher)))
 
 
 def head_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
@@ -166,10 +182,16 @@ def task_pairs(student: Any, teacher: Any, name: str) -> Iterator[LayerPair]:
 
 
 def sums(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Pairs of convolutions of one input whose outputs are added, so that both must output the same channels."""
+    """Pairs of convolutions whose outputs are added or read alike, so that both must output the same channels."""
     for module in model.modules():
         if isinstance(module, RepConv):
             yield module.conv1, module.conv2
+        elif isinstance(module, RepC3):
+            yield module.m[-1].conv1, module.cv2
+        elif isinstance(module, ResNetBlock) and not isinstance(module.shortcut, nn.Identity):
+            yield module.cv3, module.shortcut[0]
+        elif isinstance(module, RTDETRDecoder):
+            yield from ((module.input_proj[0], other) for other in module.input_proj[1:])  # one transformer reads them
 
 
 def residuals(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -177,6 +199,10 @@ def residuals(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
     for module in model.modules():
         if isinstance(module, Bottleneck) and module.add:
             yield module, module.cv2
+        elif isinstance(module, HGBlock) and module.add:
+            yield module, module.ec
+        elif isinstance(module, ResNetBlock) and isinstance(module.shortcut, nn.Identity):
+            yield module, module.cv3
         elif isinstance(module, CIB) and module.add:
             yield module, module.cv1[3]  # its depthwise follower keeps the channels
         elif isinstance(module, ATTENTION):

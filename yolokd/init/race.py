@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import RTDETRDecoder
 
-from yolokd.init.teacher_statistics import raw_outputs
+from yolokd.init.teacher_statistics import evaluated, raw_outputs
 from yolokd.init.transfer import State
 from yolokd_edge.progress import Progress
 
@@ -144,7 +145,14 @@ def run(learner: Any, batches: Iterable[Batch], steps: int, rate: float, frozen:
 
 @torch.no_grad()
 def detection_loss(model: Any, batch: dict[str, Tensor]) -> float:
-    """The student's own training loss of an image, without touching batch norm statistics."""
+    """The student's own training loss of an image, without touching batch norm statistics.
+
+    An RT-DETR's is that of its encoder and of its last layer, as Ultralytics validates it: the mean over objects,
+    without the denoising queries, which are random.
+    """
+    if isinstance(model.model[-1], RTDETRDecoder):
+        with evaluated(model):
+            return float(model.loss(batch)[0])
     with raw_outputs(model):
         loss, _ = model.loss(batch)
     return float(loss.sum()) / len(batch["img"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolokd.detectors.reader import Reader
-from yolokd.init.layer_pairs import LayerPair, bare
+from yolokd.detectors.rtdetr import RTDETRReader
+from yolokd.init.detr_pairs import TransformerPair, decoder_images
+from yolokd.init.layer_pairs import LayerPair, bare, norm_of
 
 PIXELS = 32 * 160 * 160  # pixels of the images in one forward pass of the teacher
 MAX_GRADIENT_SIDE = 896  # images are cropped to this side where gradients are taken; a multiple of every stride
@@ -28,15 +30,19 @@ class TeacherStatistics:
         points: (image, row, column) of the points at which it is sampled.
         targets: (points, C), its output there before the activation.
         confidence, share: (points,), the top class probability there, and how many cells the point represents.
+        inputs: what arrives at each pair of transformers: a map (B, C, H, W), or one of each level.
 
     Args:
         step: called after each of the `passes` through the teacher.
     """
 
     def __init__(
-        self, teacher: Reader, matched: list[LayerPair], images: Tensor, step: Callable[[], None] = lambda: None
-    ) -> None:
-        self.teacher, self.matched, self.step = teacher, matched, step
+        self, teacher: Reader, matched: Sequence[LayerPair | TransformerPair], images: Tensor,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.teacher, self.step = teacher, step
+        self.matched = [p for p in matched if isinstance(p, LayerPair)]
+        self.transformers = [p for p in matched if isinstance(p, TransformerPair)]
         teacher.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
         self.spread: dict[str, Tensor] = {}
@@ -45,6 +51,7 @@ class TeacherStatistics:
         self.targets: dict[str, Tensor] = {}
         self.confidence: dict[str, Tensor] = {}
         self.share: dict[str, Tensor] = {}
+        self.inputs: dict[str, list[Tensor]] = {}
         size = batch_size(images)
         with raw_outputs(teacher.model):
             self._measure(torch.split(measured_on(images), size))
@@ -77,8 +84,10 @@ class TeacherStatistics:
                 images = images[..., :MAX_GRADIENT_SIDE, :MAX_GRADIENT_SIDE]
                 with self.teacher.record(fields) as maps:
                     self.teacher.model(images.clone().requires_grad_())
-                views = self.teacher.views(maps, fields, self.teacher.strides)
-                torch.autograd.backward(torch.stack([self._probe(v) for v in views.values()]).sum())
+                views = [*self.teacher.views(maps, fields, self.teacher.strides).values()]
+                if isinstance(self.teacher, RTDETRReader):
+                    views.append(self.teacher.proposals(maps))
+                torch.autograd.backward(torch.stack([self._probe(v) for v in views]).sum())
                 self.step()
         for name, (square, total, count, metric) in moments.items():
             if not count:  # it runs in training only, as YOLO26's class maps beside its masks do
@@ -108,17 +117,19 @@ class TeacherStatistics:
         """Choose the points and record the targets there."""
         maps: dict[str, Tensor] = {}
         hooks = [
-            getattr(p.teacher, "bn", p.teacher).register_forward_hook(
+            (norm_of(p.teacher) or p.teacher).register_forward_hook(
                 lambda m, args, out, name=p.name: maps.__setitem__(name, out.clone())  # activations change it in place
             )
             for p in self.matched
         ]
+        hooks += [p.teacher.register_forward_pre_hook(self._keeper(p, len(images))) for p in self.transformers]
         batches: dict[str, list[tuple[Tensor, ...]]] = {p.name: [] for p in self.matched}
-        with hooked(hooks):
+        with hooked(hooks), self._scores() as scores:
             for start in range(0, len(images), size):
+                scores.clear()
                 with self.teacher.record(frozenset({"logits"})) as recorded:
                     self.teacher.model(images[start : start + size])
-                tops = self._confidence(recorded)
+                tops = self._confidence(recorded, scores)
                 for p in self.matched:
                     if p.name in maps:
                         batches[p.name].append(self._sample(p, maps[p.name], tops, start, len(images)))
@@ -130,11 +141,32 @@ class TeacherStatistics:
             self.points[name], self.targets[name] = (b, row, column), target
             self.confidence[name], self.share[name] = confidence, share
 
-    def _confidence(self, recorded: dict[Any, Any]) -> list[Tensor]:
+    def _keeper(self, p: TransformerPair, images: int) -> Callable[..., None]:
+        """A hook that stores what arrives at a transformer: at a decoder, of as many images as it is fitted to."""
+
+        def keep(module: Any, args: tuple[Any, ...]) -> None:
+            maps = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+            kept = self.inputs.setdefault(p.name, [x[:0] for x in maps])
+            wanted = decoder_images(module, maps) if p.last else images
+            for i, x in enumerate(maps):
+                kept[i] = torch.cat([kept[i], x.detach()[: max(wanted - len(kept[i]), 0)]])
+
+        return keep
+
+    @contextmanager
+    def _scores(self) -> Iterator[list[Tensor]]:
+        """Within the block, the scores that an RT-DETR gives to all cells of a batch."""
+        found: list[Tensor] = []
+        head = getattr(self.teacher.head, "enc_score_head", None)
+        hooks = [] if head is None else [head.register_forward_hook(lambda m, args, out: found.append(out))]
+        with hooked(hooks):
+            yield found
+
+    def _confidence(self, recorded: dict[Any, Any], scores: list[Tensor]) -> list[Tensor]:
         """(B, 1, H, W) for every level: the top class probability in each cell."""
         view = next(iter(self.teacher.views(recorded, frozenset({"logits"}), self.teacher.strides).values()))
         sizes = [m.shape[-2:] for m in recorded["neck"]]
-        logits: Any = view.logits
+        logits: Any = scores[0] if scores else view.logits
         tops = logits.sigmoid().amax(-1).split([h * w for h, w in sizes], 1)
         return [top.reshape(-1, 1, *size) for top, size in zip(tops, sizes, strict=True)]
 
@@ -191,9 +223,16 @@ def hooked(hooks: list[Any]) -> Iterator[None]:
 @contextmanager
 def raw_outputs(model: Any) -> Iterator[None]:
     """Eval mode, except for the head's own training flag, which makes it output raw predictions."""
+    with evaluated(model):
+        model.model[-1].training = True
+        yield
+
+
+@contextmanager
+def evaluated(model: Any) -> Iterator[None]:
+    """Eval mode; afterwards every module's mode is as it was."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
-    model.model[-1].training = True
     try:
         yield
     finally:

@@ -22,9 +22,11 @@ from ultralytics.utils import LOGGER
 
 from yolokd.detectors.class_map import ClassMap
 from yolokd.detectors.reader import Reader
+from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.detectors.tasks import OBBReader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError, one_line, printable
+from yolokd.init.detr_pairs import TransformerPair, detr_pairs
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
 from yolokd.init.teacher_statistics import TeacherStatistics, passes
@@ -34,7 +36,7 @@ PIXELS_SEEN = 512 * 160 * 160  # pixels of the training images that are used, su
 STARTS = ("own", "head", "neck", "teacher")  # what a student may start from; each solves more than the one before
 
 State = dict[str, Tensor]
-Pairs = dict[str, list[LayerPair]]  # of each start
+Pairs = dict[str, list[LayerPair | TransformerPair]]  # of each start
 
 
 def start(
@@ -85,20 +87,20 @@ def start(
 def candidates(how: str, student: Reader, teacher: Reader, frozen: frozenset[int] = frozenset()) -> Pairs:
     """The starts beside the student's own that `init=` asks for and that can be had, with the pairs that each solves.
 
-    There is none but the own where one of the heads is not a YOLO's, or where one model's boxes are rotated and the
-    other's are not. A start whose pairs are all in the start before it, or touch a frozen layer, is left out.
+    There is none but the own between a YOLO and an RT-DETR, or where one model's boxes are rotated and the other's are
+    not. An RT-DETR's head is its whole decoder. A start whose pairs are all in the start before it, or touch a frozen
+    layer, is left out.
 
     Raises:
         UsageError: how names a start that there is not.
     """
     if how == "own":
         return {}
-    yolos = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
-    same_boxes = isinstance(student, OBBReader) == isinstance(teacher, OBBReader)
-    matched = layer_pairs(student.model, teacher.model) if yolos and same_boxes else []
-    first = len(student.model.yaml["backbone"])
+    matched = all_pairs(student, teacher)
+    first, head = len(student.model.yaml["backbone"]), len(student.model.model) - 1
+    decoder = isinstance(student, RTDETRReader)
     found: Pairs = {
-        "head": [p for p in matched if p.last],
+        "head": [p for p in matched if p.last or decoder and layer_of(p) == head],
         "neck": [p for p in matched if layer_of(p) >= first],
         "teacher": matched,
     }
@@ -116,7 +118,17 @@ def candidates(how: str, student: Reader, teacher: Reader, frozen: frozenset[int
     )
 
 
-def layer_of(pair: LayerPair) -> int:
+def all_pairs(student: Reader, teacher: Reader) -> list[LayerPair | TransformerPair]:
+    """Whatever of the student can be solved for."""
+    if isinstance(student, RTDETRReader) and isinstance(teacher, RTDETRReader):
+        strides = student.strides, teacher.strides
+        return [*layer_pairs(student.model, teacher.model), *detr_pairs(student.model, teacher.model, strides)]
+    yolos = isinstance(student, YoloReader) and isinstance(teacher, YoloReader)
+    same_boxes = isinstance(student, OBBReader) == isinstance(teacher, OBBReader)
+    return [*layer_pairs(student.model, teacher.model)] if yolos and same_boxes else []
+
+
+def layer_of(pair: LayerPair | TransformerPair) -> int:
     """The index of the student's layer that a pair lies in."""
     return int(pair.name.split(".")[1])
 
