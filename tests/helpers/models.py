@@ -33,26 +33,30 @@ def _built(family: str, seed: int) -> DetectionModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = RTDETRDetectionModel if "rtdetr" in family else CLASSES.get(family.partition("-")[2], DetectionModel)
-        model = kind(layout(family), nc=len(NAMES), verbose=False)
-        # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        momentum = [m.momentum for m in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-            norm.weight.data.uniform_(0.7, 1.3)
-            norm.bias.data.normal_(0, 0.3)
-        with torch.no_grad():
-            model.train()(torch.rand(4, 3, 128, 128))
-        for norm, m in zip(norms, momentum, strict=True):
-            norm.momentum = m
-        for last in getattr(model.model[-1], "dec_bbox_head", ()):
-            last.layers[-1].weight.data.normal_(0, 0.1)
-        for name in LAST:
-            for tower in getattr(model.model[-1], name, None) or ():
-                last = tower[-1] if isinstance(tower, nn.Sequential) else tower
-                if isinstance(last, nn.Conv2d):  # a YOLO26 pose tower's are elsewhere
-                    last.weight.data.normal_(0, 0.15)
-                    last.bias.data.normal_(0, 0.5)
+        return settled(kind(layout(family), nc=len(NAMES), verbose=False))
+
+
+def settled(model: DetectionModel) -> DetectionModel:
+    """A new model whose every output differs from place to place, in eval mode; it draws random numbers."""
+    # Fresh batch norms let activations die out with depth and a fresh head says the same everywhere.
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momentum = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.data.uniform_(0.7, 1.3)
+        norm.bias.data.normal_(0, 0.3)
+    with torch.no_grad():
+        model.train()(torch.rand(4, 3, 128, 128))
+    for norm, m in zip(norms, momentum, strict=True):
+        norm.momentum = m
+    for last in getattr(model.model[-1], "dec_bbox_head", ()):
+        last.layers[-1].weight.data.normal_(0, 0.1)
+    for name in LAST:
+        for tower in getattr(model.model[-1], name, None) or ():
+            last = tower[-1] if isinstance(tower, nn.Sequential) else tower
+            if isinstance(last, nn.Conv2d):  # a YOLO26 pose tower's are elsewhere
+                last.weight.data.normal_(0, 0.15)
+                last.bias.data.normal_(0, 0.5)
     model.names, model.args, model.nc = NAMES, get_cfg(DEFAULT_CFG), len(NAMES)
     return model.eval()
 
