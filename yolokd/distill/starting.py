@@ -27,7 +27,7 @@ from yolokd.init.transfer import State
 
 STARTS = {  # what the student starts with
     "own": "its own weights",
-    "head": "its own weights, and its head's last convolutions solved from the teacher's predictions",
+    "head": "its own weights, and the end of its head (an RT-DETR's decoder) solved from the teacher's",
     "neck": "its own backbone, and a neck and head solved from the teacher's",
     "teacher": "weights solved from the teacher's",
 }

@@ -75,12 +75,16 @@ class LayerFitter:
             self.model(images)
         for t in self.transformers:
             if t.last:
-                theirs = self.statistics.inputs[t.name]
-                mine = [x[: len(theirs[0])] for x in arrived.pop(t.name)]
-                with raw_outputs(self.model), raw_outputs(self.statistics.teacher.model):
-                    DecoderFitter(t.student, t.teacher, mine, theirs, self.classes).fit()
-                self.step()
+                self._fit_decoder(t, arrived[t.name])
         return len(self.chosen)
+
+    def _fit_decoder(self, p: TransformerPair, maps: list[Tensor]) -> None:
+        """Set a decoder, given the maps that arrive at it, on as many images as the statistics have for it."""
+        theirs = self.statistics.inputs[p.name]
+        with raw_outputs(self.model), raw_outputs(self.statistics.teacher.model):
+            DecoderFitter(p.student, p.teacher, [x[: len(theirs[0])] for x in maps], theirs, self.classes).fit()
+        self.chosen[p.student] = ()
+        self.step()
 
     def _decoder_hooks(self, p: TransformerPair, arrived: dict[str, list[Tensor]]) -> list[Any]:
         """Store the maps that arrive at a decoder."""
@@ -95,8 +99,9 @@ class LayerFitter:
             place = index(known)
             if place is not None and bool((place >= 0).all()) and sum(w for _, w in known or ()) == theirs.shape[1]:
                 fit_encoder(p.student, p.teacher, args[0], theirs, place.to(theirs.device))
+                self.chosen[module] = known or ()
 
-        hook = p.student.register_forward_hook(lambda module, args, out: mark(out, channels(args[0])))
+        hook = p.student.register_forward_hook(lambda module, args, out: mark(out, self.chosen.get(module)))
         return [p.student.register_forward_pre_hook(arrive), hook]
 
     def _set(self, p: LayerPair, x: Tensor) -> None:

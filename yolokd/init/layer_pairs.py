@@ -1,5 +1,7 @@
 """Which convolutions of two Ultralytics detectors correspond, and which convolutions of a model must share channels.
 
+What is special to RT-DETR's transformers is in `detr_pairs`.
+
 Layers are aligned in order by type, so families that differ by a few layers can still be paired. Inside a layer,
 modules of the same name and type correspond, and their convolutions must have the same window and stride. If the
 teacher's list of repeated blocks is longer, evenly spaced ones of it are taken. Layers without a partner are left out.

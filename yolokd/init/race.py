@@ -4,8 +4,8 @@ The loss before any training says little: a start that is solved for is far bett
 weights may learn faster. So the race is the training in miniature, its terms included, with a learning rate that rises
 and falls; every start sees the same images in the same order. The winner keeps what it has learnt.
 
-The own weights and those with a solved head differ in the last convolutions only. There the loss before does tell, and
-only the better of the two takes part.
+The own weights and those with a solved head differ in the last convolutions only, or in an RT-DETR's decoder. There the
+loss before does tell, and only the better of the two takes part.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Training images run through the teacher, then once through the student. When a s
 weights are set to the least-squares solution that turns its *actual input* into what the teacher's partner outputs
 before its activation, so a layer also compensates for errors of the layers before it. Layers without a partner keep
 their weights, and the next layer that has one is fitted to their outputs. Batch norm's statistics are those of the
-images. The head's last convolutions are fitted to the teacher's predictions.
+images. The head's last convolutions are fitted to the teacher's predictions. An RT-DETR's transformers are solved in
+the same way, see `transformer` and `decoder_fitter`.
 
 A narrower student cannot hold all of the teacher's channels. They are chosen so that the teacher's predictions lose
 least, see `least_squares.select_channels`; the cost of an error is the mean outer product of the predictions' gradients
@@ -153,7 +154,8 @@ def solve(
 
 
 def fit_head(student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None) -> bool:
-    """Fit the student's last convolutions and batch norm statistics, for what they reach without training.
+    """Fit the student's last convolutions (an RT-DETR's decoder) and batch norm statistics, for what they reach without
+    training.
 
     Args:
         student: the reader of the student, whose weights are changed.

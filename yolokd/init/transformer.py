@@ -188,9 +188,7 @@ def fit_encoder(student: Any, teacher: Any, x: Tensor, teacher_x: Tensor, kept: 
     summed = theirs + teacher.ma(pointers, pointers, theirs, need_weights=False)[0]
     normed = teacher.norm1(summed)
     after = normed + teacher.fc2(teacher.act(teacher.fc1(normed)))
-    attended = fit_attention(
-        student.ma, teacher.ma, (placed, mine), (pointers, theirs), summed[..., kept] - mine, kept
-    )
+    attended = fit_attention(student.ma, teacher.ma, (placed, mine), (pointers, theirs), summed[..., kept] - mine, kept)
     here = fit_norm(student.norm1, mine + attended, normed[..., kept])
     equal = mine.shape[-1] == theirs.shape[-1]
     out = fit_layers(
