@@ -22,9 +22,12 @@ from yolokd.distill import starting
 from yolokd.distill.trainer import KDRTDETRTrainer
 from yolokd.errors import UsageError
 from yolokd.init import least_squares, teacher_statistics, transfer
+from yolokd.init.channel_map import index
 from yolokd.init.detr_pairs import teacher_layers
+from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, bare, norm_of
 from yolokd.init.race import detection_loss
+from yolokd.init.teacher_statistics import TeacherStatistics
 from yolokd.init.transformer import fit_attention, fit_norm, key_space, split, value_space
 
 
@@ -97,6 +100,30 @@ def test_every_convolution_and_transformer_has_its_partner(mine, theirs):
     assert [p.student for p in pairs if not isinstance(p, LayerPair)] == [
         *(m for m in student.modules() if isinstance(m, AIFI)), last,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backbone", "more", "alike"),
+    [
+        (HGNET, {"narrow": 2}, [["5.ec", "6.ec"]]),
+        (
+            RESNET,
+            {"narrow": 2},
+            [[f"{i}.layer.0.cv3", f"{i}.layer.0.shortcut.0", f"{i}.layer.1.cv3"] for i in (2, 3, 4)],
+        ),
+        (HGNET, {"width": 0.5}, [[f"{i}.m.1.conv1", f"{i}.m.1.conv2", f"{i}.cv2"] for i in (15, 20, 23, 26)]),
+        (HGNET, {"hidden": 16, "feed": 24}, [[f"27.input_proj.{i}" for i in range(3)]]),
+    ],
+)
+def test_what_is_added_or_read_alike_has_the_same_channels(backbone, more, alike):
+    student, teacher, x = small(5, torch.float32, backbone, **more), small(1, torch.float32, backbone), blots(8)
+    pairs = transfer.all_pairs(read(student), read(teacher))
+    fitter = LayerFitter(student, pairs, TeacherStatistics(read(teacher), pairs, x), None)
+    fitter.fit(x)
+    for names in alike:
+        first, *others = (index(fitter.chosen[student.get_submodule(f"model.{name}")]).tolist() for name in names)
+        assert first != list(range(len(first))), "a choice that is not made by chance"
+        assert all(first == other for other in others), names
 
 
 def blots(count: int) -> Tensor:
