@@ -30,6 +30,8 @@ from yolokd.init.race import detection_loss
 from yolokd.init.teacher_statistics import TeacherStatistics
 from yolokd.init.transformer import fit_attention, fit_norm, key_space, split, value_space
 
+SHORT = tuple((*row[:5], min(row[5], 2)) for row in RESNET)  # two blocks in every stage
+
 
 @pytest.fixture
 def exact(monkeypatch):
@@ -88,10 +90,11 @@ def test_every_weight_is_the_teachers_own_in_a_decoder_of_its_architecture(exact
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs"), [({"width": 0.5, "depth": 0.5}, {}), ({"backbone": RESNET, "narrow": 2}, {"backbone": RESNET})]
+    ("mine", "theirs"), [({"width": 0.5, "depth": 0.5}, {}), ({"backbone": SHORT, "narrow": 2}, {"backbone": RESNET})]
 )
 def test_every_convolution_and_transformer_has_its_partner(mine, theirs):
-    """With half of HGNet's width, its strided depthwise convolutions read two channels for each that they output."""
+    """With half of HGNet's width, its strided depthwise convolutions read two channels for each that they output. With
+    fewer blocks, a ResNet's first ones still go together, which halve the map."""
     student, teacher = small(0, **mine), small(1, **theirs)
     pairs = transfer.all_pairs(read(student), read(teacher))
     solved = {id(bare(p.student)) for p in pairs if isinstance(p, LayerPair)}
