@@ -171,6 +171,7 @@ def test_rtdetr_learns_from_yolo_and_teaches_it(scenes, teacher, tmp_path, monke
     budget = {
         "data": scenes, "imgsz": 64, "batch": 8, "nbs": 8, "epochs": 2, "optimizer": "AdamW", "lr0": 1e-3,
         "workers": 0, "plots": False, "amp": False, "device": "cpu", "project": tmp_path / "runs", "report": False,
+        "init": "own",  # the starts have tests of their own
     }  # fmt: skip
     under_yolo = yolokd.train(model=small, teacher=teacher, name="a", **budget)
     assert isinstance(under_yolo, RTDETR)
