@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import helper, numpy_helper
 from ultralytics import YOLO
 
 import yolokd
+from yolokd.detectors.quantized import quantized_layers
 from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import metadata, parity, qdq, summary
 from yolokd_edge.bundle import open_bundle
@@ -54,6 +56,20 @@ def test_weights_are_stored_as_the_graph_would_round_them(axis):
     onnx.checker.check_model(graph)
     after = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": 0 * weight})[0]
     assert np.array_equal(before, after) and not np.array_equal(before, weight)
+
+
+def test_a_dual_head_s_other_branch_is_not_counted():
+    """The raw output's file has the convolutions of one branch only."""
+    rounded, exact = (SimpleNamespace(is_enabled=enabled) for enabled in (True, False))
+
+    def layer(weights: SimpleNamespace) -> torch.nn.Module:
+        made = torch.nn.Identity()
+        made.input_quantizer = made.weight_quantizer = weights
+        return made
+
+    head = torch.nn.ModuleDict({"cv2": layer(rounded), "cv3": layer(exact), "one2one_cv2": layer(rounded)})
+    model = torch.nn.ModuleDict({"0": torch.nn.Identity(), "1": head})
+    assert quantized_layers(model) == (2, 3) and quantized_layers(model, ".one2one_") == (1, 2)
 
 
 def entry(change: float | None, size: int, *providers: str) -> dict:
@@ -142,14 +158,14 @@ def test_the_board_accepts_both(unpacked, precision):
 
 @pytest.mark.slow
 def test_a_file_that_rounds_otherwise_is_refused(unpacked, student, tmp_path):
-    """The third range of activations is half of what it should be."""
+    """The fourth range of activations is half of what it should be."""
     graph = onnx.load(unpacked / "model_int8.onnx")
     constants = {i.name: i for i in graph.graph.initializer}
-    third = [n for n in graph.graph.node if n.op_type == "QuantizeLinear"][2]
-    halved = numpy_helper.to_array(constants[third.input[1]]) / 2
+    fourth = [n for n in graph.graph.node if n.op_type == "QuantizeLinear"][3]
+    halved = numpy_helper.to_array(constants[fourth.input[1]]) / 2
     graph.graph.initializer.append(numpy_helper.from_array(halved, "halved"))
     for node in graph.graph.node:
-        if node is third or third.output[0] in node.input:
+        if node is fourth or fourth.output[0] in node.input:
             node.input[1] = "halved"
     onnx.save(graph, tmp_path / "other.onnx")
     images = list_images(unpacked / "parity")

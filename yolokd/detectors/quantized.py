@@ -45,7 +45,17 @@ def holds_quantization(file: str | Path) -> bool:
     return False
 
 
-def quantized_layers(model: nn.Module) -> tuple[int, int]:
-    """How many of a model's convolutions and linear layers compute in eight bits, and how many of them it has."""
-    layers: list[Any] = [m for m in model.modules() if hasattr(m, "input_quantizer") and hasattr(m, "weight_quantizer")]
+def quantized_layers(model: nn.Module, branch: str = "") -> tuple[int, int]:
+    """How many of a model's convolutions and linear layers compute in eight bits, and how many of them it has.
+
+    Args:
+        model: that carries fake quantization, or not.
+        branch: those with this in their names do not count, such as the NMS-free branch of a dual head, which a file of
+            its raw output lacks.
+    """
+    layers: list[Any] = [
+        m
+        for name, m in model.named_modules()
+        if hasattr(m, "input_quantizer") and hasattr(m, "weight_quantizer") and not (branch and branch in name)
+    ]
     return sum(bool(m.weight_quantizer.is_enabled and m.input_quantizer.is_enabled) for m in layers), len(layers)

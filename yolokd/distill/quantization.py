@@ -7,15 +7,15 @@ rounding replaces the class of a layer and not the layer, so readers, adapters a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from torch import distributed, nn
 from ultralytics.utils import LOGGER, RANK
 
 from yolokd.detectors.quantized import quantized_layers
 from yolokd.distill.starting import StartMixin
+from yolokd.distill.together import one_at_a_time
 
 BATCH, BATCHES = 16, 8  # images that the ranges are found on
 
@@ -23,6 +23,7 @@ BATCH, BATCHES = 16, 8  # images that the ranges are found on
 class QuantizationMixin(StartMixin):
     """A trainer whose student may learn to compute in eight bits."""
 
+    world_size: int
     quantization: dict[str, Any] | None = None  # the state in the checkpoint of a resumed run
 
     def setup_model(self) -> Any:
@@ -35,18 +36,23 @@ class QuantizationMixin(StartMixin):
         """Let the student compute in eight bits, with the ranges that it has on training images or had before."""
         from ultralytics.utils.torch_utils import prepare_qat, restore_qat
 
+        if self.world_size > 1:  # the first process has chosen the start, and ranges are the widest of all processes
+            for tensor in (*student.parameters(), *student.buffers()):
+                distributed.broadcast(tensor.data, 0)
         if self.resume and self.quantization:
             restore_qat(student, self.quantization)
         else:
-            with self._sample(int(self.args.imgsz), BATCH) as sample:
-
-                def batches() -> Iterator[torch.Tensor]:
-                    for i in range(BATCHES):
-                        items = sample.items(torch.tensor(sample.seen).roll(-i * BATCH).numpy(), BATCH)
-                        yield self.preprocess_batch(sample.dataset.collate_fn(items))["img"]
-
-                # images, not batches: the student's loss, which upstream runs as well, would leave its criterion behind
-                prepare_qat(student, batches(), lambda images: images, BATCHES)
+            # images, not batches: the student's loss, which upstream runs as well, would leave its criterion behind
+            prepare_qat(
+                student, self._calibration_batches(), lambda batch: self.preprocess_batch(batch)["img"], BATCHES
+            )
         if RANK in {-1, 0}:
             done, layers = quantized_layers(student)
             LOGGER.info(f"The student trains in INT8: {done} of {layers} layers are rounded to eight bits")
+
+    @one_at_a_time()  # the first process writes the labels' cache; all take the same images
+    def _calibration_batches(self) -> list[dict[str, Any]]:
+        """Augmented training images, as bytes."""
+        with self._sample(int(self.args.imgsz), BATCH) as sample:
+            groups = [np.roll(sample.seen, -i * BATCH) for i in range(BATCHES)]
+            return [sample.dataset.collate_fn(sample.items(group, BATCH)) for group in groups]
