@@ -119,6 +119,13 @@ def test_without_modelopt_one_sentence_says_what_to_install(missing, teacher, tm
             open_model(file, trust=trust)
 
 
+def test_an_rtdetr_is_no_student_for_int8(scenes, teacher, tmp_path):
+    given = {"teacher": str(teacher), "data": str(scenes), "quantize": 8, "method": "pkd", "save_dir": tmp_path / "run"}
+    with pytest.raises(UsageError, match="quantize=8 is for students with a YOLO's head"):
+        yolokd.train(model="rtdetr-l.yaml", check=False, **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_ultralytics_that_cannot_is_named(teacher, monkeypatch):
     monkeypatch.delattr(quantized.torch_utils, "restore_qat")
     with pytest.raises(UsageError, match="quantize=8 needs Ultralytics 8.4.143 or newer"):

@@ -196,7 +196,7 @@ def _check_quantization(state: Any) -> None:
         raise unknown
 
 
-def _is_plain(value: Any, key: Any = None) -> bool:
+def _is_plain(value: Any, key: str = "") -> bool:
     """Whether a part of a quantization state is numbers, dtypes, shapes and known words only."""
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_plain(v, k) for k, v in value.items())

@@ -10,14 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import distributed, nn
+from torch import distributed
+from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils import LOGGER, RANK
 
 from yolokd.detectors.quantized import quantized_layers
 from yolokd.distill.starting import StartMixin
 from yolokd.distill.together import one_at_a_time
+from yolokd.errors import UsageError
 
 BATCH, BATCHES = 16, 8  # images that the ranges are found on
+
+
+def check_student(model: Any) -> None:
+    """Refuse a student that cannot be trained for INT8."""
+    if isinstance(model.model[-1], RTDETRDecoder):
+        raise UsageError(
+            "quantize=8 is for students with a YOLO's head: with its decoder rounded an RT-DETR had no finite loss."
+        )
 
 
 class QuantizationMixin(StartMixin):
@@ -32,10 +42,11 @@ class QuantizationMixin(StartMixin):
         self.quantization = (checkpoint or {}).get("modelopt")
         return checkpoint
 
-    def quantize_student(self, student: nn.Module) -> None:
+    def quantize_student(self, student: Any) -> None:
         """Let the student compute in eight bits, with the ranges that it has on training images or had before."""
         from ultralytics.utils.torch_utils import prepare_qat, restore_qat
 
+        check_student(student)
         if self.world_size > 1:  # the first process has chosen the start, and ranges are the widest of all processes
             for tensor in (*student.parameters(), *student.buffers()):
                 distributed.broadcast(tensor.data, 0)
