@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.models import NAMES, build
+from helpers.training import ASSETS
 from ultralytics.utils import ROOT
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
@@ -91,9 +92,37 @@ def test_gain_must_be_a_number_of_zero_or_more(teacher, value):
     assert f"pkd.gain={value} " in refused(asked_methods, "pkd", {"pkd.gain": value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("compile", True), ("quantize", 8), ("distill_model", "big.pt")])
+@pytest.mark.parametrize(("key", "value"), [("compile", True), ("quantize", 16), ("distill_model", "big.pt")])
 def test_what_cannot_be_combined_is_refused(teacher, key, value):
     assert f"{key}={value} " in refused(options.fold, {"teacher": teacher, key: value})
+
+
+@pytest.mark.parametrize("value", [16, 4, True, "w8a16", 8.5])
+def test_a_training_is_for_eight_bits_or_full_precision(teacher, value):
+    assert f"quantize={value} is not for a training: quantize=8" in refused(
+        options.fold, {"teacher": teacher, "quantize": value}
+    )
+
+
+@pytest.mark.parametrize("value", [None, 32, "fp32"])
+def test_full_precision_is_no_option(teacher, value):
+    assert "quantize" not in options.fold({"teacher": teacher, "quantize": value})["kd"]
+
+
+def test_the_student_teaches_itself_only_before_it_is_quantized(teacher, monkeypatch):
+    monkeypatch.setattr(options, "require", lambda given: None)  # where nvidia-modelopt is not installed
+    student = ASSETS / "student.pt"
+    given = {"teacher": f"self,{teacher}", "model": str(student), "quantize": "int8"}
+    folded = options.fold(given)["kd"]
+    assert folded["teacher"] == [str(teacher.resolve()), str(student.resolve())]
+    assert (folded["quantize"], folded["itself"], folded["init"]) == (8, 1, "auto")
+    alone = options.fold({**given, "teacher": "self"})["kd"]
+    assert (alone["itself"], alone["init"]) == (0, "own")
+    assert "teacher=self is the student before it is quantized: add quantize=8" in refused(
+        options.fold, {**given, "quantize": None}
+    )
+    assert "model=yolo11n.yaml is not trained" in refused(options.fold, {**given, "model": "yolo11n.yaml"})
+    assert "is given twice" in refused(options.fold, {**given, "teacher": ["self", "self"]})
 
 
 def test_scaling_is_refused_where_no_model_is_built(teacher):

@@ -19,7 +19,7 @@ from yolokd.errors import UsageError
 GIVEN = [
     DistillOptions(("big.pt",), **asked_methods("default", {})),
     DistillOptions(("a.onnx", "b.pt"), 0.0, "auto", methods={"pkd": {"gain": 2.0}}, teachers="best", balance="log",
-                   trust=True, fade=False),
+                   trust=True, fade=False, quantize=8, itself=1),
     DistillOptions(
         ("a.onnx",), 2.0, "teacher", methods={"logit": {"gain": 1.0}}, teacher_contract="nms",
         teacher_names={0: "cat", 1: "dog"}, balance=0.5, levels="resize", teacher_imgsz=128, classes={"cat": "animal"},

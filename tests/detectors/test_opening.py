@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import datetime
 import io
 import os
@@ -241,10 +242,57 @@ def test_a_layout_inside_a_checkpoint_is_not_evaluated(teacher, tmp_path, canary
     assert not canary.exists()
 
 
-def test_a_quantization_state_is_not_restored(teacher, tmp_path):
-    torch.save({**torch.load(teacher, weights_only=False), "modelopt": {"state": 1}}, tmp_path / "qat.pt")
-    with pytest.raises(UsageError, match="holds a quantization state of modelopt.*trust=True"):
-        open_model(tmp_path / "qat.pt")
+def quantization() -> dict:
+    """A quantization state as Ultralytics writes it, with one entry of each kind."""
+    cfg = {"num_bits": 8, "axis": 0, "type": "static", "calibrator": "max", "trt_high_precision_dtype": "Float"}
+    entry = {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Conv2d", "cfg": cfg, "enable": True}
+    buffers = {"_amax": {"shape": torch.Size([8, 1]), "dtype": torch.float32}}
+    found = {"_disabled": False, "backend": None, "_pytorch_state_metadata": {"params": {}, "buffers": buffers}}
+    metadata = {"quantizer_state": {"model.0.conv.weight_quantizer": found}}
+    quantize = {"config": {"quant_cfg": [entry], "algorithm": "max"}, "metadata": metadata}
+    calibrate = {"config": {"method": "max", "shared_states": None}, "metadata": copy.deepcopy(metadata)}
+    steps = [("quantize", quantize), ("max_calibrate", calibrate)]
+    return {
+        "modelopt": {"modelopt_state_dict": steps, "modelopt_version": "0.47.0"},
+        "ranges": {"model.0.conv.weight_quantizer._amax": torch.ones(8, 1)},
+    }
+
+
+def quantizer(state: dict) -> dict:
+    return state["modelopt"]["modelopt_state_dict"][1][1]["metadata"]["quantizer_state"][
+        "model.0.conv.weight_quantizer"
+    ]
+
+
+def config(state: dict) -> dict:
+    return state["modelopt"]["modelopt_state_dict"][0][1]["config"]
+
+
+HOSTILE = {  # what modelopt would look up, import, call or read
+    "no state": lambda state: state.clear(),
+    "another entry": lambda state: state.update(more=1),
+    "another change of the model": lambda state: state["modelopt"]["modelopt_state_dict"].append(("distill", {})),
+    "a calibrator that is called": lambda state: config(state)["quant_cfg"][0]["cfg"].update(calibrator=("x", ("y",))),
+    "a calibrator by name": lambda state: config(state)["quant_cfg"][0]["cfg"].update(calibrator="os.system"),
+    "a file that is read": lambda state: config(state).update({"$import": "/etc/recipe.yaml"}),
+    "a backend": lambda state: quantizer(state).update(backend="mine"),
+    "a module": lambda state: quantizer(state).update(_fake_quant=nn.Identity()),
+    "a tensor": lambda state: quantizer(state).update(_amax=torch.ones(1)),
+    "a class": lambda state: quantizer(state).update(_num_bits=nn.Identity),
+    "ranges that are none": lambda state: state["ranges"].update(x="y"),
+}
+
+
+@pytest.mark.parametrize("what", [None, *HOSTILE])
+def test_only_a_quantization_state_of_ultralytics_is_restored(what, teacher, tmp_path):
+    state, file = quantization(), tmp_path / "qat.pt"
+    HOSTILE.get(what, lambda state: None)(state)
+    torch.save({**torch.load(teacher, weights_only=False), "modelopt": state or {"x": 1}}, file)
+    if what is None:
+        checkpoint_scan.scan(file)
+        return
+    with pytest.raises(UsageError, match="holds (a quantization state of modelopt|torch.nn.modules.*).*trust=True"):
+        open_model(file)
 
 
 LAYOUT = """\

@@ -15,7 +15,7 @@ import torch
 import yaml
 from helpers.cli import processes_with
 from helpers.models import layout
-from helpers.training import TINY, read, rows
+from helpers.training import ASSETS, TINY, read, rows
 from ultralytics import RTDETR, YOLO
 
 from yolokd.config import checks
@@ -132,6 +132,21 @@ def test_torchrun_with_stored_responses_and_the_best_of_two_teachers(place, teac
     assert "Epoch 1: 24 labelled" not in said and "0 teacher responses read and 48 computed" in said
     assert earlier.read_text() == "of an earlier run"
     assert first["folder"] == str(place.folder / "runs" / "run-2")
+
+
+@pytest.mark.slow
+def test_two_devices_round_alike(place, teacher):
+    """The ranges are those of the start, which the first process alone solves for."""
+    pytest.importorskip("modelopt", reason="needs the extra qat")
+    code, said = place.train(
+        f"model={ASSETS / 'student.pt'}", "init=teacher", f"teacher={teacher}", "method=pkd", "quantize=8",
+        launcher=(*TORCHRUN, "--nproc_per_node", "2", "-m", "yolokd", "train"),
+    )  # fmt: skip
+    assert code == 0, said[-3000:]
+    first, second = ({**rank["student"], **rank["ranges"]} for rank in place.ranks())
+    assert sum(name.endswith("_amax") for name in first) > 150 and first.keys() == second.keys()
+    assert not [name for name, value in first.items() if not torch.equal(value, second[name])]
+    assert read(place.last)["modelopt"] and "The student starts with" in said
 
 
 @pytest.mark.slow

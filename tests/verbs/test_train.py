@@ -242,7 +242,7 @@ def test_a_student_that_is_no_model(refused, damaged, file):
     [
         "method=pkdd", "method=pkd,pkd", "method=pkd@head", "method=logit@neck", "method=none.yaml",
         "cwd.tau=2", "kd=-1", "kd=nan", "kd={}", "pkd.gain=x", "epoch=3", "teachr=x", "epochs=abc", "imgsz='x'",
-        "device=banana", "distill_model=x.pt", "compile=True", "quantize=8", "pretrained=none.pt", "cfg=none.yaml",
+        "device=banana", "distill_model=x.pt", "compile=True", "quantize=16", "pretrained=none.pt", "cfg=none.yaml",
         "resume=none.pt", "resume=True", "epochs", "width=0", "width=-1", "width=abc", "width=nan", "depth=0",
         "depth=5", "optimizer=foo", "split=test", "device=0", "imgsz=0", "imgsz=-5", "batch=0", "batch=-3", "batch=2.5",
         "workers=-1",

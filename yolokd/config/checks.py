@@ -12,6 +12,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from yolokd.detectors.opening import open_student
+from yolokd.detectors.quantized import require
 from yolokd.errors import UsageError, one_line
 from yolokd_edge import common as edge
 
@@ -87,6 +88,8 @@ def check_writable(place: Path, said: str) -> None:
 def check_arguments(arguments: dict[str, Any], trust: bool = False) -> None:
     """What can be seen in the arguments alone and would stop a run only after it made its folder."""
     check_values(arguments)
+    if arguments.get("quantize") not in (None, 32):  # ours is in kd by now: this is of a training without teacher
+        require(f"quantize={arguments['quantize']}")
     if isinstance(pretrained := arguments.get("pretrained"), (str, Path)):
         open_student(pretrained, "pretrained", trust)
     if str(arguments.get("optimizer") or "auto").lower() not in {name.lower() for name in OPTIMIZERS}:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -28,14 +29,18 @@ from yolokd.config.parse import (
 from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
+from yolokd.detectors.quantized import require
 from yolokd.detectors.teachers import digest, locate_all, title
 from yolokd.errors import UsageError, as_path
 
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
     "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust", "fade",
+    "quantize",
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
+EIGHT_BITS, FULL = (8, "8", "int8", "w8a8"), (None, 32, "32", "fp32", "w32a32", "")  # as Ultralytics spells them
+SELF = "self"  # among teacher=: the student as it is before it is quantized
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
 INIT = ("auto", "own", "head", "neck", "teacher")
 HIDDEN = (  # arguments that Ultralytics takes and its default.yaml does not have: two, and those it renamed
@@ -75,6 +80,8 @@ class DistillOptions:
     classes: dict[str, str] | None = None  # name in the teacher -> name in the data; None for equal names
     unlabeled: str | None = None  # folder of images without labels
     unlabeled_ratio: float = 0.0  # unlabelled images per labelled one
+    quantize: int | None = None  # 8: the student learns to compute in eight bits; None for full precision
+    itself: int | None = None  # which of the teachers is the student as it was before it was quantized
     cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
     trust: bool = False  # whether the user answers for files that may run code when they are opened
 
@@ -177,7 +184,7 @@ def refuse_combinations(theirs: dict[str, Any]) -> None:
             f"distill_model={theirs['distill_model']} is Ultralytics' own distillation and cannot run together with "
             "teacher=: give one of the two."
         )
-    for key in ("compile", "quantize", "half", "int8"):
+    for key in ("compile", "half", "int8"):
         if theirs.get(key):
             raise UsageError(f"{key}={theirs[key]} cannot be combined with distillation yet: leave {key}= out.")
 
@@ -216,11 +223,14 @@ def resumed(stored: Any, given: Mapping[str, Any] | None) -> dict[str, Any] | No
 def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions:
     """The options that our arguments stand for, checked."""
     gain = non_negative("kd", ours.get("kd", 1.0))
-    teachers = tuple(locate_all(ours["teacher"]))
+    quantize = read_quantize(ours.get("quantize"))
+    teachers, itself = read_teachers(ours["teacher"], theirs.get("model"), quantize)
     dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
     values: dict[str, Any] = {
         # a student alone starts as it is, unless told otherwise
-        "init": one_of("init", ours.get("init", "auto" if gain else "own"), INIT),
+        "init": one_of("init", ours.get("init", "auto" if gain and itself != 0 else "own"), INIT),
+        "quantize": quantize,
+        "itself": itself,
         **asked_methods(ours.get("method") or "default", dotted),
         **read_teacher_options(ours, teachers),
     }
@@ -239,6 +249,35 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     if gain:  # a student alone sees its images as without a teacher
         values |= {"cache": cache, **unlabeled}
     return DistillOptions(teachers, gain, **values)
+
+
+def read_quantize(value: Any) -> int | None:
+    """8 where the student is to be trained for INT8, None for full precision."""
+    word = value.lower() if isinstance(value, str) else value
+    if isinstance(value, bool) or word not in EIGHT_BITS + FULL:
+        raise UsageError(
+            f"quantize={value} is not for a training: quantize=8 trains a student for INT8, and without it the student "
+            "is trained in full precision."
+        )
+    if word in FULL:
+        return None
+    require(f"quantize={value}")
+    return 8
+
+
+def read_teachers(given: Any, student: Any, quantize: int | None) -> tuple[tuple[str, ...], int | None]:
+    """The teachers' locations, and which of them, the last, is the student itself before it is quantized."""
+    words = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    others = [word for word in words if str(word).strip() != SELF]
+    if len(others) == len(words):
+        return tuple(locate_all(given)), None
+    if quantize is None:
+        raise UsageError(f"teacher={SELF} is the student before it is quantized: add quantize=8, or leave it out.")
+    if not isinstance(student, (str, Path)) or not str(student).strip().endswith(".pt"):
+        raise UsageError(
+            f"teacher={SELF} is the student before it is quantized, and model={student} is not trained: give its .pt."
+        )
+    return tuple(locate_all([*others, *[str(student).strip()] * (len(words) - len(others))])), len(others)
 
 
 def read_teacher_options(ours: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def scan(file: str | Path) -> Any:
         opened.seek(0)
         value = _scan_zip(Path(file)) if start == b"PK\x03\x04" else _scan_stream(opened, file)
     if isinstance(value, dict) and value.get("modelopt"):
-        raise UnknownContentError("a quantization state of modelopt")
+        _check_quantization(value["modelopt"])
     _refuse_classes_as_values(value)
     return value
 
@@ -161,6 +161,54 @@ def _refuse_classes_as_values(value: Any) -> None:
             waiting += item.parts
         elif isinstance(item, _Function) or isinstance(item, _Named) and _is_model_class(*_split(item.full_name)):
             raise UnknownContentError(f"{getattr(item, 'full_name', 'a function')} in place of an object")
+
+
+# Strings in a quantization state: what they may be, by their key. modelopt looks others up, imports or calls them.
+WORDS: dict[str, frozenset[str] | None] = {
+    "quantizer_name": None,  # a pattern for names of layers
+    "parent_class": None,  # a name in modelopt's table of layers
+    "algorithm": frozenset({"max"}),
+    "method": frozenset({"max"}),
+    "calibrator": frozenset({"max"}),
+    "type": frozenset({"static", "dynamic"}),
+    "trt_high_precision_dtype": frozenset({"Float", "Half", "BFloat16"}),
+    "_trt_high_precision_dtype": frozenset({"Float", "Half", "BFloat16"}),
+}
+QUANTIZING = ("quantize", "max_calibrate")  # the only changes of a model that Ultralytics makes by modelopt
+
+
+def _check_quantization(state: Any) -> None:
+    """Accept a quantization state of the form that Ultralytics writes; modelopt can be told to do much else."""
+    unknown = UnknownContentError("a quantization state of modelopt that Ultralytics does not write")
+    if not isinstance(state, dict) or state.keys() != {"modelopt", "ranges"}:
+        raise unknown
+    inner, ranges = state["modelopt"], state["ranges"]
+    if not isinstance(inner, dict) or inner.keys() - {"modelopt_version"} != {"modelopt_state_dict"}:
+        raise unknown
+    if not isinstance(ranges, dict) or not all(type(v) is _Value for v in ranges.values()):
+        raise unknown
+    steps = inner["modelopt_state_dict"]
+    if not isinstance(steps, list) or not all(
+        isinstance(s, tuple) and len(s) == 2 and s[0] in QUANTIZING for s in steps
+    ):
+        raise unknown
+    if not all(_is_plain(parts) for _, parts in steps):
+        raise unknown
+
+
+def _is_plain(value: Any, key: str = "") -> bool:
+    """Whether a part of a quantization state is numbers, dtypes, shapes and known words only."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v, k) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(v, key) for v in value)
+    if isinstance(value, str):
+        return key in WORDS and (WORDS[key] is None or value in (WORDS[key] or ()))
+    if isinstance(value, _Named):
+        return isinstance(getattr(torch, value.full_name.removeprefix("torch."), None), torch.dtype)
+    if type(value) is _Value:
+        return key == "shape"
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def _split(full_name: str) -> tuple[str, str]:

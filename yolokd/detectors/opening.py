@@ -22,7 +22,7 @@ from ultralytics.utils import SETTINGS, USER_CONFIG_DIR
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import attempt_download_asset
 
-from yolokd.detectors import TASKS
+from yolokd.detectors import TASKS, quantized
 from yolokd.detectors.checkpoint_scan import UnknownContentError, scan
 from yolokd.errors import UsageError, one_line
 
@@ -92,6 +92,10 @@ def open_teacher(path: str, trust: bool = False) -> Any:
         )
     if not isinstance(model, DetectionModel):
         raise UsageError(f"teacher={path} holds a {type(model).__name__}: give a detection model of Ultralytics.")
+    if quantized.is_quantized(model):
+        raise UsageError(
+            f"teacher={path} is quantized, and a teacher teaches in full precision: give the checkpoint it was made of."
+        )
     refuse_non_finite(model, f"teacher={path}")
     return model
 
@@ -148,6 +152,8 @@ def check_checkpoint(name: str | Path, key: str, trust: bool = False) -> str:
             scan(file)
         except UnknownContentError as unknown:
             refuse_code(f"{key}={name}", str(unknown))
+    if quantized.holds_quantization(file):  # for which Ultralytics would install a package while it opens the file
+        quantized.require(f"{key}={name} holds a quantized model, which")
     return found
 
 

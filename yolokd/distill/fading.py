@@ -142,6 +142,7 @@ class FadingMixin(BaseTrainer):
     """A trainer whose teachers' terms fade."""
 
     args: Any
+    distillation: Any
     distiller: Any
     fading: Fading | None = None
     world_size: int
@@ -154,9 +155,9 @@ class FadingMixin(BaseTrainer):
     def score_teachers(self) -> Fading:
         """Score the teachers on the validation split; what cannot be scored stays unknown."""
         scores = []
-        for pairing in self.distiller.pairings:
+        for i, pairing in enumerate(self.distiller.pairings):
             map50, score = (math.nan, math.nan)
-            if self.args.val and can_score(pairing):
+            if self.args.val and can_score(pairing) and i != self.distillation.itself:
                 box = teacher_metric(self, pairing)
                 map50, score = shared_ap(box, pairing) if RANK in {-1, 0} else (0.0, 0.0)
             scores.append(score)

@@ -15,6 +15,7 @@ from yolokd.data.splits import read_data
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distill.applicability import Plan, plans, rounded_imgsz
+from yolokd.distill.quantization import check_student
 from yolokd.distill.starting import frozen_layers
 from yolokd.errors import UsageError
 from yolokd.init import transfer
@@ -36,6 +37,8 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     check_freeze(arguments.get("freeze"), student.model)
     data = read_data(arguments, trust)
     distillation, single_cls = DistillOptions.of(arguments), bool(arguments.get("single_cls"))
+    if distillation.quantize:
+        check_student(student.model)
     if single_cls:
         data = {**data, "names": {0: "item"}}
     reader = read(student.model)

@@ -38,14 +38,15 @@ from yolokd.distill.fading import KEY, Fading, FadingMixin
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
+from yolokd.distill.quantization import QuantizationMixin
 from yolokd.distill.saving import SavingMixin
-from yolokd.distill.starting import STARTS, StartMixin
+from yolokd.distill.starting import STARTS
 from yolokd.distill.teacher import memory_layout
 from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
 
 
-class KDMixin(FadingMixin, StartMixin, SavingMixin):
+class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -127,6 +128,8 @@ class KDMixin(FadingMixin, StartMixin, SavingMixin):
             pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             self.start = self._choose_start(starts)
+            if distillation.quantize:
+                self.quantize_student(student)
             # for checkpoints, from which a run resumes
             self.args.kd = {**distillation.to_dict(), "start": self.start, "sha256": self._digests(made)}
             if self.world_size > 1:  # weights come from the first rank later on, statistics of frozen layers do not

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics import RTDETR, YOLO
-from ultralytics.utils import RANK
+from ultralytics.utils import LOGGER, RANK
 
 from yolokd.config import options
 from yolokd.config.checks import check_arguments, own_devices
 from yolokd.config.parse import non_negative, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.detectors.opening import open_student, scaled_yaml
+from yolokd.detectors.quantized import is_quantized
 from yolokd.distill import checkpoints, outlook
 from yolokd.distill.checkpoints import how_to_go_on
 from yolokd.distill.preflight import preflight
 from yolokd.distill.together import one_at_a_time
 from yolokd.distill.trainer import trainer_for
-from yolokd.errors import Interrupted, UsageError
+from yolokd.errors import Interrupted, UsageError, printable
 
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -69,10 +70,19 @@ def _begun(arguments: dict[str, Any], trust: bool, check: bool) -> tuple[YOLO | 
     scaling, folded = fold(arguments)
     check_arguments(folded, trust)
     student = build_student(folded, scaling, trust)
+    tell_of_quantization(student, folded)
     ready = preflight(student, folded, trust)
     if check and RANK in {-1, 0}:
         outlook.tell(student, ready, folded, trust)
     return student, {k: v for k, v in folded.items() if k != "model"}
+
+
+def tell_of_quantization(student: YOLO | RTDETR, folded: dict[str, Any]) -> None:
+    """Log what becomes of a student that was trained for INT8 before."""
+    if is_quantized(student.model) and RANK in {-1, 0}:
+        again = bool(folded["kd"].get("quantize"))
+        now = "is trained for INT8 again, with ranges found anew" if again else "is trained on in full precision"
+        LOGGER.info(printable(f"model={folded['model']} is quantized and {now}"))
 
 
 def with_file(arguments: dict[str, Any]) -> dict[str, Any]:

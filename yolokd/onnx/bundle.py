@@ -26,9 +26,10 @@ from yolokd import __version__, compat
 from yolokd.config.checks import check_writable
 from yolokd.config.parse import true_or_false
 from yolokd.data.splits import find_data, split_images
+from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import ParityError, UsageError, as_path, printable
-from yolokd.onnx import export, metadata, parity, profile, quantize, rounding
+from yolokd.onnx import export, metadata, parity, profile, qdq, quantize, rounding, summary
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
@@ -43,7 +44,8 @@ CALIBRATION = 300  # images
 PARITY_IMAGES, CANDIDATES = 6, 64
 KEPT_ANCHORS, KEPT_OF_TWINS = 1024, 256  # of the raw output, for each parity image
 MOST_OPSET, MOST_IR = 18, 9  # what the runtimes of older JetPacks read: ONNX Runtime 1.14, 1.15 where IR is 9
-PROVIDERS = {"fp32": ("cpu", "cuda", "trt"), "fp16": ("cpu", "cuda", "trt"), "cpu": ("cpu",), "trt": ("trt", "cuda")}
+EVERY = ("cpu", "cuda", "trt")
+PROVIDERS = {"fp32": EVERY, "fp16": EVERY, "int8": EVERY, "cpu": ("cpu",), "trt": ("trt", "cuda")}
 MAX_DROP = 5.0  # points of mAP50-95 that a twin may lose against the FP32 file
 # How far the mean colours of calibration and validation images may be apart, in grey levels, and the spread of their
 # grey levels, as a ratio, before they are said to look unlike each other.
@@ -71,7 +73,7 @@ def bundle(
         data: data set YAML to measure accuracy on (validation split) and to calibrate on (training split); by default
             the one the checkpoint was trained on, if it is on this machine. Twins need it.
         fp16: whether to add an FP16 file.
-        int8: whether to add two INT8 files, for CPUs and for TensorRT.
+        int8: whether to add two INT8 files, for CPUs and for TensorRT; a student trained for INT8 has one anyway.
         contract: as for `export`.
         imgsz: input size, pixels; the checkpoint's training size by default.
         source: image or folder for the parity pack; by default images of the validation split, else two photographs
@@ -92,11 +94,16 @@ def bundle(
     target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib, max_drop)
     student = export.open_detector(checkpoint, trust)
     dataset = find_data(data) if data else export.training_data(student.ckpt)
-    if (fp16 or int8) and not dataset:
+    trained = is_quantized(student.model)  # for INT8: its files need no calibration
+    if trained and calib != CALIBRATION:
+        raise UsageError(
+            f"calib={calib}: {checkpoint} was trained for INT8 and has its ranges, nothing is calibrated: leave it out."
+        )
+    if (fp16 or int8 and not trained) and not dataset:
         raise UsageError(
             "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
         )
-    if int8 and dataset:
+    if int8 and dataset and not trained:
         split_images(dataset, "train")  # that it has images must be seen before a minute of exporting
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -104,12 +111,12 @@ def bundle(
         _refuse_losses(models, max_drop)
         images = list_images(str(source)) if source else _candidates(dataset)
         tolerance = _parity_pack(root, models, images)
-        _instructions(root, target.stem, models, tolerance)
-        manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models)
+        _instructions(root, target.stem, models, tolerance, max_drop)
+        manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models, max_drop)
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         check_manifest(open_bundle(root), Detector(root / "model.onnx", threads=1))
         _zip(root, target)
-    LOGGER.info(f"Bundled {printable(str(target))} ({target.stat().st_size / 1e6:.1f} MB)\n{table(models)}")
+    LOGGER.info(f"Bundled {printable(str(target))} ({target.stat().st_size / 1e6:.1f} MB)\n{summary.table(models)}")
     return target
 
 
@@ -142,12 +149,23 @@ def _models(
     full = root / "model.onnx"
     size = {} if imgsz is None else {"imgsz": imgsz}
     # older versions of Ultralytics choose what their torch can write, which boards cannot read
-    export.export(checkpoint, full, contract, source, trust=trust, opset=MOST_OPSET, **size)
+    how = {"source": source, "trust": trust, "opset": MOST_OPSET, **size}
+    rounded = root / "model_int8.onnx" if is_quantized(student.model) else None
+    with tempfile.TemporaryDirectory() as folder:
+        exact = checkpoint
+        if rounded:
+            LOGGER.info("The student was trained for INT8: its INT8 file has the training's ranges, none is calibrated")
+            export.export(checkpoint, rounded, contract, **how)
+            metadata.change(rounded, date=None)
+            exact = qdq.float_twin(checkpoint, Path(folder) / checkpoint.name)
+        export.export(exact, full, contract, **how)
     metadata.change(full, date=None)  # all that differs between two exports of one checkpoint
     models = {full.name: _entry(full, "fp32", "fp32")}
     if fp16:
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
-    if int8 and dataset:
+    if rounded:
+        models[rounded.name] = _entry(rounded, "int8", "int8")
+    elif int8 and dataset:
         images = list(filter(parity.readable, _spread(split_images(dataset, "train"), calib)))
         compare_sets(images, list(filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES))))
         for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
@@ -243,31 +261,6 @@ def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]
         "iou": float(validator.args.iou),
         "source": "Ultralytics' validator on the exported file",
     }
-
-
-def table(models: dict[str, dict[str, Any]]) -> str:
-    """The files with size and accuracy; changes in points of mAP50-95 against the first."""
-    rows = [["file", "MB", "mAP50", "mAP50-95", "change"]]
-    for name, entry in models.items():
-        known = entry["accuracy"]
-        figures = [f"{100 * known[key]:.2f}" for key in ("map50", "map50_95")] if known else ["-", "-"]
-        change = f"{100 * entry['change']['map50_95']:+.2f}" if entry["change"] else "-"
-        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change])
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _allowed(models: dict[str, dict[str, Any]], tolerance: dict[str, dict[str, float]]) -> str:
-    """What `verify` allows, a line for each precision in the bundle."""
-    lines = []
-    for precision in dict.fromkeys(entry["precision"] for entry in models.values()):
-        t = tolerance[precision]
-        lines.append(
-            f"{precision}: network output {t['raw_box']:g} px and {t['raw_score']:g} score; best boxes on average "
-            f"{t['mean_box']:g} px; best scores together {t['score_scale']:.1%}; detections {t['box']:g} px and "
-            f"{t['conf']:g} confidence, {t['unmatched']:.0%} without a partner"
-        )
-    return "\n".join(lines)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -387,7 +380,7 @@ def _kept(output: np.ndarray, contract: str, most: int) -> Kept:
 
 
 def _instructions(
-    root: Path, name: str, models: dict[str, dict[str, Any]], tolerance: dict[str, dict[str, float]]
+    root: Path, name: str, models: summary.Models, tolerance: dict[str, dict[str, float]], max_drop: float
 ) -> None:
     """Runtime, tests, requirement files, run.sh, README, licence and notice."""
     shutil.copytree(PACKAGE, root / PACKAGE.name, ignore=NOT_IN_A_BUNDLE)
@@ -398,9 +391,14 @@ def _instructions(
     shutil.copy(TESTS / "test_board.py", root / "jetson")
     shutil.copy(TESTS / "options.py", root / "jetson/conftest.py")
     text = (BOARD_FILES / "README.md").read_text(encoding="utf-8")
-    (root / "README.md").write_text(
-        text.format(name=name, files=table(models), tolerances=_allowed(models, tolerance)), encoding="utf-8"
+    filled = text.format(
+        name=name,
+        files=summary.table(models),
+        advice=summary.advice(models, max_drop),
+        tolerances=summary.allowed(models, tolerance),
+        int8=next((n for n, e in models.items() if e["precision"] == "int8"), "model_int8_cpu.onnx"),
     )
+    (root / "README.md").write_text(filled, encoding="utf-8")
     # all of that name: a build leaves one without licence beside a checkout
     texts = [d.read_text("licenses/LICENSE") for d in distributions(name="yolokd")]
     licence = next((text for text in texts if text), None)
@@ -417,7 +415,7 @@ def _instructions(
 
 
 def _manifest(
-    root: Path, name: str, checkpoint: Path, ckpt: dict[str, Any], models: dict[str, dict[str, Any]]
+    root: Path, name: str, checkpoint: Path, ckpt: dict[str, Any], models: summary.Models, max_drop: float
 ) -> dict[str, Any]:
     full = Detector(root / "model.onnx", threads=1)
     contract, described = full.contract, full.contract.meta
@@ -447,6 +445,7 @@ def _manifest(
             "defaults": {"conf": full.conf, "iou": full.iou, "max_det": full.max_det},
         },
         "models": models,
+        "recommended": {"max_drop": max_drop, "files": summary.recommended(models, max_drop)},
         "provenance": {
             "student": {"file": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
             **Provenance.from_dict(described).without_paths(),

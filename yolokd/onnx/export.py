@@ -16,9 +16,10 @@ from yolokd.config.checks import check_values, check_writable
 from yolokd.config.parse import check_keys, did_you_mean, true_or_false
 from yolokd.data.splits import find_data
 from yolokd.detectors.opening import GIVE_CHECKPOINT, open_model
+from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import UsageError, as_path, one_line, printable
-from yolokd.onnx import metadata, parity
+from yolokd.onnx import metadata, parity, qdq
 from yolokd_edge.contract import E2E, NMS, RAW
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import list_images, read_image
@@ -30,14 +31,18 @@ BAKED = {
     "e2e": ("max_det",),
     "nms": ("conf", "iou", "max_det", "agnostic_nms"),
 }  # further ones, in the graph
+CALIBRATED = (
+    "a student that was trained with quantize=8 becomes an INT8 file without it, and of others `yolokd bundle "
+    "int8=True` makes one"
+)
 REFUSED = {  # argument -> (its one value that says nothing new, what to do instead)
     "format": ("onnx", "yolokd exports ONNX; for other formats use `yolo export`"),
     "nms": (None, "choose the output with contract=raw, contract=e2e or contract=nms"),
     "dynamic": (None, "the runtime measures files of one fixed shape; export one file a size"),
     "batch": (1, "the runtime takes one image at a time"),
-    "quantize": (32, "parity is proven for full precision only so far"),
-    "half": (None, "parity is proven for full precision only so far"),
-    "int8": (None, "parity is proven for full precision only so far"),
+    "quantize": (32, CALIBRATED),
+    "half": (None, "FP16 files come from `yolokd bundle fp16=True`"),
+    "int8": (None, CALIBRATED),
 }
 
 
@@ -83,6 +88,12 @@ def export(
         raise UsageError(f"model={checkpoint} is not a YOLO: yolokd exports models with a Detect head so far.")
     if (channels := int(student.model.yaml.get("channels", 3))) != 3:
         raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
+    quantized = is_quantized(student.model)
+    if quantized and contract != "raw":
+        raise UsageError(
+            f"contract={contract}: {checkpoint} was trained for INT8, whose rounding decides between detections that "
+            "score alike, so that only the raw output can be compared: choose contract=raw."
+        )
     made_by = Provenance.of_checkpoint(student.ckpt)
     if "imgsz" not in arguments:
         arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
@@ -92,6 +103,8 @@ def export(
         copy = Path(shutil.copy(checkpoint, folder))
         file = _to_onnx(open_detector(copy, trust), {**compat.head_arguments(contract), **arguments})
         graph = onnx.load(file)
+        rounded = {"int8": qdq.finish(graph, student.model, checkpoint)} if quantized else {}
+        onnx.save(graph, file)
         onnx.checker.check_model(graph)
         if (got := Detector(file).contract).output != wanted:
             raise UsageError(
@@ -100,7 +113,7 @@ def export(
         figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments), trust)
         stock = sum(map(parity.is_stock, images))
         proven_on = {"own_images": len(images) - stock, "stock_images": stock}
-        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures, "proven_on": proven_on}
+        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures, "proven_on": proven_on} | rounded
         metadata.write(graph, {**metadata.of_graph(graph)}, described)
         onnx.save(graph, file)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -197,8 +210,15 @@ def _said(figures: dict[str, Any], proven_on: dict[str, int], source: Any) -> st
     """The figures of a file that passed, and on which images."""
     dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
     parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
-    if outputs:
+    if outputs and "mean_abs_box" in outputs:
+        parts.insert(
+            0,
+            f"the best boxes within {outputs['mean_abs_box']:.2g} px and {outputs['mean_abs_score']:.2g} score on "
+            f"average, their scores together within {outputs['score_scale']:.2%}",
+        )
+    elif outputs:
         parts.insert(0, f"outputs within {outputs['max_abs_box']:.2g} px and {outputs['max_abs_score']:.2g} score")
     own, stock = proven_on.values()
     where = f"{own} images of {source}" if source else f"{own} images of the data and {stock} stock photographs"
-    return f"equal to PyTorch on {where}: {', '.join(parts)}"
+    like = "as PyTorch with its eight bits" if "mean_box" in figures["tolerance"] else "equal to PyTorch"
+    return f"{like} on {where}: {', '.join(parts)}"

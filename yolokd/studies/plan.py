@@ -42,7 +42,7 @@ OF_THE_STUDY = {
     "save": "a run needs its checkpoint",
     "mode": "a study trains",
 }
-FOR_ANY_ARM = ("width", "depth", "trust")  # options of ours that concern the student or files
+FOR_ANY_ARM = ("width", "depth", "trust", "quantize")  # options of ours that concern the student or files
 FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
 ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it becomes a folder's name
 

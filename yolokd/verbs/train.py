@@ -33,6 +33,7 @@ DISTILLATION = (
         "off",
         group=CACHE,
     ),
+    Option("quantize", "8: train the student for INT8", "full precision", group=STUDENT),
     Option("cache_views", "augmented views of each image with cache=teacher", "5", group=CACHE),
     Option("cache_limit", "largest size of the stored answers, in GB", "10", group=CACHE),
     *SIZE,

@@ -80,6 +80,7 @@ def leave(trainer) -> None:
         {
             "pid": os.getpid(),
             "student": {n: p.detach() for n, p in distiller.module.named_parameters()},
+            "ranges": {n: b for n, b in distiller.module.named_buffers() if n.endswith("_amax")},
             "adapters": {n: p.detach() for n, p in distiller.methods.named_parameters()},
             "balance": distiller.balance.state_dict() if distiller.balance else {},
             "terms": {n: float(trainer.tloss.get(n, 0.0)) for n in distiller.gains},
