@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "studies": {"yolokd", "errors", "methods", "detectors", "data", "config", "distill", "latency"},
     "reports": {"yolokd", "errors", "quiet", "methods", "detectors", "data", "config", "distill", "latency", "studies"},
     "tuning": {"errors", "compat", "config", "detectors", "distill", "studies"},
+    "fitting": {"errors", "compat", "config", "data", "detectors", "distill", "init", "onnx", "latency", "studies"},
     "demo": {"errors", "config", "data", "detectors", "distill", "onnx", "latency", "reports"},
     "verbs": {
         "yolokd",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "studies",
         "reports",
         "demo",
+        "fitting",
     },
     "cli": {"errors", "compat", "config", "verbs"},
     "__main__": {"cli"},
