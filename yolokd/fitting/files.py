@@ -23,6 +23,7 @@ from yolokd import compat
 from yolokd.detectors.opening import open_student
 from yolokd.fitting.candidates import Candidate, Family, yaml_of
 from yolokd.onnx.bundle import MOST_OPSET
+from yolokd.quiet import quiet
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
 
@@ -37,13 +38,13 @@ def export_random(family: Family, candidate: Candidate, names: dict[int, str], f
     student = open_student(yaml_of(family, candidate))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        quiet(student.model, candidate.imgsz)
+        silence(student.model, candidate.imgsz)
     student.model.names = names
     return to_onnx(student, candidate.imgsz, file)
 
 
 @torch.no_grad()
-def quiet(model: Any, imgsz: int) -> None:
+def silence(model: Any, imgsz: int) -> None:
     """Weights of one size and random signs, which a zip file stores in a bit each; activations of ordinary size, as
     processors are slow at numbers near the smallest; and no detection."""
     for module in model.modules():
@@ -69,7 +70,7 @@ def fixed(model: Any) -> list[nn.Module]:
 def to_onnx(model: Any, imgsz: int, file: Path) -> Path:
     """Ultralytics' export with a raw output; the file appears when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         model.model.pt_path = str(Path(folder) / "model.pt")  # beside which Ultralytics writes
         made = model.export(
             format="onnx", imgsz=imgsz, opset=MOST_OPSET, device="cpu", verbose=False, **compat.head_arguments("raw")

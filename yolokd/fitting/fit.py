@@ -139,6 +139,16 @@ def model_file(request: Request, images: Path, name: str) -> Path:
     return export_random(request.family, candidate, names_of(request), file)
 
 
+def model_files(request: Request, images: Path, names: Sequence[str]) -> list[Path]:
+    """The files of some names."""
+    files = []
+    with Progress("exporting candidates", len(names)) as progress:
+        for name in names:
+            files.append(model_file(request, images, name))
+            progress.step()
+    return files
+
+
 def names_of(request: Request) -> dict[int, str]:
     """The classes that a student of the data has."""
     return {0: "item"} if request.arguments.get("single_cls") else dict(request.data["names"])
@@ -163,8 +173,8 @@ def find_times(request: Request, journal: Journal, times: Times, images: Path) -
             min(everything, key=times.of)
         ]
 
-    def exported(name: str) -> Path:
-        return model_file(request, images, name)
+    def exported(names: list[str]) -> list[Path]:
+        return model_files(request, images, names)
 
     measuring.measure_here(
         journal, times, proposed, request.largest, request.budget, exported, images, request.bench
@@ -178,11 +188,7 @@ def make_bundle(request: Request, times: Times, images: Path) -> None:
         raise UsageError(f"{target} exists already: measure it on the board, and give its report, device=report.json.")
     some = spread_out(request.candidates, times.works, measuring.ON_A_BOARD)
     names = [DETECTIONS, *(f"{c.name}.onnx" for c in dict.fromkeys([request.largest, *some]))]
-    with Progress("exporting candidates", len(names)) as progress:
-        files = []
-        for name in names:
-            files.append(model_file(request, images, name))
-            progress.step()
+    files = model_files(request, images, names)
     profile_name = str(request.bench.get("profile", "smoke"))
     measuring.write_hashes(request.out, measuring.write_bundle(target, files, images, request.budget, profile_name))
     size = target.stat().st_size / 1e6

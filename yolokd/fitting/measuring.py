@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -10,14 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ultralytics.utils import LOGGER
+
 from yolokd.errors import UsageError, printable
 from yolokd.fitting.candidates import Candidate
 from yolokd.fitting.files import DETECTIONS, FINAL
 from yolokd.fitting.times import TYPICAL, Budget, Times, refuse_other_device
 from yolokd.latency import schema
-from yolokd.latency.bench import bench_into
 from yolokd.onnx.bundle import BOARD_FILES, NOT_IN_A_BUNDLE
 from yolokd.studies.worker import read_json, write_json
+from yolokd_edge.bench.options import BenchOptions
+from yolokd_edge.bench.report import write_report
+from yolokd_edge.bench.sweep import collect
 from yolokd_edge.common import PACKAGE, sha256
 
 REPORTS, BOARD = "times.json", "board.zip"
@@ -82,16 +87,32 @@ class Journal:
         return max(float(schema.get(full, stage)) - float(schema.get(none, stage)), 0.0)
 
 
+def measure(files: Sequence[Path], images: Path, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Measure files, interleaved; the report goes into a new folder."""
+    records, series = collect(BenchOptions(list(files), str(images), **options))
+    number = next(k for k in itertools.count(1) if not (folder / f"round{k}").exists())
+    report = folder / f"round{number}" / "report.json"
+    report.parent.mkdir(parents=True)
+    write_report(records, series, report)
+    print(f"Measured {len(files)} files: {report}", flush=True)
+    if doubtful := [r for r in records if schema.get(r, "stability.verdict") == "invalid"]:
+        reasons = "; ".join(map(str, schema.get(doubtful[0], "stability.reasons") or []))
+        LOGGER.warning(
+            printable(f"{len(doubtful)} of them are invalid, such as {doubtful[0]['model']['file']}: {reasons}")
+        )
+    return records
+
+
 def measure_here(
     journal: Journal, times: Times, proposed: Callable[[], list[Candidate]], largest: Candidate, budget: Budget,
-    export: Callable[[str], Path], images: Path, options: dict[str, Any],
+    export: Callable[[list[str]], list[Path]], images: Path, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Measure candidates on this machine, round by round, until nothing that is proposed is unmeasured.
 
     Args:
         times: is told what was measured.
         proposed: the candidates to measure, by what is known so far.
-        export: writes the file of a name.
+        export: writes the files of some names.
         options: of `yolokd bench`.
     """
     everything = list(times.works)
@@ -104,9 +125,8 @@ def measure_here(
         if not missing:
             return
         first = [] if journal.records else [DETECTIONS, f"{largest.name}.onnx"]
-        files = [export(name) for name in dict.fromkeys([*first, *missing])]
-        records, _ = bench_into(files, images, project=journal.file.parent / "times", name="round", **options)
-        journal.add(records)
+        files = export(list(dict.fromkeys([*first, *missing])))
+        journal.add(measure(files, images, journal.file.parent / "times", options))
     times.add(journal.ms(everything, budget))
 
 

@@ -157,7 +157,7 @@ def summary(told: Told, models: Sequence[Mapping[str, Any]]) -> str:
         after = f"{model['epochs']} epochs" if model.get("epochs") else ""
         loss = f"{model['loss']:.3f}" if model.get("loss") is not None else "-"
         line = [model["name"], f"{model['ms']:.2f}", loss, percent(model["map50"]), percent(model["map50_95"])]
-        lines.append([*line, after or ("" if model["map50"] is not None else "not raced")])
+        lines.append([*line, after or ("to the end" if model["map50"] is not None else "no")])
     text = table(["model", f"{budget.metric} ms", "loss before", "mAP50", "mAP50-95", "trained"], lines)
     predicted = told.times.of(told.winner)
     if told.measured is None:

@@ -116,7 +116,7 @@ def step_seconds(ready: Ready, sample: Sample) -> float:
             teacher(batch["img"])
         loss = student.loss(batch)[0].sum()
         loss.backward()
-        float(loss)  # on a GPU: wait for it
+        float(loss.detach())  # on a GPU: wait for it
         times.append(time.perf_counter() - begun)
         student.zero_grad()
     student.criterion = None
