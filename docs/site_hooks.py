@@ -41,7 +41,7 @@ def notebook() -> str:
 
 def reference() -> str:
     """The Python API and the methods, from their docstrings."""
-    api = ["distill.training.train", "checks.check.check", "studies.runner.study", "onnx.export.export"]
+    api = ["distill.training.train", "checks.check.check", "studies.runner.study", "fitting.fit.fit", "onnx.export.export"]
     api += ["onnx.bundle.bundle", "latency.bench.bench"]
     methods = sorted(f.stem for f in (ROOT / "yolokd/methods").glob("[a-z]*.py"))
     parts = ["# Reference", "## Functions", *(f"::: yolokd.{name}" for name in api)]

@@ -9,7 +9,7 @@ from helpers.cli import refusal
 
 from yolokd.detectors import opening
 from yolokd.errors import UsageError
-from yolokd.fitting import request
+from yolokd.fitting import fit, request
 from yolokd.fitting.request import read_request
 from yolokd.onnx.export import export
 
@@ -21,6 +21,7 @@ SMALL = {"widths": [0.125, 0.0625], "depths": [0.5], "sizes": [64]}
 def place(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(opening, "USER_CONFIG_DIR", tmp_path_factory.mktemp("config"))
+    monkeypatch.setattr(fit, "carry_out", lambda *_: pytest.fail("something was begun"))
     return tmp_path
 
 
@@ -37,7 +38,7 @@ def asked(teacher, scenes, **other):
         (["budget=12ms"], "budget=12ms is no budget"),
         (["budget=total.p999=12ms"], "p999 needs 2995: give bench.profile=standard"),
         ([BUDGET, "bench.quick=True", "budgt=1"], "'budgt', did you mean"),
-        ([BUDGET, "bench.threads=1,2"], "bench.threads=[1, 2] is a list"),
+        ([BUDGET, "bench.threads=1,2"], "bench.threads=(1, 2) is a list"),
         ([BUDGET, "bench.thread=1"], "bench.thread is no option of `yolokd bench`"),
         ([BUDGET, "bench.profile=long"], "Unknown profile 'long'"),
         ([BUDGET, "bench.imgsz=64"], "chosen by the fit"),
@@ -51,7 +52,7 @@ def asked(teacher, scenes, **other):
         ([BUDGET, "family=rtdetr-l.yaml"], "no head that fit can start"),
         ([BUDGET, "widths=wide"], "widths=wide is not a list"),
         ([BUDGET, "optimizer=best"], "optimizer=best"),
-        ([BUDGET, "method=none"], "none"),
+        ([BUDGET, "method=nonsense"], "nonsense"),
     ],
 )
 def test_a_mistake_is_refused(words, said, teacher, scenes, place, capsys):

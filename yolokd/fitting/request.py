@@ -12,7 +12,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.config import options
 from yolokd.config.checks import check_arguments, check_writable
-from yolokd.config.parse import is_number, non_negative, pixels, true_or_false
+from yolokd.config.parse import check_keys, is_number, non_negative, pixels, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.data.splits import read_data, split_images
 from yolokd.detectors import read
@@ -48,6 +48,11 @@ OF_THE_FIT = {
     "mode": "a fit trains",
     **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the folder is out="),
 }
+OWN = (
+    "teacher", "data", "budget", "device", "accuracy", "family", "widths", "depths", "sizes", "search", "out", "devices",
+    "threads",
+)  # fmt: skip
+KNOWN = (*OWN, *DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ def read_request(
     for key, value, example in (("teacher", teacher, "big.pt"), ("data", data, "my.yaml")):
         if not value:
             raise UsageError(f"no {key}: give {key}={example}.")
+    check_keys([key for key in arguments if "." not in key], KNOWN)
     asked = read_budget(budget)
     trust = true_or_false("trust", arguments.get("trust", False))
     bench = {k.removeprefix(BENCH): arguments.pop(k) for k in list(arguments) if k.startswith(BENCH)}

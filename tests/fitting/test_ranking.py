@@ -1,0 +1,59 @@
+"""The ranking: a start that is solved says more than random weights, and the same every time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from yolokd.detectors import opening
+from yolokd.errors import UsageError
+from yolokd.fitting.ranking import Sample, rank
+from yolokd.fitting.request import read_request
+from yolokd.init.race import detection_loss
+
+
+@pytest.fixture(scope="module")
+def request_of(teacher, scenes, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "USER_CONFIG_DIR", tmp_path_factory.mktemp("config"))
+        yield read_request(
+            teacher, scenes, "infer.p50=5ms", "here", None, None, [0.25, 0.0625], [0.5], [64], 1.0,
+            tmp_path_factory.mktemp("fit") / "out", None, None, {"epochs": 1},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sample(request_of):
+    return Sample(request_of.data, request_of.arguments, 64, torch.device("cpu"))
+
+
+def test_images_to_judge_by_are_none_of_those_to_solve_on(sample):
+    assert len(sample.held_out) == 12 and len(sample.seen) == 12
+    assert not set(sample.held_out) & set(sample.seen)
+    images = sample.images()
+    assert images.shape == (12, 3, 64, 64) and 0 <= images.min() and 0.5 < images.max() <= 1
+
+
+def test_what_can_hold_more_of_the_teacher_is_ranked_better(request_of, sample):
+    wide, narrow = request_of.candidates
+    found = {c: rank(request_of.ready(c), sample) for c in (wide, narrow)}
+    again = rank(request_of.ready(narrow), sample)
+    assert again.loss == pytest.approx(found[narrow].loss, rel=1e-4)
+    assert found[wide].loss < found[narrow].loss
+    assert found[wide].step > 0 and found[wide].seconds > 0
+    ready = request_of.ready(narrow)
+    ready.student.model.args = sample.settings
+    own = sum(detection_loss(ready.student.model, batch) for batch in sample.judges()) / len(sample.judges())
+    assert found[narrow].loss < own
+
+
+def test_a_start_without_a_finite_loss_comes_last(request_of, sample, monkeypatch):
+    monkeypatch.setattr("yolokd.init.transfer.solve", lambda *_: {"teacher": "what was solved is not finite"})
+    assert rank(request_of.ready(request_of.candidates[1]), sample).loss == math.inf
+
+
+def test_one_image_is_too_few(request_of):
+    with pytest.raises(UsageError, match="one training image"):
+        Sample(request_of.data, {**request_of.arguments, "fraction": 0.05}, 64, torch.device("cpu"))
