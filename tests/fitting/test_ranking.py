@@ -1,4 +1,4 @@
-"""The ranking: a start that is solved says more than random weights, and the same every time."""
+"""The ranking: a network that can hold the teacher gets its loss, a narrower one a higher one, every time the same."""
 
 from __future__ import annotations
 
@@ -37,16 +37,15 @@ def test_images_to_judge_by_are_none_of_those_to_solve_on(sample):
 
 
 def test_what_can_hold_more_of_the_teacher_is_ranked_better(request_of, sample):
-    wide, narrow = request_of.candidates
-    found = {c: rank(request_of.ready(c), sample) for c in (wide, narrow)}
-    again = rank(request_of.ready(narrow), sample)
-    assert again.loss == pytest.approx(found[narrow].loss, rel=1e-4)
-    assert found[wide].loss < found[narrow].loss
-    assert found[wide].step > 0 and found[wide].seconds > 0
-    ready = request_of.ready(narrow)
-    ready.student.model.args = sample.settings
-    own = sum(detection_loss(ready.student.model, batch) for batch in sample.judges()) / len(sample.judges())
-    assert found[narrow].loss < own
+    as_teacher, narrow = request_of.candidates
+    found = {c: rank(request_of.ready(c), sample) for c in (as_teacher, narrow)}
+    teacher = request_of.ready(narrow).plans[0].teacher.model
+    teacher.args = sample.settings
+    own = sum(detection_loss(teacher, batch) for batch in sample.judges()) / len(sample.judges())
+    assert found[as_teacher].loss == pytest.approx(own, rel=0.03), "a network of its size can hold all of it"
+    assert found[narrow].loss > 1.2 * own
+    assert rank(request_of.ready(narrow), sample).loss == pytest.approx(found[narrow].loss, rel=1e-4)
+    assert found[narrow].step > 0 and found[narrow].seconds > 0
 
 
 def test_a_start_without_a_finite_loss_comes_last(request_of, sample, monkeypatch):
@@ -54,6 +53,8 @@ def test_a_start_without_a_finite_loss_comes_last(request_of, sample, monkeypatc
     assert rank(request_of.ready(request_of.candidates[1]), sample).loss == math.inf
 
 
-def test_one_image_is_too_few(request_of):
+def test_one_image_is_too_few(request_of, scenes, tmp_path):
+    (tmp_path / "one.txt").write_text(f"{sorted((scenes.parent / 'images/train').iterdir())[0]}\n")
     with pytest.raises(UsageError, match="one training image"):
-        Sample(request_of.data, {**request_of.arguments, "fraction": 0.05}, 64, torch.device("cpu"))
+        data = {**request_of.data, "train": str(tmp_path / "one.txt")}
+        Sample(data, request_of.arguments, 64, torch.device("cpu"))

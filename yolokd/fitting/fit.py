@@ -7,6 +7,7 @@ is missing. Nothing is announced that was not measured.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import select_device
 
 from yolokd.data.mirror import link, spread
-from yolokd.data.splits import split_images
 from yolokd.detectors.opening import open_model
 from yolokd.errors import Interrupted, StudyError, UsageError
 from yolokd.fitting import measuring, outcome
@@ -37,7 +37,7 @@ from yolokd.studies.worker import read_json, write_json
 from yolokd_edge.progress import Progress
 
 OUT = "runs/fit"
-TIMED_ON = 32  # validation images
+TIMED_ON, CHECKED = 32, 8  # validation images for latency and for parity
 RANKING, RESULT = "ranking.json", "result.json"
 
 
@@ -102,14 +102,7 @@ def fit(
 
 def carry_out(request: Request) -> dict[str, Any] | None:
     """Do what is missing."""
-    images = request.out / "images"
-    if not images.is_dir():
-        part = request.out / "images.part"
-        part.mkdir(exist_ok=True)
-        for i, image in enumerate(spread(list(filter(parity.readable, request.images)), TIMED_ON)):
-            if not (part / f"{i:06d}{image.suffix}").exists():
-                link(image, part / f"{i:06d}{image.suffix}")
-        part.rename(images)
+    images = some_images(request, "images", TIMED_ON)
     print(f"{len(request.candidates)} candidates of {request.family.file.stem}, budget {request.budget}", flush=True)
     times = Times(works(request.family, request.candidates))
     journal = Journal(request.out, request.device)
@@ -121,6 +114,20 @@ def carry_out(request: Request) -> dict[str, Any] | None:
     ranks = ranked(request, able)
     winner, race = chosen(request, able, ranks)
     return finished(request, journal, times, images, winner, ranks, race)
+
+
+def some_images(request: Request, name: str, most: int) -> Path:
+    """A folder of the run with links to some validation images, evenly spaced."""
+    folder = request.out / name
+    if not folder.is_dir():
+        part = request.out / f"{name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        images = list(filter(parity.readable, spread(request.images, 2 * most)))
+        for i, image in enumerate(spread(images, most)):
+            link(image, part / f"{i:06d}{image.suffix}")
+        part.rename(folder)
+    return folder
 
 
 # --- latency --------------------------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ def ranked(request: Request, able: Sequence[Candidate]) -> dict[Candidate, Rank]
     """The rank of each candidate, the best first."""
     file = request.out / RANKING
     known: dict[str, Any] = read_json(file) or {}
-    device = select_device(request.pool[0] or request.arguments.get("device") or "", verbose=False)
+    device = select_device(request.pool[0], verbose=False)
     samples: dict[int, Sample] = {}
     for candidate in able:
         if candidate.name in known:
@@ -251,8 +258,8 @@ def chosen(
     request: Request, able: Sequence[Candidate], ranks: dict[Candidate, Rank]
 ) -> tuple[Candidate, dict[str, Any]]:
     """The winner, and what is to be told of the race."""
-    order, images = list(ranks), len(split_images(request.data, "train"))
-    costs = [epoch_seconds(r.step, BATCH, images) for r in ranks.values()]
+    order = list(ranks)
+    costs = [epoch_seconds(r.step, BATCH, request.images_an_epoch) for r in ranks.values()]
     training, spent = request.epochs * costs[0], sum(r.seconds for r in ranks.values())
     rounds = plan_race(costs, request.epochs, request.search * training - spent)
     expected = race_seconds(rounds, costs)
@@ -321,12 +328,7 @@ def finished(
     run_jobs(request, [compared], "validation")
     result, file = job.result() or {}, out / FINAL
     if not file.is_file():
-        checked = [p for p in request.images if parity.readable(p)][:8]
-        folder = out / "checked"
-        folder.mkdir(exist_ok=True)
-        for i, image in enumerate(checked):
-            if not (folder / f"{i:06d}{image.suffix}").exists():
-                link(image, folder / f"{i:06d}{image.suffix}")
+        folder = some_images(request, "checked", CHECKED)
         export(result["checkpoint"], file, source=folder, imgsz=winner.imgsz, trust=request.trust)
     if FINAL not in journal.records and request.device == HERE:
         records, _ = bench_into([file], images, project=str(out / "times"), name="student", **request.bench)

@@ -49,8 +49,8 @@ OF_THE_FIT = {
     **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the folder is out="),
 }
 OWN = (
-    "teacher", "data", "budget", "device", "accuracy", "family", "widths", "depths", "sizes", "search", "out", "devices",
-    "threads",
+    "teacher", "data", "budget", "device", "accuracy", "family", "widths", "depths", "sizes", "search", "out",
+    "devices", "threads",
 )  # fmt: skip
 KNOWN = (*OWN, *DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN)
 
@@ -82,6 +82,12 @@ class Request:
         return int(self.arguments.get("epochs") or DEFAULT_CFG_DICT["epochs"])
 
     @property
+    def images_an_epoch(self) -> int:
+        """The number of training images, of which fraction= may leave some out."""
+        count, fraction = len(split_images(self.data, "train")), self.arguments.get("fraction") or 1.0
+        return max(round(count * fraction), 1) if fraction <= 1 else min(count, int(fraction))
+
+    @property
     def largest(self) -> Candidate:
         """The first of the grid, on which detections are measured."""
         return self.candidates[0]
@@ -102,16 +108,8 @@ def read_request(
     teacher: Any, data: Any, budget: Any, device: Any, accuracy: Any, family: Any, widths: Any, depths: Any,
     sizes: Any, search: Any, out: Any, devices: Any, threads: Any, arguments: dict[str, Any],
 ) -> Request:  # fmt: skip
-    """Check what can be checked without measuring; the folder is made, and notes what it is for."""
-    if arguments.get("cfg"):
-        arguments = {**read_arguments(arguments["cfg"]), **{k: v for k, v in arguments.items() if k != "cfg"}}
-    for key, instead in OF_THE_FIT.items():
-        if key in arguments:
-            raise UsageError(f"{key}={arguments[key]} is not for a fit: {instead}.")
-    for key, value, example in (("teacher", teacher, "big.pt"), ("data", data, "my.yaml")):
-        if not value:
-            raise UsageError(f"no {key}: give {key}={example}.")
-    check_keys([key for key in arguments if "." not in key], KNOWN)
+    """Check what can be checked without measuring; then the folder is made, and notes what it is for."""
+    arguments = read_arguments_of_all({"teacher": teacher, "data": data}, arguments)
     asked = read_budget(budget)
     trust = true_or_false("trust", arguments.get("trust", False))
     bench = {k.removeprefix(BENCH): arguments.pop(k) for k in list(arguments) if k.startswith(BENCH)}
@@ -125,32 +123,42 @@ def read_request(
     located = one_teacher(teacher)
     model = open_teacher(located, trust)
     largest = pixels("imgsz", arguments.pop("imgsz", None) or trained_at(model))
-    described = read_data({**arguments, "data": data}, trust)
+    arguments |= {"data": str(Path(str(data)).resolve()) if Path(str(data)).is_file() else data}
+    described = read_data(arguments, trust)
     if int(described.get("channels", 3)) != 3:
         raise UsageError(f"data={data} has images of {described['channels']} channels: a fit exports colour models.")
-    folder = as_path("out", out).resolve()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).is_file())):
-        raise UsageError(f"out={out} exists and is not the folder of a fit: name a new one.")
-    check_writable(folder, f"out={out}")
-    layout = layout_of(model.model, family, trust)
-    arguments |= {"data": str(Path(str(data)).resolve()) if Path(str(data)).is_file() else data}
+    folder, layout = check_folder(out), layout_of(model.model, family, trust)
     settings = {
         "budget": str(asked), "family": None if family is None else str(family), "widths": widths, "depths": depths,
         "sizes": sizes, "imgsz": largest, "bench": bench, "search": search, **arguments,
     }  # fmt: skip
-    inputs = {"teacher": sha256(Path(located)), "layout": digest(layout)}
-    refuse_other_settings(folder, {"settings": settings, "inputs": inputs}, out)
-    classes = 1 if arguments.get("single_cls") else len(described["names"])
-    written = store_family(layout, classes)
+    about = {"settings": settings, "inputs": {"teacher": sha256(Path(located)), "layout": digest(layout)}}
+    refuse_other_settings(folder, about, out)
+    stored = store_family(layout, 1 if arguments.get("single_cls") else len(described["names"]))
     request = Request(
         folder, located, asked, str(device), reports, least, float(search), pool, threads, bench, arguments, described,
-        split_images(described, str(arguments.get("split") or "val")), written,
-        family is None, grid(written, largest, widths, depths, sizes), trust,
+        split_images(described, str(arguments.get("split") or "val")), stored, family is None,
+        grid(stored, largest, widths, depths, sizes), trust,
     )  # fmt: skip
     refuse_unstartable(request)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, {"schema": SCHEMA, "settings": settings, "inputs": inputs})
+    write_json(folder / SETTINGS, {"schema": SCHEMA, **about})
     return request
+
+
+def read_arguments_of_all(needed: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of every training, those of the file that cfg= names among them."""
+    given = {k: v for k, v in arguments.items() if k != "cfg"}
+    if arguments.get("cfg"):
+        given = {**read_arguments(arguments["cfg"]), **given}
+    for key, instead in OF_THE_FIT.items():
+        if key in given:
+            raise UsageError(f"{key}={given[key]} is not for a fit: {instead}.")
+    for key, value in needed.items():
+        if not value:
+            raise UsageError(f"no {key}: give {key}={'big.pt' if key == 'teacher' else 'my.yaml'}.")
+    check_keys([key for key in given if "." not in key], KNOWN)
+    return given
 
 
 def check_bench(bench: dict[str, Any], budget: Budget) -> None:
@@ -243,6 +251,15 @@ def refuse_unstartable(request: Request) -> None:
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def check_folder(out: Any) -> Path:
+    """The run's folder, which must be new, empty or a fit's."""
+    folder = as_path("out", out).resolve()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).is_file())):
+        raise UsageError(f"out={out} exists and is not the folder of a fit: name a new one.")
+    check_writable(folder, f"out={out}")
+    return folder
 
 
 def digest(content: Any) -> str:
