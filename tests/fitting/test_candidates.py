@@ -32,7 +32,7 @@ def test_the_teachers_own_factors_rebuild_the_teacher(family, teacher):
     assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in want.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["yolo11m.yaml", "yolo26s.yaml"])
+@pytest.mark.parametrize("name", [pytest.param("yolo11m.yaml", marks=pytest.mark.slow), "yolo26s.yaml"])
 def test_another_family_keeps_its_scale(name, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "USER_CONFIG_DIR", tmp_path)
     family = store_family(layout_of(open_teacher(str(teacher)), name, False), 80)

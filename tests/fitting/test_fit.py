@@ -214,31 +214,26 @@ def test_a_board_measures_what_it_is_given(place, timed, teacher, scenes, capsys
     assert found["student"]["measured_ms"] == pytest.approx(3.11, abs=0.01)
 
 
-def test_another_devices_report_is_refused(place, timed, teacher, scenes):
-    report = place / "report.json"
-    report.write_text(json.dumps([]))
-    with pytest.raises(UsageError, match="no board.zip that a report could be of"):
-        fitted(teacher, scenes, device="report.json", search=30)
-    fitted(teacher, scenes, device="board", search=30)
-    files = sorted((place / "runs/fit/models").iterdir())
+def test_another_devices_report_is_refused(place):
+    files = [place / f"{name}.onnx" for name in ("detections", "w0.125-d0.5-96", "w0.0625-d0.5-64")]
+    for file in files:
+        file.write_text(file.stem)
+    hashes, report = {file.name: sha256(file) for file in files}, place / "report.json"
 
-    def refused(records, said):
-        report.write_text(json.dumps(records))
+    def refused(said, key="model.file", value=None, records=None):
+        changed = json.loads(json.dumps(records or [record(file) for file in files]))
+        part, _, name = key.partition(".")
+        changed[-1][part][name] = value or changed[-1][part][name]
+        report.write_text(json.dumps(changed))
         with pytest.raises(UsageError, match=said):
-            fitted(teacher, scenes, device="report.json", search=30)
+            measuring.read_reports(measuring.Journal(place, "report.json"), [report], hashes)
 
-    records = [record(file) for file in files]
-    refused(records[1:], "lacks detections.onnx")
-    other = json.loads(json.dumps(records))
-    other[1]["model"]["file"] = "yolo11n.onnx"
-    refused(other, "about yolo11n.onnx, which is none of this run's candidates")
-    other = json.loads(json.dumps(records))
-    other[2]["model"]["sha256"] = "0" * 64
-    refused(other, "by its checksum")
-    other = json.loads(json.dumps(records))
-    other[3]["device"]["cpu_model"] = "another processor"
-    refused(other, "device.cpu_model was a processor and is another processor")
-    assert not list(place.rglob("starts"))
+    refused("lacks detections.onnx", records=[record(file) for file in files[1:]])
+    refused("about yolo11n.onnx, which is none of this run's candidates", "model.file", "yolo11n.onnx")
+    refused("another w0.0625-d0.5-64.onnx than this run's, by its checksum", "model.sha256", "0" * 64)
+    refused("device.cpu_model was a processor and is another", "device.cpu_model", "another")
+    with pytest.raises(UsageError, match="no board.zip that a report could be of"):
+        measuring.read_hashes(place)
 
 
 def test_from_the_command_line(place, timed, teacher, scenes, capsys):

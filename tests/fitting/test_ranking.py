@@ -9,6 +9,7 @@ import torch
 
 from yolokd.detectors import opening
 from yolokd.errors import UsageError
+from yolokd.fitting import ranking
 from yolokd.fitting.ranking import Sample, rank
 from yolokd.fitting.request import read_request
 from yolokd.init.race import detection_loss
@@ -36,7 +37,8 @@ def test_images_to_judge_by_are_none_of_those_to_solve_on(sample):
     assert images.shape == (12, 3, 64, 64) and 0 <= images.min() and 0.5 < images.max() <= 1
 
 
-def test_what_can_hold_more_of_the_teacher_is_ranked_better(request_of, sample):
+def test_what_can_hold_more_of_the_teacher_is_ranked_better(request_of, sample, monkeypatch):
+    monkeypatch.setattr(ranking, "step_seconds", lambda *_: 1.0)
     as_teacher, narrow = request_of.candidates
     found = {c: rank(request_of.ready(c), sample) for c in (as_teacher, narrow)}
     teacher = request_of.ready(narrow).plans[0].teacher.model
@@ -45,12 +47,12 @@ def test_what_can_hold_more_of_the_teacher_is_ranked_better(request_of, sample):
     assert found[as_teacher].loss == pytest.approx(own, rel=0.03), "a network of its size can hold all of it"
     assert found[narrow].loss > 1.2 * own
     assert rank(request_of.ready(narrow), sample).loss == pytest.approx(found[narrow].loss, rel=1e-4)
-    assert found[narrow].step > 0 and found[narrow].seconds > 0
 
 
 def test_a_start_without_a_finite_loss_comes_last(request_of, sample, monkeypatch):
     monkeypatch.setattr("yolokd.init.transfer.solve", lambda *_: {"teacher": "what was solved is not finite"})
-    assert rank(request_of.ready(request_of.candidates[1]), sample).loss == math.inf
+    found = rank(request_of.ready(request_of.candidates[1]), sample)
+    assert found.loss == math.inf and found.step > 0 and found.seconds > 0
 
 
 def test_one_image_is_too_few(request_of, scenes, tmp_path):

@@ -33,12 +33,12 @@ from yolokd.onnx import parity, profile
 from yolokd.onnx.export import export
 from yolokd.studies.plan import Job
 from yolokd.studies.processes import run_all, usable_cores
-from yolokd.studies.worker import read_json, write_json
+from yolokd.studies.worker import RESULT, SPEC, read_json, write_json
 from yolokd_edge.progress import Progress
 
 OUT = "runs/fit"
 TIMED_ON, CHECKED = 32, 8  # validation images for latency and for parity
-RANKING, RESULT = "ranking.json", "result.json"
+RANKING = "ranking.json"
 
 
 def fit(
@@ -287,8 +287,13 @@ def raced(request: Request, number: int, each: Round, left: Sequence[Candidate])
     found = {}
     for candidate, job in jobs.items():
         result = job.result() or {}
-        found[candidate] = {**result, "epochs": each.epochs, "took": result.get("wall_s") or 0.0}
+        found[candidate] = {**result, "epochs": each.epochs, "took": elapsed(job)}
     return found
+
+
+def elapsed(job: Job) -> float:
+    """Seconds of a run's process, from its beginning to its result."""
+    return max((job.folder / RESULT).stat().st_mtime - (job.folder / SPEC).stat().st_mtime, 0.0)
 
 
 def run_jobs(request: Request, jobs: Sequence[Job], what: str) -> None:
@@ -334,6 +339,7 @@ def finished(
         records, _ = bench_into([file], images, project=str(out / "times"), name="student", **request.bench)
         journal.add(records)
     measured = request.budget.of(journal.records[FINAL]) if FINAL in journal.records else None
+    race = {**race, "trained": None if result.get("resumed") else elapsed(job)}
     told = outcome.Told(request, times, winner, ranks, race, result, compared.result() or {}, measured)
     found = outcome.write(told)
     outcome.refuse_miss(told)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolokd.data.findings import counted
 from yolokd.errors import DoubtError
 from yolokd.fitting import picture
 from yolokd.fitting.candidates import Candidate
@@ -54,13 +55,13 @@ def of_search(
     rounds: Sequence[Round], expected: float, spent: float, training: float, share: float, epochs: int
 ) -> str:
     """What the search costs, before its dear part begins."""
-    said = f"One training of {epochs} epochs takes about {spoken(training)}; ranking took {spoken(spent)}."
+    said = f"One training of {counted(epochs, 'epoch')} takes about {spoken(training)}; ranking took {spoken(spent)}."
     if not rounds:
         return (
             f"{said} search={share:g} leaves no room for a race of two (or there is one candidate), so the best-ranked "
             "candidate is taken."
         )
-    told = ", then ".join(f"{r.entrants} candidates for {r.epochs} epochs" for r in rounds)
+    told = ", then ".join(f"{r.entrants} candidates for {counted(r.epochs, 'epoch')}" for r in rounds)
     return (
         f"{said} The race: {told}, at most about {spoken(expected)}. Ranking and race: "
         f"{(expected + spent) / training:.2f} of the training (search={share:g})."
@@ -96,7 +97,7 @@ def rows(told: Told) -> list[dict[str, Any]]:
 
 def costs(told: Told) -> dict[str, float | None]:
     """Seconds of the parts, and the search as a share of the training."""
-    raced, ranked, trained = float(told.race["took"]), float(told.race["ranking"]), told.result.get("wall_s")
+    raced, ranked, trained = float(told.race["took"]), float(told.race["ranking"]), told.race["trained"]
     share = None if not trained else (raced + ranked) / trained
     expected = float(told.race["expected"])
     return {"ranking": ranked, "race": raced, "training": trained, "share": share, "expected": expected}
@@ -154,7 +155,7 @@ def summary(told: Told, models: Sequence[Mapping[str, Any]]) -> str:
 
     lines = []
     for model in models:
-        after = f"{model['epochs']} epochs" if model.get("epochs") else ""
+        after = counted(model["epochs"], "epoch") if model.get("epochs") else ""
         loss = f"{model['loss']:.3f}" if model.get("loss") is not None else "-"
         line = [model["name"], f"{model['ms']:.2f}", loss, percent(model["map50"]), percent(model["map50_95"])]
         lines.append([*line, after or ("to the end" if model["map50"] is not None else "no")])
