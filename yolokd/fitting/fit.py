@@ -170,6 +170,9 @@ def find_times(request: Request, journal: Journal, times: Times, images: Path) -
         times.add(journal.ms(everything, request.budget))
         return
 
+    if not (request.out / RANKING).is_file():  # else the choice is made, and trainings of it have begun
+        journal.drop_invalid()
+
     def proposed() -> list[Candidate]:
         if times.shares is None:
             return spread_out(everything, times.works, measuring.FIRST)
@@ -335,14 +338,17 @@ def finished(
     if not file.is_file():
         folder = some_images(request, "checked", CHECKED)
         export(result["checkpoint"], file, source=folder, imgsz=winner.imgsz, trust=request.trust)
+    if request.device == HERE:
+        journal.drop_invalid([FINAL])
     if FINAL not in journal.records and request.device == HERE:
         records, _ = bench_into([file], images, project=str(out / "times"), name="student", **request.bench)
         journal.add(records)
-    measured = request.budget.of(journal.records[FINAL]) if FINAL in journal.records else None
+    record = journal.records.get(FINAL)
+    measured = None if record is None else request.budget.of(record)
     race = {**race, "trained": None if result.get("resumed") else elapsed(job)}
     told = outcome.Told(request, times, winner, ranks, race, result, compared.result() or {}, measured)
     found = outcome.write(told)
-    outcome.refuse_miss(told)
+    outcome.refuse_miss(told, record is not None and measuring.is_invalid(record))
     return found
 
 

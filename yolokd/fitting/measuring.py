@@ -73,6 +73,12 @@ class Journal:
         self.records |= {r["model"]["file"]: r for r in records}
         write_json(self.file, self.records)
 
+    def drop_invalid(self, files: Sequence[str] | None = None) -> None:
+        """Forget records that say themselves that they are not valid, of these files or of all: they are measured
+        again, on a machine that may be quiet now."""
+        invalid = [f for f, r in self.records.items() if is_invalid(r) and (files is None or f in files)]
+        self.records = {f: r for f, r in self.records.items() if f not in invalid}
+
     def ms(self, candidates: Sequence[Candidate], budget: Budget) -> dict[Candidate, float]:
         """What was measured of the candidates, without detections."""
         files = {c: self.records.get(f"{c.name}.onnx") for c in candidates}
@@ -87,6 +93,11 @@ class Journal:
         return max(float(schema.get(full, stage)) - float(schema.get(none, stage)), 0.0)
 
 
+def is_invalid(record: dict[str, Any]) -> bool:
+    """Whether a measurement says of itself that its figures are not to be used, such as on a busy machine."""
+    return bool(schema.get(record, "stability.verdict") == "invalid")
+
+
 def measure(files: Sequence[Path], images: Path, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure files, interleaved; the report goes into a new folder."""
     records, series = collect(BenchOptions(list(files), str(images), **options))
@@ -95,7 +106,7 @@ def measure(files: Sequence[Path], images: Path, folder: Path, options: dict[str
     report.parent.mkdir(parents=True)
     write_report(records, series, report)
     print(f"Measured {len(files)} files: {report}", flush=True)
-    if doubtful := [r for r in records if schema.get(r, "stability.verdict") == "invalid"]:
+    if doubtful := [r for r in records if is_invalid(r)]:
         reasons = "; ".join(map(str, schema.get(doubtful[0], "stability.reasons") or []))
         LOGGER.warning(
             printable(f"{len(doubtful)} of them are invalid, such as {doubtful[0]['model']['file']}: {reasons}")
@@ -117,14 +128,16 @@ def measure_here(
     """
     everything = list(times.works)
     for _ in range(ROUNDS):
-        if journal.records:
+        if all(file in journal.records for file in (DETECTIONS, f"{largest.name}.onnx")):
             times.beyond = journal.beyond(largest, budget)
             times.add(journal.ms(everything, budget))
         names = [f"{c.name}.onnx" for c in proposed()]
         missing = [name for name in dict.fromkeys(names) if name not in journal.records]
         if not missing:
             return
-        first = [] if journal.records else [DETECTIONS, f"{largest.name}.onnx"]
+        # what detections take is a difference of two files, which are measured together
+        both = [DETECTIONS, f"{largest.name}.onnx"]
+        first = [] if all(file in journal.records for file in both) else both
         files = export(list(dict.fromkeys([*first, *missing])))
         journal.add(measure(files, images, journal.file.parent / "times", options))
     times.add(journal.ms(everything, budget))

@@ -174,9 +174,18 @@ def summary(told: Told, models: Sequence[Mapping[str, Any]]) -> str:
     return f"{text}\n\n{said} {estimate(told.times)}.\n\n{cost}."
 
 
-def refuse_miss(told: Told) -> None:
-    """Say it with an exit code where the student is not what was asked for."""
+def refuse_miss(told: Told, invalid: bool) -> None:
+    """Say it with an exit code where the student is not what was asked for, or nobody knows.
+
+    Args:
+        invalid: whether the measurement of its file is not to be used.
+    """
     budget, least, reached = told.request.budget, told.request.accuracy, 100 * float(told.result["map50_95"])
+    if told.measured is not None and invalid:
+        raise DoubtError(
+            f"whether {FINAL} keeps {budget} is not known, as its measurement is invalid (why is said above): give the "
+            "same command again on a quiet machine, which measures it anew."
+        )
     if told.measured is not None and told.measured > budget.ms:
         raise DoubtError(
             f"{FINAL} takes {told.measured:.2f} ms, over the budget of {budget}: measure again on a quiet machine, or "
