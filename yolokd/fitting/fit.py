@@ -45,7 +45,7 @@ def fit(
     teacher: str | Path,
     data: str | Path,
     budget: str,
-    device: str | Path = HERE,
+    device: str | Path = "here",
     accuracy: float | None = None,
     family: str | None = None,
     widths: Any = None,
