@@ -41,8 +41,8 @@ def notebook() -> str:
 
 def reference() -> str:
     """The Python API and the methods, from their docstrings."""
-    api = ["distill.training.train", "checks.check.check", "studies.runner.study", "onnx.export.export"]
-    api += ["onnx.bundle.bundle", "latency.bench.bench"]
+    api = ["distill.training.train", "checks.check.check", "studies.runner.study", "fitting.fit.fit"]
+    api += ["onnx.export.export", "onnx.bundle.bundle", "latency.bench.bench"]
     methods = sorted(f.stem for f in (ROOT / "yolokd/methods").glob("[a-z]*.py"))
     parts = ["# Reference", "## Functions", *(f"::: yolokd.{name}" for name in api)]
     parts += ["## Methods", *(f"### {name}\n\n::: yolokd.methods.{name}" for name in methods)]

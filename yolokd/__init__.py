@@ -8,7 +8,20 @@ from typing import Any
 from yolokd_edge.version import VERSION as __version__
 
 _TRAINERS = ("KDOBBTrainer", "KDPoseTrainer", "KDRTDETRTrainer", "KDSegmentationTrainer", "KDTrainer")
-_FUNCTIONS = ("bench", "bundle", "check", "compare", "explain", "export", "label", "report", "study", "train", "tune")
+_FUNCTIONS = (
+    "bench",
+    "bundle",
+    "check",
+    "compare",
+    "explain",
+    "export",
+    "fit",
+    "label",
+    "report",
+    "study",
+    "train",
+    "tune",
+)
 __all__ = ["METHODS", "YOLO", *_TRAINERS, "__version__", *_FUNCTIONS]
 
 _HOME = {
@@ -18,6 +31,7 @@ _HOME = {
     "check": "checks.check",
     "train": "reports.trained",
     "label": "labelling.label",
+    "fit": "fitting.fit",
     "export": "onnx.export",
     "bundle": "onnx.bundle",
     "bench": "reports.timed",

@@ -47,7 +47,7 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if close:
         return f", did you mean {close[0]!r}"
-    if len(known) < 20:
+    if len(known) <= 24:
         return f"; known are {', '.join(known)}"
     return "; see `yolokd help`, `yolokd methods` and `yolo cfg`"
 

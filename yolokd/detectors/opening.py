@@ -237,10 +237,14 @@ def scaled_yaml(model: str, width: float | None = None, depth: float | None = No
     own_depth, own_width, most = layout["scales"][scale]
     depth, width = (own if x is None else float(x) for x, own in ((depth, own_depth), (width, own_width)))
     layout["scales"] = {scale: [depth, width, most]}
+    # the name keeps the scale's letter, by which Ultralytics finds it
+    return stored_yaml(layout, f"{Path(model).stem}-w{width:g}-d{depth:g}")
+
+
+def stored_yaml(layout: dict[str, Any], stem: str) -> str:
+    """Path of a model YAML of ours with this layout, beside Ultralytics' settings; equal names have equal contents."""
     text = yaml.safe_dump(layout, sort_keys=False)
-    # The name keeps the scale's letter, by which Ultralytics finds it; equal names have equal contents.
-    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
-    file = Path(USER_CONFIG_DIR) / "yolokd" / f"{Path(model).stem}-w{width:g}-d{depth:g}-{mark}.yaml"
+    file = Path(USER_CONFIG_DIR) / "yolokd" / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}")  # others may be reading it
     part.write_text(text, encoding="utf-8")

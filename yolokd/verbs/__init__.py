@@ -13,6 +13,7 @@ from typing import Any
 VERBS = {  # name -> its group in the help
     "train": "train",
     "study": "train",
+    "fit": "train",
     "label": "train",
     "check": "train",
     "methods": "train",
