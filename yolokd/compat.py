@@ -151,26 +151,40 @@ def boxes_by_axis() -> Iterator[None]:
     import torch
     from ultralytics.utils import ops
 
-    before = ops.scale_boxes
+    before, points = ops.scale_boxes, ops.scale_coords
     probe = before((160, 160), torch.tensor([[0.0, 79.5, 0.0, 79.5]]), (1, 300))  # one row of pixels, not 0.53
     if float(probe[0, 1]) != 0.5:
-        ops.scale_boxes = _scale_boxes
+        ops.scale_boxes, ops.scale_coords = _scale_boxes, _scale_points
     try:
         yield
     finally:
-        ops.scale_boxes = before
+        ops.scale_boxes, ops.scale_coords = before, points
 
 
-def _scale_boxes(inner: Sequence[int], boxes: Tensor, outer: Sequence[int]) -> Tensor:
-    """Boxes (N, 4), xyxy in an input of size `inner`, in pixels of the image of size `outer` (heights, widths)."""
+def _scale_boxes(inner: Sequence[int], boxes: Tensor, outer: Sequence[int], xywh: bool = False) -> Tensor:
+    """Boxes (N, 4), xyxy or centres and sizes in an input of size `inner`, in pixels of the image of size `outer`
+    (heights, widths).
+    """
     ratio = min(inner[0] / outer[0], inner[1] / outer[1])
     for axis in (0, 1):  # x, y
         size, length = outer[1 - axis], inner[1 - axis]
         fitted = max(round(size * ratio), 1)
-        boxes[..., axis::2] -= round((length - fitted) / 2 - 0.1)
+        boxes[..., axis : 2 if xywh else 4 : 2] -= round((length - fitted) / 2 - 0.1)
         boxes[..., axis::2] /= fitted / size
-        boxes[..., axis::2].clamp_(0, size)
+        if not xywh:
+            boxes[..., axis::2].clamp_(0, size)
     return boxes
+
+
+def _scale_points(inner: Sequence[int], points: Any, outer: Sequence[int], normalize: bool = False) -> Any:
+    """Points (..., 2 or 3), a tensor or an array, likewise; with `normalize` as shares of the image."""
+    ratio = min(inner[0] / outer[0], inner[1] / outer[1])
+    for axis in (0, 1):  # x, y
+        size, length = outer[1 - axis], inner[1 - axis]
+        fitted = max(round(size * ratio), 1)
+        places = (points[..., axis] - round((length - fitted) / 2 - 0.1)) / (fitted / size)
+        points[..., axis] = places.clip(0, size) / (size if normalize else 1)
+    return points
 
 
 def check() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from yolokd_edge import ground_truth, scores
 from yolokd_edge.accuracy_record import SCHEMA, model_sum
 from yolokd_edge.common import EdgeError, check_writable, json_text, printable
+from yolokd_edge.contract import OBB, POSE, SEGMENT
 from yolokd_edge.detect import engine_settings
 from yolokd_edge.detector import Detector, load
 from yolokd_edge.ground_truth import GroundTruth
@@ -20,6 +21,11 @@ from yolokd_edge.progress import Progress
 # As Ultralytics validates: nearly every box counts.
 THRESHOLDS: dict[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300}
 
+BOXES_ONLY = {
+    POSE: "of boxes alone: keypoints are not measured",
+    SEGMENT: "of boxes alone: masks are not measured",
+}
+
 
 def measure(detector: Detector, truth: GroundTruth) -> dict[str, Any]:
     """Detect in every image, and compare with its objects; accuracies are fractions, None where there is no object.
@@ -27,10 +33,11 @@ def measure(detector: Detector, truth: GroundTruth) -> dict[str, Any]:
     The detector's conf should be low: precision at high recall is a part of the figure.
     """
     truths, found = [], []
+    keypoints = detector.contract.keypoints[0] * detector.contract.keypoints[1]
     with Progress("validating", len(truth.images)) as progress:
         for image in truth.images:
             frame = read_image(image)
-            boxes, classes = ground_truth.objects(image, frame.shape, truth.classes)
+            boxes, classes = ground_truth.objects(image, frame.shape, truth.classes, keypoints)
             detections = detector.detect(frame).astype(np.float64)
             truths.append(scores.Boxes(boxes, classes, np.ones(len(boxes))))
             found.append(scores.Boxes(detections[:, :4], detections[:, 5].astype(int), detections[:, 4]))
@@ -73,7 +80,9 @@ def as_text(record: dict[str, Any]) -> str:
     lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
     lines.insert(2 + len(record["classes"]), "by size (COCO's areas in pixels of the image, COCO's average precision)")
     about = f"{record['model']['file']} ({record['precision']}) on {record['provider']}, {known['n_images']} images of "
-    return "\n".join([printable(f"{about}{known['dataset']} ({known['split']})"), *lines])
+    note = BOXES_ONLY.get(record["model"]["contract"])
+    about = printable(f"{about}{known['dataset']} ({known['split']})")
+    return "\n".join([about, *([note] if note else []), *lines])
 
 
 def write(record: dict[str, Any], out: Path) -> None:
@@ -96,6 +105,8 @@ def val_command(args: argparse.Namespace) -> None:
     """Measure, print, and write what was asked for."""
     out = check_out(args.out)
     detector = load(args.model, args.provider, args.threads, args.precision, **THRESHOLDS, **engine_settings(args))
+    if detector.contract.output == OBB:
+        raise EdgeError(f"{detector.path} finds rotated boxes, whose accuracy is not measured here: use `yolo val`.")
     detector.validating = True
     record = measure(detector, ground_truth.read(args.data, args.split, detector.names))
     if out is not None:

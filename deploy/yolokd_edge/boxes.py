@@ -1,4 +1,4 @@
-"""Boxes before and after the network: letterbox, NMS, and the way back to the frame; matching of detections."""
+"""Boxes before and after the network: fitting frames into it, NMS, and the way back; matching of detections."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def letterbox(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lette
         frame = cv2.resize(frame, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
     frame = cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD, PAD, PAD))
     return frame, Letterbox((height, width), (new_w / width, new_h / height), (left, top))
+
+
+def stretch(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
+    """Fit a frame (H, W, 3) into hw without a border; each axis has its own scale."""
+    height, width = frame.shape[:2]
+    if (height, width) != hw:
+        frame = cv2.resize(frame, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
+    return frame, Letterbox((height, width), (hw[1] / width, hw[0] / height), (0, 0))
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

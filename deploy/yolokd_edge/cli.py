@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, readable with --help."""
-    top = argparse.ArgumentParser(prog="yolokd_edge", description="Run or measure an exported YOLO detector.")
+    top = argparse.ArgumentParser(prog="yolokd_edge", description="Run or measure an exported detector.")
     top.add_argument("--version", action="version", version=VERSION)
     verbs = top.add_subparsers(dest="verb", required=True)
     engine = argparse.ArgumentParser(add_help=False)

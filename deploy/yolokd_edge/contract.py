@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 from yolokd_edge.common import EdgeError
 
-RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"
-CONTRACTS = (RAW, E2E, NMS)
+RAW, E2E, NMS = "raw_xywh_scores", "e2e_xyxy_conf_cls", "nms_xyxy_conf_cls"  # of a YOLO
+DETR = "detr_cxcywh_conf_cls"  # of an RT-DETR
+OBB, POSE = "obb_xywh_scores_angle", "pose_xywh_scores_keypoints"  # of a YOLO with another task
+SEGMENT = "segment_xywh_scores_masks"
+CONTRACTS = (RAW, E2E, NMS, DETR, OBB, POSE, SEGMENT)
+TASKS = {"obb": OBB, "pose": POSE, "segment": SEGMENT}  # beside detect -> the one contract that is read
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_SIDE = 16384  # pixels of an input: from here on its memory is counted in gigabytes
 
@@ -27,6 +31,7 @@ class Contract(NamedTuple):
     precision: str  # fp32, fp16 or int8
     meta: dict[str, Any]  # the yolokd entry, {} without one
     exporter: dict[str, str]  # the file's whole metadata as written
+    keypoints: tuple[int, int] = (0, 0)  # how many an object has, and the numbers of each: x, y and perhaps a score
 
     @property
     def nc(self) -> int:
@@ -76,9 +81,9 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
     missing = [key for key in ("names", "imgsz", "task") if key not in metadata]
     if missing:
         raise EdgeError(f"{path} has no export metadata ({', '.join(missing)}), so its output cannot be interpreted.")
-    if metadata["task"] != "detect" or metadata.get("head") == "RTDETRDecoder":
-        what = metadata.get("head") if metadata["task"] == "detect" else metadata["task"]
-        raise EdgeError(f"{path} is a {what} model; only YOLO detectors are read here.")
+    task = metadata["task"]
+    if task != "detect" and task not in TASKS:
+        raise EdgeError(f"{path} is a {task} model; only models for detect, {', '.join(TASKS)} are read here.")
     if metadata.get("channels", "3") != "3":
         raise EdgeError(f"{path} takes {metadata['channels']} channels; only colour images (3) are read here.")
     entry = _yolokd_entry(metadata, path)
@@ -86,7 +91,13 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
     if not isinstance(args, dict):
         raise EdgeError(f"{path}: the metadata entry 'args' holds no named arguments: {metadata['args'][:60]!r}.")
     end2end = _literal(metadata, "end2end", path) if "end2end" in metadata else False
-    output = entry.get("output_contract") or (NMS if args.get("nms") else E2E if end2end else RAW)
+    of_yolo = NMS if args.get("nms") else E2E if end2end else RAW
+    if task != "detect" and of_yolo != RAW:
+        raise EdgeError(f"{path} is a {task} model with {of_yolo} output; only its raw output is read: export that.")
+    of_task = TASKS.get(task) or (DETR if metadata.get("head") == "RTDETRDecoder" else of_yolo)
+    output = entry.get("output_contract") or of_task
+    if (output in TASKS.values() or task in TASKS) and output != of_task:
+        raise EdgeError(f"{path} is a {task} model, but its 'yolokd' metadata declares the output {output}.")
     imgsz, names = _literal(metadata, "imgsz", path), _literal(metadata, "names", path)
     try:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else map(int, imgsz)
@@ -102,20 +113,16 @@ def read_contract(metadata: dict[str, str], path: Path) -> Contract:
             f"{path}: the metadata entries 'imgsz' and 'names' are not a size and the names of classes "
             "0, 1, 2 and so on."
         ) from None
-    return Contract(output, names, (height, width), precision_of(args), entry, metadata)
+    keypoints = _keypoints(metadata, path) if output == POSE else (0, 0)
+    return Contract(output, names, (height, width), precision_of(args), entry, metadata, keypoints)
 
 
-def check_output_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:
-    """Refuse an output that contradicts the contract. A symbolic dimension (a name) contradicts nothing."""
-    expected = ("1", str(4 + contract.nc), "anchors") if contract.output == RAW else ("1", "detections", "6")
-    fits = len(shape) == 3
-    for want, got in zip(expected, shape) if fits else ():  # noqa: B905
-        fits &= not (want.isdigit() and isinstance(got, int)) or int(want) == got
-    if not fits:
-        raise EdgeError(
-            f"{path} declares {contract.output} with {contract.nc} classes, ({', '.join(expected)}), "
-            f"but its output is {tuple(shape)}."
-        )
+def _keypoints(metadata: dict[str, str], path: Path) -> tuple[int, int]:
+    shape: Any = _literal(metadata, "kpt_shape", path) if "kpt_shape" in metadata else ()
+    good = isinstance(shape, (list, tuple)) and len(shape) == 2 and all(type(n) is int for n in shape)
+    if not good or not (1 <= shape[0] <= 1000 and shape[1] in (2, 3)):
+        raise EdgeError(f"{path}: the metadata entry 'kpt_shape' is no number of keypoints with two or three values.")
+    return shape[0], shape[1]
 
 
 def check_input_shape(contract: Contract, shape: Sequence[Any], path: Path) -> None:

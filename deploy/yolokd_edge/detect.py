@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.table import check_fp16
 
 
-def as_json(frame: Frame, detections: np.ndarray, names: dict[int, str]) -> str:
-    """A frame's detections as one JSON line."""
+def as_json(frame: Frame, detections: np.ndarray, names: dict[int, str], added: Sequence[dict[str, Any]]) -> str:
+    """A frame's detections as one JSON line, with what the task adds to each."""
     found = [
-        {"box": [round(v, 3) for v in box], "conf": round(conf, 6), "cls": int(cls), "name": names[int(cls)]}
-        for *box, conf, cls in detections.tolist()
+        {"box": [round(v, 3) for v in box], "conf": round(conf, 6), "cls": int(cls), "name": names[int(cls)], **more}
+        for (*box, conf, cls), more in zip(detections[:, :6].tolist(), added)  # noqa: B905
     ]
     number = {} if frame.number is None else {"frame": frame.number}
     return json_text({"image": frame.source, **number, "hw": list(frame.pixels.shape[:2]), "detections": found})
@@ -59,9 +60,11 @@ def detect_command(args: argparse.Namespace) -> None:
     try:
         for frame in read_source(args.source, args.frames):
             found = detector.detect(frame.pixels)
-            print((as_json if args.json else as_text)(frame, found, detector.names), flush=frame.number is not None)
+            added = detector.output.added(found) if args.json or drawings is not None else []
+            line = as_json(frame, found, detector.names, added) if args.json else as_text(frame, found, detector.names)
+            print(line, flush=frame.number is not None)
             if drawings is not None:
-                drawings.add(frame, draw(frame.pixels, found, detector.names))
+                drawings.add(frame, draw(frame.pixels, found, detector.names, added))
     except KeyboardInterrupt:  # how a person ends a camera
         pass
     finally:

@@ -8,17 +8,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from yolokd_edge.boxes import CLASS_OFFSET, MAX_CANDIDATES, Letterbox, letterbox, nms, unletterbox
+from yolokd_edge.boxes import Letterbox
 from yolokd_edge.bundle import Bundle, is_bundle, open_bundle, own_bundle
 from yolokd_edge.common import PARITY, EdgeError, one_line, usable_cores
-from yolokd_edge.contract import (
-    RAW,
-    check_input_shape,
-    check_multiple,
-    check_output_shape,
-    read_contract,
-    size_text,
-)
+from yolokd_edge.contract import check_input_shape, check_multiple, read_contract, size_text
+from yolokd_edge.outputs import output_of
+from yolokd_edge.outputs.base import Limits
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.opening import open_first_active, open_model
 from yolokd_edge.runtimes.table import PROVIDERS, check_provider, folder_format
@@ -28,7 +23,7 @@ OUTPUTS = (*INPUTS, "tensor(double)")
 
 
 class Detector:
-    """An exported YOLO detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
+    """An exported detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
 
     Args:
         path: The ONNX file, or the folder for ncnn; its metadata says how to read its output.
@@ -79,10 +74,7 @@ class Detector:
         metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.contract = read_contract(metadata, self.path)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise EdgeError(
-                f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; a detector has one each."
-            )
+        output_of(self.contract, self.path).check_count(len(inputs), len(outputs))
         if hw is not None:
             if any(isinstance(size, int) for size in inputs[0].shape[2:]) and hw != self.contract.hw:
                 raise EdgeError(
@@ -92,11 +84,12 @@ class Detector:
             check_multiple(self.contract, hw, self.path)
             self.contract = self.contract._replace(hw=hw)
         check_input_shape(self.contract, inputs[0].shape, self.path)
-        check_output_shape(self.contract, outputs[0].shape, self.path)
-        self._input, self._outputs = inputs[0].name, [outputs[0].name]
+        self.output = output_of(self.contract, self.path)
+        self.output.check_shapes([port.shape for port in outputs])
+        self._input, self._outputs = inputs[0].name, [port.name for port in outputs]
         for says, port, kinds, what in (
             ("takes", inputs[0], tuple(INPUTS), "fed"),
-            ("gives", outputs[0], OUTPUTS, "read"),
+            *(("gives", port, OUTPUTS, "read") for port in outputs),
         ):
             if port.type not in kinds:
                 raise EdgeError(f"{self.path} {says} {port.type}; only {', '.join(kinds)} are {what} here.")
@@ -116,7 +109,7 @@ class Detector:
     def preprocess(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
         """Turn a frame (H, W, 3) into the input blob (1, 3, h, w), RGB in 0..1, and the way back."""
         try:
-            fitted, box = letterbox(frame, self.contract.hw)
+            fitted, box = self.output.fit(frame)
             blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
         except (MemoryError, cv2.error) as error:
             raise EdgeError(
@@ -128,58 +121,35 @@ class Detector:
         blob /= 255
         return blob.astype(self._dtype, copy=False), box
 
-    def infer(self, blob: np.ndarray) -> np.ndarray:
-        """Run the model: host array in, host array out, so that copies to and from a GPU are inside."""
+    def infer(self, blob: np.ndarray) -> Any:
+        """Run the model: host array in, host array out, so that copies to and from a GPU are inside. Several outputs
+        are a tuple."""
         try:
-            raw: np.ndarray = self.session.run(self._outputs, {self._input: blob})[0]
+            raw = self.session.run(self._outputs, {self._input: blob})
         except Exception as error:  # the runtimes' own exception types share no base class
             raise EdgeError(f"{self.path} cannot be run ({one_line(error)}).") from None
-        return raw
+        return raw[0] if len(self._outputs) == 1 else tuple(raw)
 
-    def postprocess(self, raw: np.ndarray, box: Letterbox) -> np.ndarray:
-        """Turn the model's output into detections (n, 6) in frame pixels, best first."""
-        check_output_shape(self.contract, raw.shape, self.path)
-        rows = raw[0].astype(np.float32, copy=False)
-        if not np.isfinite(rows).all():  # every comparison with NaN is false: it would look like an empty image
+    def postprocess(self, raw: Any, box: Letterbox) -> np.ndarray:
+        """Turn what `infer` gave into detections (n, 6 or more) in frame pixels, best first."""
+        outputs = raw if isinstance(raw, tuple) else (raw,)
+        self.output.check_shapes([output.shape for output in outputs])
+        arrays = [output[0].astype(np.float32, copy=False) for output in outputs]
+        if not all(np.isfinite(array).all() for array in arrays):  # comparisons with NaN are false: as an empty image
             raise EdgeError(
                 f"{self.path} computes values that are not finite numbers on {self.active}: use another "
                 "precision or provider.",
                 PARITY,
             )
-        detections = self._from_raw(rows) if self.contract.output == RAW else self._from_final(rows)
-        return unletterbox(detections, box, clip=not self.validating)
+        limits = Limits(self.conf, self.iou, self.max_det, self.validating)
+        detections, self.candidates = self.output.decode(arrays, limits)
+        return self.output.to_frame(detections, box, limits)
 
     def detect(self, frame: np.ndarray) -> np.ndarray:
-        """Detect in one frame (H, W, 3) BGR uint8; detections (n, 6) in its pixels, best first."""
+        """Detect in one frame (H, W, 3) BGR uint8; detections in its pixels, best first: (n, 6), and behind these what
+        the task adds (see `outputs`)."""
         blob, box = self.preprocess(frame)
         return self.postprocess(self.infer(blob), box)
-
-    def _from_final(self, rows: np.ndarray) -> np.ndarray:
-        kept = rows[rows[:, 4] > self.conf]  # padding rows have confidence 0
-        self.candidates = len(kept)
-        if len(kept) and not 0 <= kept[:, 5].min() <= kept[:, 5].max() < self.contract.nc:
-            raise EdgeError(f"{self.path} detects classes that its metadata does not name.", PARITY)
-        return kept[: self.max_det]
-
-    def _from_raw(self, pred: np.ndarray) -> np.ndarray:
-        """(4 + nc, A): centre, size, then a score per class -> (n, 6) in input pixels, after NMS."""
-        pred = pred[:, pred[4:].max(0) > self.conf].T
-        if self.validating:
-            places, classes = np.nonzero(pred[:, 4:] > self.conf)
-        else:
-            places, classes = np.arange(len(pred)), pred[:, 4:].argmax(1)
-        pred = pred[places]
-        self.candidates = len(pred)
-        rows = np.empty((len(pred), 6), np.float32)
-        half = pred[:, 2:4] / 2
-        rows[:, 0:2], rows[:, 2:4] = pred[:, :2] - half, pred[:, :2] + half
-        rows[:, 4], rows[:, 5] = pred[np.arange(len(pred)), 4 + classes], classes
-        if len(rows) > MAX_CANDIDATES:
-            rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
-        # float32 on purpose: far offsets round the boxes, and the reference rounds them the same way
-        kept = nms(rows[:, :4] + rows[:, 5:6] * CLASS_OFFSET, rows[:, 4], self.iou, self.max_det)
-        best: np.ndarray = rows[kept]
-        return best
 
 
 def check_manifest(bundle: Bundle, detector: Detector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,29 @@ import numpy as np
 
 from yolokd_edge.common import EdgeError
 from yolokd_edge.images import VIDEO_SUFFIXES, Frame, is_stream, list_images, open_video
+from yolokd_edge.outputs.pose import VISIBLE
 
 
-def draw(frame: np.ndarray, detections: np.ndarray, names: dict[int, str]) -> np.ndarray:
-    """A copy of the frame with boxes, class names and scores on it."""
+def draw(
+    frame: np.ndarray, detections: np.ndarray, names: dict[int, str], added: Sequence[dict[str, Any]]
+) -> np.ndarray:
+    """A copy of the frame with boxes, rotated where they are, class names, scores, masks and keypoints on it."""
     out = frame.copy()
     scale = max(out.shape[:2]) / 1200 + 0.2
-    for x1, y1, x2, y2, conf, cls in detections.tolist():
+    thick = max(1, round(2 * scale))
+    for (x1, y1, x2, y2, conf, cls), more in zip(detections[:, :6].tolist(), added):  # noqa: B905
         colour = tuple(int(c) for c in np.random.RandomState(int(cls)).randint(60, 230, 3))
         corner = (int(x1), int(y1))
-        cv2.rectangle(out, corner, (int(x2), int(y2)), colour, max(1, round(2 * scale)))
+        if more.get("polygons"):
+            filled = cv2.fillPoly(out.copy(), [np.array(p).round().astype(np.int32) for p in more["polygons"]], colour)
+            out = cv2.addWeighted(filled, 0.4, out, 0.6, 0)
+        if "corners" in more:
+            cv2.polylines(out, [np.array(more["corners"]).round().astype(np.int32)], True, colour, thick, cv2.LINE_AA)
+        else:
+            cv2.rectangle(out, corner, (int(x2), int(y2)), colour, thick)
+        for x, y, *seen in more.get("keypoints", ()):
+            if not seen or seen[0] >= VISIBLE:
+                cv2.circle(out, (round(x), round(y)), 2 * thick, colour, -1, cv2.LINE_AA)
         text = f"{names.get(int(cls), int(cls))} {conf:.2f}"
         (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
         left, bottom = min(corner[0], max(out.shape[1] - width, 0)), max(corner[1], height + base)

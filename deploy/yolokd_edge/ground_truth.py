@@ -56,29 +56,31 @@ def label_file(image: Path) -> Path:
     return Path(*parts) / f"{image.stem}.txt"
 
 
-def objects(image: Path, hw: Sequence[int], classes: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) xyxy in pixels and the model's classes (n,); a row of more than five values is a polygon. An image
-    without a file has no objects.
+def objects(
+    image: Path, hw: Sequence[int], classes: Mapping[int, int], keypoints: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) xyxy in pixels and the model's classes (n,); a row of more than five values is a polygon, or a box
+    with that many values of keypoints behind it. An image without a file has no objects.
     """
     file = label_file(image)
     try:
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     except (OSError, ValueError) as error:
         raise EdgeError(f"{file} cannot be read ({one_line(error)}).") from None
-    rows = {_row(file, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()}
+    rows = {_row(file, number, line, classes, keypoints) for number, line in enumerate(lines, 1) if line.strip()}
     values = np.array(sorted(rows), np.float64).reshape(-1, 5)  # a set: what is written twice counts once
     height, width = hw[:2]
     return values[:, 1:] * [width, height, width, height], values[:, 0].astype(int)
 
 
-def _row(file: Path, number: int, line: str, classes: Mapping[int, int]) -> tuple[float, ...]:
+def _row(file: Path, number: int, line: str, classes: Mapping[int, int], keypoints: int) -> tuple[float, ...]:
     """Class and corners, as shares of the image."""
     try:
         values = np.array([float(word) for word in line.split()])
     except ValueError:
         values = np.empty(0)
-    points = values[1:]
-    fits = len(values) == 5 or (len(values) > 6 and len(points) % 2 == 0)
+    fits = len(values) == 5 + keypoints or (not keypoints and len(values) > 6 and len(values) % 2 == 1)
+    points = values[1:5] if keypoints else values[1:]
     if not fits or not np.isfinite(values).all() or points.min() < -MOST or points.max() > 1 + MOST:
         raise EdgeError(f"{file}, line {number}: '{line.strip()[:60]}' is no class with a box of shares from 0 to 1.")
     if values[0] not in classes:

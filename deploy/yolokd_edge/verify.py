@@ -13,9 +13,10 @@ import numpy as np
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.bundle import EXPECTED, EXPECTED_RAW, Bundle
 from yolokd_edge.common import EdgeError, printable
-from yolokd_edge.contract import PRECISIONS, RAW
+from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detector import Detector, check_manifest
 from yolokd_edge.images import read_image
+from yolokd_edge.outputs.base import Output
 from yolokd_edge.runtimes.table import ON_CPU
 
 BEST, SURE = 64, 8  # places of an output, best first: those whose mean difference counts, those whose scores are summed
@@ -25,11 +26,12 @@ FIGURES = {  # of the raw output -> its tolerance
     "mean_abs_box": "mean_box",
     "score_scale": "score_scale",
 }
+ADDED = {"points": "max_point_diff", "masks": "max_mask_diff"}  # what a task adds -> its figure
 TOLERANCES = ("raw_box", "raw_score", "box", "conf", "unmatched")  # that every bundle states
 
 
 class Kept(NamedTuple):
-    """What a file's output was at some of its places."""
+    """What a file's output was at some of its places, boxes in input pixels."""
 
     places: np.ndarray  # (n,) anchor points or rows
     values: np.ndarray  # (4 + nc, n) or (n, 6)
@@ -64,18 +66,22 @@ def verify_bundle(
     for name, image in expected["images"].items():
         blob, box = detector.preprocess(read_image(bundle.folder / "parity" / name))
         output = detector.infer(blob)
-        ours = detector.postprocess(output.copy(), box)
-        kept = kept_output(bundle, raws, detector, name, output)
+        ours = detector.postprocess(output, box)
+        pixels, columns = detector.output.in_pixels(output), layout(detector)
+        kept = kept_output(bundle, raws, detector, name, pixels)
         if kept is not None:
-            raw.append(raw_difference(output, kept.values, kept.places, detector.contract.output))
-            sums += score_sums(output, kept.values, kept.places, detector.contract.output)
+            raw.append(raw_difference(pixels, kept.values, kept.places, columns))
+            sums += score_sums(pixels, kept.values, kept.places, columns)
         reference = _reference(bundle, image, detector)
         exact &= np.array_equal(reference, ours)
-        dets.append(compare_detections(reference, ours, detector.conf + tolerance["conf"]))
+        things = _reference_things(bundle, raws, detector, name, reference), detector.output.things(ours)
+        dets.append(compare_detections(reference, ours, detector.conf + tolerance["conf"], detector.output, things))
     worst_raw = worst(raw)
     if worst_raw:
         worst_raw["score_scale"] = off(sums)
     found = {k: (sum if k in ("n", "unmatched") else max)(d[k] for d in dets) for k in dets[0]}
+    if detector.output.adds and not number(tolerance.get(detector.output.adds)):
+        raise EdgeError(f"{bundle.path}: {EXPECTED} has no usable tolerance for {precision}: make the bundle again.")
     why = _problems(worst_raw, found, tolerance, precision)
     return {
         "reference": expected["reference"],
@@ -99,7 +105,8 @@ def _problems(raw: dict[str, float], found: dict[str, Any], tolerance: dict[str,
     for key, limit in FIGURES.items():
         if key in raw and not raw[key] <= tolerance.get(limit, math.inf):
             why.append(f"raw output: {key} is {raw[key]:.3g}, above {tolerance[limit]:g}")
-    for key, limit in (("max_box_diff", "box"), ("max_conf_diff", "conf")):
+    of_added = [(figure, limit) for limit, figure in ADDED.items() if figure in found]
+    for key, limit in (("max_box_diff", "box"), ("max_conf_diff", "conf"), *of_added):
         if not found[key] <= tolerance[limit]:
             why.append(f"detections: {key} is {found[key]:.3g}, above {tolerance[limit]:g}")
     if not found["unmatched"] <= tolerance["unmatched"] * found["n"]:
@@ -163,17 +170,33 @@ def _malformed(expected: Any, bundle: Bundle) -> str | None:
 
 
 def _reference(bundle: Bundle, image: dict[str, Any], detector: Detector) -> np.ndarray:
-    """The detections (n, 6) that were found where the bundle was made."""
-    rows = image["detections"].get(detector.path.name)
+    """The detections that were found where the bundle was made."""
+    rows, columns = image["detections"].get(detector.path.name), detector.output.columns
     good = isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == 6 and all(number(v, -1e6, 1e6) for v in row) for row in rows
+        isinstance(row, list) and len(row) == columns and all(number(v, -1e6, 1e6) for v in row) for row in rows
     )
     if not good:
         raise EdgeError(
-            f"{bundle.path}: {EXPECTED} has no detections of {printable(detector.path.name)} as rows of six numbers: "
-            "make the bundle again."
+            f"{bundle.path}: {EXPECTED} has no detections of {printable(detector.path.name)} as rows of {columns} "
+            "numbers: make the bundle again."
         )
-    return np.array(rows, np.float32).reshape(-1, 6)
+    return np.array(rows, np.float32).reshape(-1, columns)
+
+
+def _reference_things(
+    bundle: Bundle, raws: dict[str, np.ndarray], detector: Detector, image: str, rows: np.ndarray
+) -> np.ndarray:
+    """What the reference detections have beside their boxes: the rows themselves, or masks (n, H, W) packed in bits."""
+    if detector.output.adds != "masks":
+        return rows
+    packed, shape = raws.get(raw_key(detector.path.name, image) + "/masks"), (len(rows),) + detector.contract.hw
+    count = int(np.prod(shape))
+    if packed is None or packed.dtype != np.uint8 or packed.shape != (-(-count // 8),):
+        raise EdgeError(
+            f"{bundle.path}: {EXPECTED_RAW} does not hold the masks of {printable(detector.path.name)} for "
+            f"{printable(image)}: make the bundle again."
+        )
+    return np.unpackbits(packed)[:count].reshape(shape)
 
 
 def kept_output(
@@ -184,7 +207,7 @@ def kept_output(
     if key not in raws and detector.path.name != "model.onnx" and not any(k.startswith("model_") for k in raws):
         return None
     values, index = raws.get(key), raws.get(key + "/index")
-    axis = 2 if detector.contract.output == RAW else 1
+    axis = 2 if detector.output.per_anchor else 1
     if values is not None and index is not None and index.ndim == 1 and index.dtype.kind in "iu" and len(index):
         shape = (output.shape[1], len(index)) if axis == 2 else (len(index), output.shape[2])
         inside = 0 <= index.min() and index.max() < output.shape[axis]
@@ -199,21 +222,34 @@ def kept_output(
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def _at(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> tuple[np.ndarray, np.ndarray]:
+class Layout(NamedTuple):
+    """How boxes and scores lie in an output."""
+
+    per_anchor: bool  # (1, 4 + nc and more, A), else rows (1, N, 6), best first
+    scores: slice  # the rows of an anchor point's scores
+
+
+def layout(detector: Detector) -> Layout:
+    """That of a file's first output."""
+    return Layout(detector.output.per_anchor, slice(4, 4 + detector.contract.nc))
+
+
+def _at(output: np.ndarray, expected: np.ndarray, index: np.ndarray, way: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Ours and theirs at the kept places, as float64: (4 + nc, n) or rows (n, 6)."""
     ours = output[0].astype(np.float64)
-    return (ours[:, index] if contract == RAW else ours[index]), expected.astype(np.float64)
+    ours, theirs = (ours[:, index] if way.per_anchor else ours[index]), expected.astype(np.float64)
+    return (ours[: way.scores.stop], theirs[: way.scores.stop]) if way.per_anchor else (ours, theirs)
 
 
-def raw_difference(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> dict[str, float]:
+def raw_difference(output: np.ndarray, expected: np.ndarray, index: np.ndarray, way: Layout) -> dict[str, float]:
     """Largest differences of boxes and scores of an output, the mean one of its best boxes' sides, and its cosine, at
     the places that were kept.
 
-    For RAW these are anchor points, index (n,) of (1, 4 + nc, A); else all rows (1, N, 6), best first, of which those
+    These are anchor points, index (n,) of (1, 4 + nc and more, A); else all rows (1, N, 6), best first, of which those
     are compared whose place no rounding can change: they score 0.01 or more away from both neighbours.
     """
-    ours, theirs = _at(output, expected, index, contract)
-    if contract == RAW:
+    ours, theirs = _at(output, expected, index, way)
+    if way.per_anchor:
         gap = np.abs(ours - theirs)
         boxes, scores = gap[:4], gap[4:]
         near = boxes[:, np.argsort(-theirs[4:].max(0), kind="stable")[:BEST]]
@@ -239,13 +275,13 @@ def worst(figures: list[dict[str, float]]) -> dict[str, float]:
     return out
 
 
-def score_sums(output: np.ndarray, expected: np.ndarray, index: np.ndarray, contract: str) -> np.ndarray:
+def score_sums(output: np.ndarray, expected: np.ndarray, index: np.ndarray, way: Layout) -> np.ndarray:
     """Ours and theirs: the sum of the scores at the places of the best ones.
 
     Rounding moves single scores up and down. What moves them all one way is no rounding, however little it is.
     """
-    ours, theirs = _at(output, expected, index, contract)
-    scores = [v[4:].max(0) if contract == RAW else v[:, 4] for v in (ours, theirs)]
+    ours, theirs = _at(output, expected, index, way)
+    scores = [v[4:].max(0) if way.per_anchor else v[:, 4] for v in (ours, theirs)]
     best = np.argsort(-scores[1], kind="stable")[:SURE]
     return np.array([scores[0][best].sum(), scores[1][best].sum()])
 
@@ -255,19 +291,27 @@ def off(sums: np.ndarray) -> float:
     return float(abs(sums[0] - sums[1]) / max(sums[1], 1e-9))
 
 
-def compare_detections(a: np.ndarray, b: np.ndarray, sure: float) -> dict[str, float]:
-    """Largest differences of the detections (n, 6) and (m, 6) that match.
+def compare_detections(
+    a: np.ndarray,
+    b: np.ndarray,
+    sure: float,
+    output: Output | None = None,
+    things: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Largest differences of the detections (n, 6) and (m, 6) that match, and of what the output's task adds.
 
     One without a partner counts from the confidence `sure` on: below it, rounding alone can drop a detection.
     """
-    left, right, box, conf = set(range(len(a))), set(range(len(b))), 0.0, 0.0
+    left, right, box, conf, apart = set(range(len(a))), set(range(len(b))), 0.0, 0.0, 0.0
     for i, j, _ in match_detections(a, b):
         left.discard(i)
         right.discard(j)
         box = max(box, float(np.abs(a[i, :4] - b[j, :4]).max()))
         conf = max(conf, float(abs(a[i, 4] - b[j, 4])))
+        apart = max(apart, output.apart(things[0][i], things[1][j])) if output and things else 0.0
     unmatched = sum(a[i, 4] > sure for i in left) + sum(b[j, 4] > sure for j in right)
-    return {"n": len(a), "unmatched": int(unmatched), "max_box_diff": box, "max_conf_diff": conf}
+    added = {ADDED[output.adds]: apart} if output and output.adds else {}
+    return {"n": len(a), "unmatched": int(unmatched), "max_box_diff": box, "max_conf_diff": conf, **added}
 
 
 def parity_text(figures: dict[str, Any]) -> str:
@@ -278,6 +322,10 @@ def parity_text(figures: dict[str, Any]) -> str:
         f"boxes within {dets['max_box_diff']:.2g} px (tolerance {tolerance['box']:g})",
         f"confidences within {dets['max_conf_diff']:.2g} (tolerance {tolerance['conf']:g})",
     ]
+    if "max_point_diff" in dets:
+        parts.append(f"points within {dets['max_point_diff']:.2g} px (tolerance {tolerance['points']:g})")
+    if "max_mask_diff" in dets:
+        parts.append(f"masks apart by {dets['max_mask_diff']:.2%} at most (tolerance {tolerance['masks']:.0%})")
     if raw:
         parts.append(
             f"raw outputs within {raw['max_abs_box']:.2g} px and {raw['max_abs_score']:.2g} "

@@ -130,3 +130,33 @@ ORIGIN = {
     "dataset": "d.yaml",
     "accuracy": {"map50": 0.5},
 }
+
+
+def labelled(
+    folder: Path,
+    frames: Sequence[np.ndarray],
+    objects: Sequence[Sequence[Sequence[float]]],
+    names: dict[int, str],
+    **more,
+) -> Path:
+    """YAML of a data set of frames, for training and validation, with the rows of each frame's label file."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    for k, (frame, rows) in enumerate(zip(frames, objects, strict=True)):
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), frame)
+        lines = [" ".join([f"{row[0]:.0f}", *(f"{value:.6f}" for value in row[1:])]) for row in rows]
+        (folder / "labels" / f"{k}.txt").write_text("\n".join(lines))
+    content = {"path": str(folder), "train": "images", "val": "images", "names": names, **more}
+    (folder / "data.yaml").write_text(json.dumps(content))  # JSON is YAML
+    return folder / "data.yaml"
+
+
+def shares(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Points (..., 2) in pixels of a frame as shares of it, none beyond its border."""
+    return (points / frame.shape[1::-1]).clip(0, 1)
+
+
+def centre_and_size(boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) xyxy in pixels of a frame as a label file has them."""
+    corners = shares(boxes.reshape(-1, 2, 2), frame)
+    return np.concatenate([corners.mean(1), corners[:, 1] - corners[:, 0]], axis=1)

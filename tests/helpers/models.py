@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
@@ -16,7 +19,7 @@ from ultralytics.nn.tasks import (
     SegmentationModel,
     yaml_model_load,
 )
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import ASSETS, DEFAULT_CFG
 
 NAMES = {i: f"class {i}" for i in range(5)}
 CLASSES = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}  # by the family's ending
@@ -92,3 +95,41 @@ def batch(size: int = 4, seed: int = 0, side: int = 64) -> dict[str, Tensor]:
         "bboxes": torch.cat((0.3 + 0.4 * centres, 0.2 + 0.3 * sides), 1),
         "batch_idx": torch.arange(size).repeat_interleave(3).float(),
     }
+
+
+def lively(family: str, file: Path, imgsz: int = 96) -> Path:
+    """Checkpoint of an untrained model whose scores go from 0 to 1 without a tie, and differ from image to image."""
+    model = build(family, 0, torch.float32)
+    head, task = model.model[-1], {"seg": "segment"}.get(family.partition("-")[2], family.partition("-")[2])
+    scores = [head.enc_score_head, *head.dec_score_head] if "rtdetr" in family else [tower[-1] for tower in head.cv3]
+    further = getattr(head, "cv4_kpts", None) or [tower[-1] for tower in getattr(head, "cv4", ())]
+    sides = [tower[-1] for tower in getattr(head, "cv2", ())]
+    bins = torch.arange(getattr(head, "reg_max", 1)).repeat(4)
+    last = [*scores, *further, *sides]
+    photographs = [cv2.resize(cv2.imread(str(photo)), (imgsz, imgsz)) for photo in sorted(Path(ASSETS).glob("*.jpg"))]
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [layer.register_forward_hook(lambda at, given, out: seen.update({at: out})) for layer in last]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for layer in last:
+            layer.weight.data.normal_(0, 0.1)
+            layer.bias.data.fill_(0)
+        model(torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2).float() / 255)
+        for layer, hook in zip(last, hooks, strict=True):
+            hook.remove()
+            if layer not in seen:  # old versions leave out all but the last of the decoder's
+                continue
+            values = seen[layer].movedim(1 if isinstance(layer, nn.Conv2d) else -1, 0).flatten(1)  # a row per channel
+            scale = (0.4 if layer in sides else 1.5) / (values - values.mean(1, keepdim=True)).std()
+            layer.weight.data *= scale
+            layer.bias.data -= scale * values.mean(1)
+            if layer in scores:
+                layer.bias.data -= 2
+            if layer in sides:  # boxes of some strides: a single bin is the distance itself, which is never negative
+                layer.bias.data += 1.5 if len(bins) == 4 else -0.7 * bins
+    task = "detect" if "rtdetr" in family else task
+    model.task = task
+    if task == "pose":
+        model.kpt_shape = list(head.kpt_shape)  # as a trainer does it
+    torch.save({"model": model, "train_args": {"task": task, "imgsz": imgsz}}, file)
+    return file

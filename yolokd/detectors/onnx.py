@@ -222,7 +222,11 @@ def _contract_and_names(
         except EdgeError as error:
             missing = "teacher.contract=" + "|".join(CONTRACTS) if contract is None else "teacher.names=names.yaml"
             raise UsageError(f"teacher={path} does not say what it outputs ({error}): give {missing}.") from error
-        contract, names = contract or DECLARED[own.output], names or own.names
+        if (declared := contract or DECLARED.get(own.output)) is None:
+            raise UsageError(
+                f"teacher={path} outputs {own.output}, which is not read from teachers: give the RT-DETR's .pt file."
+            )
+        contract, names = declared, names or own.names
     if sorted(names) != list(range(len(names))):
         raise UsageError(f"teacher={path} has class indices {sorted(names)}: they must count from 0 without a gap.")
     return contract, names

@@ -18,8 +18,7 @@ import onnx
 import onnxruntime
 import torch
 import ultralytics
-from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics import RTDETR, YOLO
 from ultralytics.utils import LOGGER
 
 from yolokd import __version__, compat
@@ -29,14 +28,14 @@ from yolokd.data.splits import find_data, split_images
 from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import ParityError, UsageError, as_path, printable
-from yolokd.onnx import export, metadata, parity, profile, qdq, quantize, rounding, summary
+from yolokd.onnx import export, metadata, parity, profile, qdq, quantize, rounding, summary, validation
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
-from yolokd_edge.contract import RAW
+from yolokd_edge.contract import DETR
 from yolokd_edge.detector import Detector, check_manifest
 from yolokd_edge.images import list_images, read_image
-from yolokd_edge.verify import Kept, raw_key
+from yolokd_edge.verify import Kept, Layout, layout, raw_key
 
 BOARD_FILES, TESTS = PACKAGE / "board_files", PACKAGE / "jetson"
 NOT_IN_A_BUNDLE = shutil.ignore_patterns("board_files", "jetson", "__pycache__", "*.py[co]")
@@ -44,12 +43,21 @@ CALIBRATION = 300  # images
 PARITY_IMAGES, CANDIDATES = 6, 64
 KEPT_ANCHORS, KEPT_OF_TWINS = 1024, 256  # of the raw output, for each parity image
 MOST_OPSET, MOST_IR = 18, 9  # what the runtimes of older JetPacks read: ONNX Runtime 1.14, 1.15 where IR is 9
+RTDETR_OPSET = 17  # in half precision ONNX Runtime 1.14 writes LayerNormalization out with operators of opset 17
 EVERY = ("cpu", "cuda", "trt")
 PROVIDERS = {"fp32": EVERY, "fp16": EVERY, "int8": EVERY, "cpu": ("cpu",), "trt": ("trt", "cuda")}
 MAX_DROP = 5.0  # points of mAP50-95 that a twin may lose against the FP32 file
 # How far the mean colours of calibration and validation images may be apart, in grey levels, and the spread of their
 # grey levels, as a ratio, before they are said to look unlike each other.
 UNLIKE_LEVEL, UNLIKE_SPREAD = 40.0, 2.0
+
+FITTING: dict[str, dict[str, Any]] = {  # how a frame becomes the input, for the manifest
+    "letterbox": {
+        "letterbox": {"pad": PAD, "centred": True, "scale_up": True, "interpolation": "linear"},
+        "rounding": "half to even; an odd border pixel goes to the bottom and the right",
+    },
+    "stretch": {"stretch": {"interpolation": "linear"}},
+}
 
 
 def bundle(
@@ -108,7 +116,7 @@ def bundle(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib, trust)
-        _refuse_losses(models, max_drop)
+        validation.refuse_losses(models, max_drop)
         images = list_images(str(source)) if source else _candidates(dataset)
         tolerance = _parity_pack(root, models, images)
         _instructions(root, target.stem, models, tolerance, max_drop)
@@ -149,7 +157,8 @@ def _models(
     full = root / "model.onnx"
     size = {} if imgsz is None else {"imgsz": imgsz}
     # older versions of Ultralytics choose what their torch can write, which boards cannot read
-    how = {"source": source, "trust": trust, "opset": MOST_OPSET, **size}
+    opset = RTDETR_OPSET if isinstance(student, RTDETR) else MOST_OPSET
+    how = {"source": source, "trust": trust, "opset": opset, **size}
     rounded = root / "model_int8.onnx" if is_quantized(student.model) else None
     with tempfile.TemporaryDirectory() as folder:
         exact = checkpoint
@@ -172,7 +181,7 @@ def _models(
             file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
             models[file.name] = _entry(file, "int8", name)
     if dataset:
-        _measure_accuracy(root, models, dataset)
+        validation.measure(root, models, dataset)
     elif known := metadata.description(metadata.read(full))["accuracy"]:
         models[full.name]["accuracy"] = known
     return models
@@ -198,31 +207,6 @@ def _entry(file: Path, precision: str, providers: str) -> dict[str, Any]:
     }
 
 
-def _measure_accuracy(root: Path, models: dict[str, dict[str, Any]], dataset: dict[str, Any]) -> None:
-    """Validate each file with Ultralytics' own validator on onnxruntime; write the figures into entry and metadata."""
-    first: dict[str, Any] = {}
-    for name, entry in models.items():
-        figures = accuracy(root / name, dataset["yaml_file"])
-        first = first or figures
-        entry["accuracy"] = figures
-        entry["change"] = {key: round(figures[key] - first[key], 6) for key in ("map50", "map50_95")}
-        metadata.change(root / name, {"accuracy": figures})
-
-
-def _refuse_losses(models: dict[str, dict[str, Any]], max_drop: float) -> None:
-    """Refuse a twin that lost more than allowed: on the board nobody would see it."""
-    first = next(iter(models.values()))["accuracy"]
-    for name, entry in models.items():
-        if entry["change"] and not -100 * entry["change"]["map50_95"] <= max_drop:
-            was, now = (100 * figures["map50_95"] for figures in (first, entry["accuracy"]))
-            images = "calibrate on more or other training images (calib=, data=), or " * (entry["precision"] == "int8")
-            raise ParityError(
-                f"{name} loses {was - now:.2f} points of mAP50-95 ({was:.2f} in FP32, {now:.2f} in "
-                f"{entry['precision'].upper()}), more than max_drop={max_drop:g}, so no bundle was made: {images}leave "
-                f"{entry['precision']}=True out, or allow the loss with max_drop=."
-            )
-
-
 def compare_sets(calibration: Sequence[Path], validation: Sequence[Path]) -> None:
     """Warn where the images that give INT8 its ranges look unlike those that it is measured on."""
     (level, spread), (wanted, wanted_spread) = (_look(images) for images in (calibration, validation))
@@ -240,27 +224,6 @@ def _look(images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     small = [cv2.resize(read_image(p), (32, 32), interpolation=cv2.INTER_AREA) for p in _spread(images, CANDIDATES)]
     pixels = np.stack(small).reshape(-1, 3).astype(np.float64)
     return pixels.mean(0), pixels.std(0)
-
-
-def accuracy(file: Path, data: str | Path, split: str = "val") -> dict[str, Any]:
-    """mAP of an exported file on a split, as Ultralytics measures it; fields as in the latency report's `accuracy`."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "model": str(file), "data": str(data), "split": split, "device": "cpu", "plots": False, "verbose": False,
-            "workers": 0, "task": "detect", "mode": "val", "rect": False, "project": folder,
-        }  # fmt: skip
-        validator = DetectionValidator(args=settings, save_dir=Path(folder))
-        found = validator(model=str(file))
-    return {
-        "dataset": Path(data).name,
-        "split": split,
-        "n_images": len(validator.dataloader.dataset),
-        "map50": float(found["metrics/mAP50(B)"]),
-        "map50_95": float(found["metrics/mAP50-95(B)"]),
-        "conf": float(validator.args.conf),
-        "iou": float(validator.args.iou),
-        "source": "Ultralytics' validator on the exported file",
-    }
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -304,7 +267,8 @@ def _parity_pack(
     """
     detectors = {name: Detector(root / name, threads=1) for name in models}
     full = detectors["model.onnx"]
-    reference = YOLO(root / "model.onnx", task="detect")
+    task = full.contract.exporter["task"]
+    opened = RTDETR(root / "model.onnx") if full.contract.output == DETR else YOLO(root / "model.onnx", task=task)
     (root / "parity").mkdir()
     images: dict[str, Any] = {}
     raws: dict[str, np.ndarray] = {}
@@ -319,21 +283,25 @@ def _parity_pack(
             continue
         name = f"{len(images)}.png"
         with compat.boxes_by_axis():
-            result = reference.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
-        if not np.array_equal(found, result.boxes.data.numpy()):
+            result = opened.predict(frame, rect=False, conf=full.conf, iou=full.iou, device="cpu", verbose=False)[0]
+        if not _equal(found, result, full):
             raise ParityError(
                 f"the runtime finds other boxes than Ultralytics' predict(rect=False) in {path}: no bundle was made."
             )
         cv2.imwrite(str(root / "parity" / name), frame)
         blobs.append(full.preprocess(frame)[0])
         for file, detector in detectors.items():
-            kept = _kept(
-                detector.infer(blobs[-1]), full.contract.output, KEPT_ANCHORS if detector is full else KEPT_OF_TWINS
-            )
+            output = detector.output.in_pixels(detector.infer(blobs[-1]))
+            kept = _kept(output, layout(full), KEPT_ANCHORS if detector is full else KEPT_OF_TWINS)
             key = raw_key(file, name)
             raws[f"{key}/index"], raws[key] = kept
             outputs[file].append(kept)
-        detections = {file: detector.detect(frame).tolist() for file, detector in detectors.items()}
+        detections = {}
+        for file, detector in detectors.items():
+            rows = detector.detect(frame)
+            detections[file] = rows.tolist()
+            if detector.output.adds == "masks":
+                raws[f"{raw_key(file, name)}/masks"] = np.packbits(detector.output.things(rows))
         images[name] = {"hw": list(frame.shape[:2]), "detections": detections}
     if not images:
         raise UsageError(
@@ -347,6 +315,11 @@ def _parity_pack(
                 f"calibrate on other images, or leave {models[file]['precision']}=True out."
             )
     moved = {file: rounding.measure(detectors[file], blobs, outputs[file]) for file in models}
+    if wild := [file for file, figures in moved.items() if not np.isfinite(list(figures.values())).all()]:
+        raise ParityError(
+            f"{wild[0]} computes values that are no finite numbers where ONNX Runtime does not optimize it, so no "
+            f"bundle was made: leave {models[wild[0]]['precision']}=True out, or update ONNX Runtime."
+        )
     precisions = {models[file]["precision"] for file in models}
     tolerance = rounding.tolerances(
         {p: [moved[file] for file in models if models[file]["precision"] == p] for p in precisions}
@@ -366,11 +339,23 @@ def _parity_pack(
     return tolerance
 
 
-def _kept(output: np.ndarray, contract: str, most: int) -> Kept:
+def _equal(ours: np.ndarray, result: Any, detector: Detector) -> bool:
+    """Whether boxes, scores and classes are those of Ultralytics' result to the last digit; and the rest up to
+    rounding: a rotated box's corners come from another sine.
+    """
+    theirs, output = parity.result_rows(result), detector.output
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-5, atol=1e-3):
+        return False
+    pairs = zip(output.things(ours), parity.result_things(result), strict=True)
+    same = not output.adds or all(output.apart(a, b) <= parity.TOLERANCE[output.adds] for a, b in pairs)
+    return same and (ours.shape[1] == 11 or np.array_equal(ours[:, :6], theirs[:, :6]))
+
+
+def _kept(output: np.ndarray, way: Layout, most: int) -> Kept:
     """Places of the output worth keeping, and what stands there: the best anchor points and some more, or all rows."""
-    if contract != RAW:
+    if not way.per_anchor:
         return Kept(np.arange(output.shape[1]), output[0])
-    best = np.argsort(-output[0, 4:].max(0), kind="stable")[: most // 2]
+    best = np.argsort(-output[0, way.scores].max(0), kind="stable")[: most // 2]
     spread = np.linspace(0, output.shape[2] - 1, most // 2).round().astype(int)
     index = np.unique(np.concatenate([best, spread]))
     return Kept(index, output[0][:, index])
@@ -434,13 +419,12 @@ def _manifest(
         "license": contract.exporter.get("license"),
         "contract": {
             "output": contract.output,
-            "task": "detect",
+            "task": contract.exporter["task"],
             "names": {str(k): v for k, v in contract.names.items()},
             "imgsz": list(contract.hw),
             "preprocessing": {
                 "input": "BGR uint8 image to float32 (1, 3, H, W), RGB, divided by 255",
-                "letterbox": {"pad": PAD, "centred": True, "scale_up": True, "interpolation": "linear"},
-                "rounding": "half to even; an odd border pixel goes to the bottom and the right",
+                **FITTING[full.output.fitting],
             },
             "defaults": {"conf": full.conf, "iou": full.iou, "max_det": full.max_det},
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 from ultralytics.utils import LOGGER
 
 from yolokd import __version__, compat
@@ -20,11 +20,12 @@ from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import UsageError, as_path, one_line, printable
 from yolokd.onnx import metadata, parity, qdq
-from yolokd_edge.contract import E2E, NMS, RAW
+from yolokd_edge.contract import DETR, E2E, NMS, RAW, TASKS
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import list_images, read_image
 
 CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
+TASK_OF = {"OBB": "obb", "Pose": "pose", "Segment": "segment"}  # a head's class without its version -> its task
 TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract
 BAKED = {
     "raw": (),
@@ -60,8 +61,9 @@ def export(
     Args:
         model: the .pt file.
         out: the ONNX file to write; beside the checkpoint by default.
-        contract: output of the file: "raw" (boxes and scores of every anchor point, NMS follows), "e2e" (the NMS-free
-            head of YOLO26 and v10) or "nms" (NMS in the graph).
+        contract: output of a detecting YOLO's file: "raw" (boxes and scores of every anchor point, NMS follows), "e2e"
+            (the NMS-free head of YOLO26 and v10) or "nms" (NMS in the graph). Another task's is always raw, an
+            RT-DETR's always its detections.
         source: image or folder to compare PyTorch and onnxruntime on; by default two photographs that Ultralytics
             installs and images of the checkpoint's own validation split, where it is present.
         exist_ok: whether `out` may replace a file.
@@ -77,18 +79,17 @@ def export(
         ParityError: the file computes something else than the checkpoint; it is not kept.
     """
     true_or_false("trust", trust)
-    checkpoint, target, wanted = _check_request(model, out, contract, exist_ok, arguments)
+    checkpoint, target = _check_request(model, out, contract, exist_ok, arguments)
     images = list_images(str(source)) if source else None
     if images:
         read_image(images[0])  # what is no image is found before the export
     student = open_detector(checkpoint, trust)
-    if contract == "e2e" and getattr(student.model.model[-1], "one2one_cv2", None) is None:
-        raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} does not have: choose raw or nms.")
-    if not isinstance(student.model.model[-1], Detect):
-        raise UsageError(f"model={checkpoint} is not a YOLO: yolokd exports models with a Detect head so far.")
+    wanted = _wanted(student.model.model[-1], checkpoint, contract)
     if (channels := int(student.model.yaml.get("channels", 3))) != 3:
         raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
     quantized = is_quantized(student.model)
+    if quantized and wanted in (*TASKS.values(), DETR):
+        raise UsageError(f"model={checkpoint} was trained for INT8, which is exported for detecting YOLOs only so far.")
     if quantized and contract != "raw":
         raise UsageError(
             f"contract={contract}: {checkpoint} was trained for INT8, whose rounding decides between detections that "
@@ -153,7 +154,7 @@ def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dic
 
 def _check_request(
     model: str | Path, out: str | Path | None, contract: str, exist_ok: bool, arguments: dict[str, Any]
-) -> tuple[Path, Path, str]:
+) -> tuple[Path, Path]:
     checkpoint = as_path("model", model)
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
         raise UsageError(f"model={model} is not a checkpoint: give the trained student's .pt file.")
@@ -177,7 +178,24 @@ def _check_request(
     if target.exists() and not exist_ok:
         raise UsageError(f"{target} exists already: name another file with out=, or allow it with exist_ok=True.")
     check_writable(target, f"out={target}")
-    return checkpoint, target, CONTRACTS[contract]
+    return checkpoint, target
+
+
+def _wanted(head: Any, checkpoint: Path, contract: str) -> str:
+    """The output contract of the file: that of an RT-DETR is always the same."""
+    if isinstance(head, RTDETRDecoder):
+        if contract != "raw":
+            raise UsageError(f"contract={contract} is for YOLOs, and {checkpoint} is an RT-DETR: leave contract= out.")
+        return DETR
+    if not isinstance(head, Detect):
+        raise UsageError(f"model={checkpoint} is neither a YOLO nor an RT-DETR: yolokd exports these two so far.")
+    if (task := TASK_OF.get(type(head).__name__.rstrip("0123456789"))) is not None:
+        if contract != "raw":
+            raise UsageError(f"contract={contract} is for detect, and {checkpoint} is for {task}: leave contract= out.")
+        return TASKS[task]
+    if contract == "e2e" and getattr(head, "one2one_cv2", None) is None:
+        raise UsageError(f"contract=e2e needs an NMS-free head, which {checkpoint} does not have: choose raw or nms.")
+    return CONTRACTS[contract]
 
 
 def _thresholds(contract: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -187,10 +205,11 @@ def _thresholds(contract: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_detector(checkpoint: Path, trust: bool) -> Any:
-    """A checkpoint as Ultralytics' own object, which must detect."""
+    """A checkpoint as Ultralytics' own object, with a task that the runtime knows."""
     student = open_model(checkpoint, trust=trust, remedy=GIVE_CHECKPOINT)
-    if student.task != "detect":
-        raise UsageError(f"model={checkpoint} is for the task {student.task}: yolokd exports detection models so far.")
+    if student.task != "detect" and student.task not in TASKS:
+        known = ", ".join(TASKS)
+        raise UsageError(f"model={checkpoint} is for the task {student.task}: yolokd exports detect, {known} so far.")
     return student
 
 
@@ -210,6 +229,10 @@ def _said(figures: dict[str, Any], proven_on: dict[str, int], source: Any) -> st
     """The figures of a file that passed, and on which images."""
     dets, outputs = figures["dets"], figures["raw"] or figures["rows"]
     parts = [f"{dets['n']} detections within {dets['max_box_diff']:.2g} px and {dets['max_conf_diff']:.2g} confidence"]
+    if "max_point_diff" in dets:
+        parts[0] += f", their points within {dets['max_point_diff']:.2g} px"
+    if "max_mask_diff" in dets:
+        parts[0] += f", their masks apart by {dets['max_mask_diff']:.2%} at most"
     if outputs and "mean_abs_box" in outputs:
         parts.insert(
             0,

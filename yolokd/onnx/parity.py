@@ -23,16 +23,19 @@ from yolokd.detectors.quantized import is_quantized
 from yolokd.errors import ParityError, UsageError, printable
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.common import EdgeError
-from yolokd_edge.contract import RAW
+from yolokd_edge.contract import DETR
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
-from yolokd_edge.verify import BEST, off, score_sums
+from yolokd_edge.verify import ADDED, BEST, layout, off, score_sums
 
 TOLERANCE = {
     "raw_box": 0.1,  # pixels of the input, any anchor point's side
     "raw_score": 1e-3,
     "box": 0.5,  # pixels of the image, any side of a detection
     "conf": 2e-3,
+    "added": 1e-3,  # radians and scores that a task adds to an anchor point, coefficients, keypoints in 100 pixels
+    "points": 0.5,  # pixels of the image, any keypoint that is seen or corner of a rotated box
+    "masks": 0.02,  # share of a mask's pixels
 }
 # Of a student trained for INT8. PyTorch and ONNX Runtime sum in another order, so that now and then a value is rounded
 # to the other of its two neighbours, and that spreads: single outputs are no measure, all that matter together are.
@@ -45,7 +48,7 @@ TOLERANCE_INT8 = {
 }
 LIMITS = {  # figure of the raw output -> its tolerance
     "max_abs_box": "raw_box", "max_abs_score": "raw_score", "mean_abs_box": "mean_box",
-    "mean_abs_score": "mean_score", "score_scale": "score_scale",
+    "mean_abs_score": "mean_score", "score_scale": "score_scale", "max_added": "added",
 }  # fmt: skip
 MIN_CONF = 0.05  # detections from this confidence on are compared: enough of them also on images of another domain
 
@@ -68,15 +71,16 @@ def compare(
 
     Returns:
         ``pass`` and the figures it stands on, boxes in pixels. ``raw`` is the network's whole output for the raw
-        contract; ``rows``, for the NMS-free one, those rows that do not depend on how ties are broken.
+        contract; ``rows``, for the NMS-free ones, those rows that do not depend on how ties are broken.
     """
     settings = {"conf": MIN_CONF, "iou": 0.7, "max_det": 300, "agnostic_nms": False, **(thresholds or {})}
     detector = Detector(file, conf=settings["conf"], iou=settings["iou"], max_det=settings["max_det"])
-    e2e = detector.contract.output != RAW and detector.contract.exporter.get("end2end") == "True"
+    detr, per_anchor = detector.contract.output == DETR, detector.output.per_anchor
+    e2e = not per_anchor and detector.contract.exporter.get("end2end") == "True"
     reference = open_model(checkpoint, trust=trust)
     rounded = is_quantized(reference.model)
     tolerance, sums = TOLERANCE_INT8 if rounded else TOLERANCE, np.zeros(2)
-    raw, rows, found, unmatched, box_error, conf_error, ious = [], [], 0, 0, 0.0, 0.0, []
+    raw, rows, found, unmatched, box_error, conf_error, ious, added = [], [], 0, 0, 0.0, 0.0, [], 0.0
     for path in images:
         frame = read_image(path)
         blob, letterbox = detector.preprocess(frame)
@@ -86,23 +90,25 @@ def compare(
                 frame, rect=False, imgsz=list(detector.contract.hw), device="cpu", verbose=False, save=False,
                 **compat.head_arguments("e2e" if e2e else "raw"), **settings,
             )[0]  # fmt: skip
-        if detector.contract.output == RAW:
+        if per_anchor:
             theirs_raw = _torch_output(reference, blob)
-            raw.append(_raw_difference(output, theirs_raw))
+            raw.append(_raw_difference(output, theirs_raw, detector))
             if rounded:
                 raw[-1] |= _best_difference(output, theirs_raw)
-                sums += score_sums(output, theirs_raw[0], np.arange(output.shape[2]), RAW)
+                sums += score_sums(output, theirs_raw[0], np.arange(output.shape[2]), layout(detector))
             output = theirs_raw  # NMS decides near ties by the last digit: what follows starts from equal predictions
-        elif e2e:
-            rows.append(row_difference(output, _torch_output(reference, blob)))
+        elif e2e or detr:
+            in_pixels = detector.output.in_pixels
+            rows.append(row_difference(in_pixels(output), in_pixels(_torch_output(reference, blob))))
         ours = detector.postprocess(output, letterbox)
-        theirs = result.boxes.data.cpu().numpy()
+        theirs, their_things, our_things = result_rows(result), result_things(result), detector.output.things(ours)
         found += len(theirs)
         matched = match_detections(theirs, ours)
         unmatched += max(len(theirs), len(ours)) - len(matched)
         for i, j, iou in matched:
             box_error = max(box_error, float(np.abs(theirs[i, :4] - ours[j, :4]).max()))
             conf_error = max(conf_error, float(abs(theirs[i, 4] - ours[j, 4])))
+            added = max(added, detector.output.apart(their_things[i], our_things[j]))
             ious.append(iou)
     figures: dict[str, Any] = {
         "reference": f"{Path(checkpoint).name}, PyTorch, rect=False",
@@ -114,6 +120,7 @@ def compare(
             "unmatched": unmatched,
             "max_box_diff": box_error,
             "max_conf_diff": conf_error,
+            **({ADDED[detector.output.adds]: added} if detector.output.adds else {}),
             "mean_iou": float(np.mean(ious)) if ious else None,
             "f1_iou50": 2 * len(ious) / (2 * len(ious) + unmatched) if found or unmatched else None,
         },
@@ -130,6 +137,7 @@ def compare(
         )
         and box_error <= tolerance["box"]
         and conf_error <= tolerance["conf"]
+        and (not detector.output.adds or added <= tolerance[detector.output.adds])
         and unmatched == 0
     )
     return figures
@@ -163,19 +171,50 @@ def check(
     return figures
 
 
-def _torch_output(reference: YOLO | RTDETR, blob: np.ndarray) -> np.ndarray:
-    """The checkpoint's decoded output, (1, 4 + K, N) or rows (1, N, 6), for the very same input."""
+def _torch_output(reference: YOLO | RTDETR, blob: np.ndarray) -> Any:
+    """The checkpoint's decoded output, (1, 4 + K, N) or rows (1, N, 6), for the very same input; with prototypes as a
+    tuple where it has such.
+    """
     model = reference.predictor.model
     with torch.inference_mode():
         output = model(torch.from_numpy(blob).to(model.device))
-    return (output[0] if isinstance(output, (list, tuple)) else output).float().cpu().numpy()  # type: ignore[no-any-return]
+    first = output[0] if isinstance(output, (list, tuple)) else output
+    if isinstance(first, (list, tuple)):
+        return tuple(part.float().cpu().numpy() for part in first)
+    return first.float().cpu().numpy()
 
 
-def _raw_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Largest differences of boxes (rows 0 to 3, pixels) and scores of two outputs (1, 4 + K, N), and their cosine."""
+def result_rows(result: Any) -> np.ndarray:
+    """Ultralytics' result as the runtime's detections, see `yolokd_edge.outputs`."""
+    if result.obb is not None:
+        found = result.obb.data.cpu().numpy()  # centre, size, angle, score, class
+        return np.concatenate([result.obb.xyxy.cpu().numpy(), found[:, 5:], found[:, :5]], axis=1)
+    boxes: np.ndarray = result.boxes.data.cpu().numpy()
+    if result.keypoints is None:
+        return boxes
+    return np.concatenate([boxes, result.keypoints.data.cpu().numpy().reshape(len(boxes), -1)], axis=1)
+
+
+def result_things(result: Any) -> np.ndarray:
+    """What the runtime's `apart` compares, of Ultralytics' result: masks (n, H, W), else the rows."""
+    things: np.ndarray = result_rows(result) if result.masks is None else result.masks.data.cpu().numpy()
+    return things
+
+
+def _raw_difference(ours: Any, theirs: Any, detector: Detector) -> dict[str, float]:
+    """Largest differences of boxes (rows 0 to 3, pixels), scores and what a task adds, in its units, of two outputs
+    (1, 4 + K and more, N), and the cosine of boxes and scores.
+    """
+    a, b, units = detector.output.in_pixels(ours), detector.output.in_pixels(theirs), detector.output.units()
     gap = np.abs(a.astype(np.float64) - b)
-    cos = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12))
-    return {"max_abs_box": float(gap[:, :4].max()), "max_abs_score": float(gap[:, 4:].max()), "cos": cos}
+    end = 4 + detector.contract.nc
+    one, other = a[:, :end], b[:, :end]
+    cos = float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other) + 1e-12))
+    added = {"max_added": float((gap[0, end:] / units[:, None]).max())} if len(units) else {}
+    if isinstance(ours, tuple):  # a mask is where a sum of prototypes is positive: their scale is free
+        apart = float(np.abs(ours[1] - theirs[1]).max() / (np.sqrt(np.square(theirs[1]).mean()) + 1e-12))
+        added["max_added"] = max(added["max_added"], apart)
+    return {"max_abs_box": float(gap[:, :4].max()), "max_abs_score": float(gap[:, 4:end].max()), **added, "cos": cos}
 
 
 def _best_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -186,7 +225,7 @@ def _best_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def row_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Largest differences of the rows (1, N, 6), best first, of an NMS-free head.
+    """Largest differences of the rows (1, N, 6), best first, of an NMS-free head or an RT-DETR, boxes in pixels.
 
     Rows of equal score come in any order and are cut off at N at random. So each row that scores clearly above the last
     one is compared with the nearest row of its class, wherever that stands.

@@ -15,7 +15,7 @@ import onnxruntime
 
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detector import Detector
-from yolokd_edge.verify import Kept, off, raw_difference, score_sums, worst
+from yolokd_edge.verify import Kept, layout, off, raw_difference, score_sums, worst
 
 NUDGE = 1 / (8 * 255)  # of the input, which goes from 0 to 1
 # A tolerance is FACTOR times what was measured, but not below the first number nor above the second. The ceilings are
@@ -33,8 +33,11 @@ BOUNDS = {
 }  # fmt: skip
 # FP32 as at export: it moves by its last digits only.
 FP32 = {
-    "raw_box": 0.1, "raw_score": 1e-3, "mean_box": 0.05, "score_scale": 2e-3, "box": 0.5, "conf": 2e-3, "unmatched": 0,
+    "raw_box": 0.1, "raw_score": 1e-3, "mean_box": 0.05, "score_scale": 2e-3, "box": 0.5, "conf": 2e-3,
+    "unmatched": 0, "points": 0.5, "masks": 0.02,
 }  # fmt: skip
+POINTS = {"fp16": 2.0, "int8": 8.0}  # pixels of a frame: keypoints that are seen, and the corners of rotated boxes
+MASKS = {"fp16": 0.1, "int8": 0.3}  # share of a mask's pixels
 UNMATCHED = {"fp16": 0.0, "int8": 0.1}  # share of the detections that may lack a partner
 
 
@@ -44,15 +47,16 @@ def measure(detector: Detector, blobs: Sequence[np.ndarray], kept: Sequence[Kept
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     plain = onnxruntime.InferenceSession(str(detector.path), options, providers=["CPUExecutionProvider"])
-    feed, contract, rng = plain.get_inputs()[0].name, detector.contract.output, np.random.default_rng(0)
+    feed, columns, rng = plain.get_inputs()[0].name, layout(detector), np.random.default_rng(0)
     found, sums = [], np.zeros((2, 2))
     for blob, (places, values) in zip(blobs, kept, strict=True):
-        outputs = [plain.run(None, {feed: blob})[0]]
+        outputs: list[Any] = [tuple(plain.run(None, {feed: blob}))]
         if detector.contract.precision != "fp32":  # which sees the image itself change
             outputs.append(detector.infer(blob + rng.choice([-NUDGE, NUDGE], blob.shape).astype(blob.dtype)))
         for way, output in enumerate(outputs):
-            found.append(raw_difference(output, values, places, contract))
-            sums[way] += score_sums(output, values, places, contract)
+            pixels = detector.output.in_pixels(output)
+            found.append(raw_difference(pixels, values, places, columns))
+            sums[way] += score_sums(pixels, values, places, columns)
     return {**worst(found), "score_scale": max(map(off, sums))}
 
 
@@ -62,7 +66,7 @@ def tolerances(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[st
     of = {"raw_box": "max_abs_box", "raw_score": "max_abs_score", "mean_box": "mean_abs_box", "box": "max_abs_box"}
     for precision in PRECISIONS[1:]:
         files = measured.get(precision, ())
-        out[precision] = {"unmatched": UNMATCHED[precision]}
+        out[precision] = {"unmatched": UNMATCHED[precision], "points": POINTS[precision], "masks": MASKS[precision]}
         for key, (least, most) in BOUNDS[precision].items():
             figure = {"conf": "max_abs_score", "score_scale": "score_scale"}.get(key) or of[key]
             moved = FACTOR * max([f[figure] for f in files], default=0.0)

@@ -10,7 +10,11 @@ VERB = Verb(
     usage=("yolokd export model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [imgsz=640] ...",),
     function="yolokd.onnx.export.export",
     options=(
-        Option("model", "the checkpoint, a YOLO that detects, with colour images", required=True),
+        Option(
+            "model",
+            "the checkpoint: a YOLO for detect, segment, pose or obb, or an RT-DETR, with colour images",
+            required=True,
+        ),
         Option("imgsz", "input size", "the training's"),
         *(
             Option(name, f"Ultralytics' own export argument {name}", "Ultralytics'")
