@@ -16,6 +16,7 @@ from yolokd_edge.bundle import EXPECTED, EXPECTED_RAW, Bundle, read_manifest
 from yolokd_edge.common import EdgeError, json_text
 from yolokd_edge.contract import PRECISIONS, RAW, Contract
 from yolokd_edge.detector import check_manifest
+from yolokd_edge.outputs import output_of
 from yolokd_edge.provenance import known_provenance, provenance_text
 from yolokd_edge.runtimes.table import PROVIDERS
 
@@ -110,6 +111,7 @@ class Scripted:
     def __init__(self, path: Path, *_: object, **__: object) -> None:
         self.path, self.active, self.conf, self.iou, self.max_det = path, "CPUExecutionProvider", 0.25, 0.7, 300
         self.contract = Contract(RAW, {0: "cat", 1: "dog"}, (32, 64), "fp32", {}, {})
+        self.output = output_of(self.contract, path)
 
     def preprocess(self, _: object) -> tuple[None, None]:
         return None, None
