@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,15 @@ def evil_bundle(folder: Path) -> Path:
     return folder
 
 
+def labelled(bundle: Path, folder: Path, with_labels: bool) -> Path:
+    """The bundle's images in a folder of that name, each with one object of the first class, or with none."""
+    shutil.copytree(bundle / "parity", folder / "images", ignore=shutil.ignore_patterns("*.json", "*.npz"))
+    for image in list((folder / "images").iterdir()) if with_labels else ():
+        (folder / "labels").mkdir(exist_ok=True)
+        (folder / "labels" / f"{image.stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    return folder / "images"
+
+
 def checksum(file: Path) -> dict[str, object]:
     return {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
@@ -321,6 +331,11 @@ def checksum(file: Path) -> dict[str, object]:
         ("detect --save", 0),
         ("bench --quick --time-limit 0.05", 0),
         ("bench --repeats 2 --time-limit 0.05", 0),
+        ("profile --runs 1", 0),
+        ("profile --runs 1 --json", 0),
+        ("val", 2),
+        ("val --labelled", 0),
+        ("val --labelled --json", 0),
         ("verify --origin", 0),
         ("verify --origin --json", 0),
         ("doctor --provider cpu", 0),
@@ -335,7 +350,10 @@ def test_no_name_does_anything_to_a_terminal(words: str, code: int, name: str, t
     bundle = evil_bundle(tmp_path / (EVIL if name == "bundle" else "plain"))
     verb, *more = words.split()
     given = [verb, "--model", str(bundle)]
-    given += ["--source", str(bundle / "parity")] if verb in ("detect", "bench") else []
+    given += ["--source", str(bundle / "parity")] if verb in ("detect", "bench", "profile") else []
+    if verb == "val":
+        given += ["--data", str(labelled(bundle, tmp_path / EVIL, "--labelled" in more))]
+        more = [word for word in more if word != "--labelled"]
     given += [*more, str(tmp_path / EVIL)] if "--save" in more else more
     assert cli.main(given) == code
     shown = capfd.readouterr()
@@ -366,6 +384,8 @@ def test_every_line_that_the_runtime_prints_is_looked_at_here() -> None:
     """A new `print` in the runtime needs a name in this list, and a case above if it shows what a file holds."""
     known = {
         "__main__.py": 1,  # packages that are missing
+        "accuracy.py": 1,
+        "profiling.py": 1,
         "cli.py": 6,  # errors, bench, doctor twice, verify twice
         "detect.py": 2,
         "bench/sweep.py": 1,  # a number of seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.edge import ORIGIN, entry, metadata
@@ -46,7 +47,7 @@ def use_metadata(entries: dict[str, str]) -> Contract:
     assert provenance_text(contract.meta) is None or provenance_text(contract.meta)
     missing: dict[str, str] = {}
     facts = {
-        "accuracy": accuracy_facts(contract, missing),
+        "accuracy": accuracy_facts(SimpleNamespace(contract=contract), [], missing),
         "parity": parity_facts(contract, missing),
         "missing": missing,
     }
