@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import cv2
@@ -21,14 +22,15 @@ class Letterbox(NamedTuple):
     pad: tuple[int, int]  # left, top: border in input pixels
 
 
-def letterbox(frame: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
+def letterbox(frame: np.ndarray, hw: tuple[int, int], up: bool = False) -> tuple[np.ndarray, Letterbox]:
     """Fit a frame (H, W, 3) into hw, aspect kept, centred on grey; scales up as well as down.
 
-    The roundings are those of Ultralytics: half to even, and an odd border pixel goes to the bottom and the right.
+    The roundings are those of Ultralytics: half to even, and an odd border pixel goes to the bottom and the right. Its
+    validation rounds the shorter side up.
     """
     height, width = frame.shape[:2]
-    ratio = min(hw[0] / height, hw[1] / width)
-    new_w, new_h = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    ratio, whole = min(hw[0] / height, hw[1] / width), math.ceil if up else round
+    new_w, new_h = min(max(whole(width * ratio), 1), hw[1]), min(max(whole(height * ratio), 1), hw[0])
     half_w, half_h = (hw[1] - new_w) / 2, (hw[0] - new_h) / 2
     left, top = round(half_w - 0.1), round(half_h - 0.1)
     right, bottom = round(half_w + 0.1), round(half_h + 0.1)

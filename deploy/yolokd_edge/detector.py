@@ -55,7 +55,7 @@ class Detector:
         self.path, self.provider = Path(path), provider
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.threads = threads or usable_cores()
-        self.validating = False  # a box for each class above conf (raw contract), and none cut at the frame's border
+        self.validating = False  # as Ultralytics validates: a box for each class above conf, none cut at the border
         self.candidates = 0  # boxes above conf before NMS, of the latest frame
         self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
         check_provider(provider)
@@ -109,7 +109,7 @@ class Detector:
     def preprocess(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
         """Turn a frame (H, W, 3) into the input blob (1, 3, h, w), RGB in 0..1, and the way back."""
         try:
-            fitted, box = self.output.fit(frame)
+            fitted, box = self.output.fit(frame, self.validating)
             blob = np.empty((1, 3) + fitted.shape[:2], np.float32)
         except (MemoryError, cv2.error) as error:
             raise EdgeError(

@@ -58,9 +58,9 @@ class Output:
                     f"({', '.join(wanted)}), but its output is {tuple(shape)}."
                 )
 
-    def fit(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
+    def fit(self, frame: np.ndarray, validating: bool = False) -> tuple[np.ndarray, Letterbox]:
         """The frame (H, W, 3) in the input's size, and the way back."""
-        return letterbox(frame, self.contract.hw)
+        return letterbox(frame, self.contract.hw, validating)
 
     def decode(self, outputs: Sequence[np.ndarray], limits: Limits) -> tuple[np.ndarray, int]:
         """Detections from the outputs without their first axis; and how many were above conf."""

@@ -19,7 +19,7 @@ class Queries(Output):
     fitting = "stretch"
     shapes = (("1", "queries", "6"),)
 
-    def fit(self, frame: np.ndarray) -> tuple[np.ndarray, Letterbox]:
+    def fit(self, frame: np.ndarray, validating: bool = False) -> tuple[np.ndarray, Letterbox]:
         """The frame (H, W, 3) stretched to the input's size, and the way back."""
         return stretch(frame, self.contract.hw)
 
