@@ -82,7 +82,7 @@ QUICK = {
     "yolokd help VERB": Outcome(("Usage:", "yolokd train")),
     'eval "$(yolokd completion bash)"': Outcome(("_yolokd",)),
 }
-MENTIONS = {"yolokd study"}  # as the name of a thing
+MENTIONS = {"yolokd study", "yolokd fit"}  # as names of things
 TESTED_ELSEWHERE = {
     "pip install .": ("tests/test_installation.py", '"installed"'),
     "yolokd demo real=True": ("tests/demo/test_demo.py", '["real=True", f"data={data}"'),  # it would download its data
