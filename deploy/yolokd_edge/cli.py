@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 
 from yolokd_edge.accuracy import val_command
-from yolokd_edge.arguments import number
+from yolokd_edge.arguments import number, size
 from yolokd_edge.bench.options import BenchOptions
 from yolokd_edge.bench.report import text_table
 from yolokd_edge.bench.sweep import measure_models
@@ -141,6 +141,7 @@ def _detect_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--source", required=True, help="image, folder, video, or camera (0, /dev/video0, rtsp://...)")
     verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
     verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--imgsz", type=size, help="input size for a file without a fixed one, such as 320 or 320x480")
     verb.add_argument("--conf", type=number(float, 0, 1), help="lowest confidence (default the bundle's, or 0.25)")
     verb.add_argument("--iou", type=number(float, 0, 1), help="NMS overlap (default the bundle's, or 0.7)")
     verb.add_argument("--max-det", type=number(int, 1), help="most detections (default the bundle's, or 300)")
@@ -155,6 +156,7 @@ def _profile_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--source", help="an image or a folder (default: the bundle's own)")
     verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
     verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--imgsz", type=size, help="input size for a file without a fixed one, such as 320 or 320x480")
     verb.add_argument("--runs", type=number(int, 1), default=30, metavar="N", help="runs that count (default 30)")
     verb.add_argument("--top", type=number(int, 1), default=10, metavar="N", help="rows of a table (default 10)")
     verb.add_argument("--json", action="store_true", help="print all nodes as JSON")
@@ -166,6 +168,7 @@ def _val_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", default="val", help="which list of the YAML (default val)")
     verb.add_argument("--model", help="an ONNX file or a bundle (default: the bundle that this program lies in)")
     verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle (default fp32)")
+    verb.add_argument("--imgsz", type=size, help="input size for a file without a fixed one, such as 320 or 320x480")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
     verb.add_argument("--out", help="record to write, such as accuracy.json, which `bench --accuracy` takes")
     verb.set_defaults(run=val_command)

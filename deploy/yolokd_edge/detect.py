@@ -45,9 +45,10 @@ def origin_line(detector: Detector, as_json: bool) -> str:
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of a Detector for TensorRT's engine, and whether another provider will do."""
+    """Settings of a Detector for TensorRT's engine, whether another provider will do, and the input's size."""
     check_fp16(args.fp16, [args.provider])
-    return {"tensorrt": TensorRT(args.fp16, args.cache), "allow_fallback": args.allow_fallback}
+    size = {"hw": args.imgsz} if getattr(args, "imgsz", None) else {}
+    return {"tensorrt": TensorRT(args.fp16, args.cache), "allow_fallback": args.allow_fallback, **size}
 
 
 def detect_command(args: argparse.Namespace) -> None:

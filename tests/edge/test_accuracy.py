@@ -171,3 +171,26 @@ def test_the_record_of_a_model_is_found_by_its_bytes(model, tmp_path):
     file.write_text(json.dumps({**record, "provider": "X"}))
     assert matching([str(file)], model, "X") == {"map50": 0.5}
     assert matching([str(file)], model, "Y") is None and matching([], model, "X") is None
+
+
+def test_a_file_without_a_fixed_size_is_run_at_the_size_asked_for(data, tmp_path, teacher, capsys):
+    """By val, detect and profile alike; a file with a fixed one says what to do."""
+    file = export(teacher, tmp_path / "dynamic.onnx", imgsz=160, dynamic=True)
+    large, small = (
+        json.loads(run(capsys, "--model", file, "--data", data, "--json", "--imgsz", side))["accuracy"]["map50"]
+        for side in ("160", "64x96")
+    )
+    assert large > 0.3 > small
+    image = next((data.parent / "images" / "val").glob("*.jpg"))
+    for verb in ("detect", "profile"):
+        assert cli.main([verb, "--model", str(file), "--source", str(image), "--imgsz", "96"]) == 0
+    assert cli.main(["detect", "--model", str(file), "--source", str(image), "--imgsz", "100"]) == 2
+    assert "multiples of 32" in capsys.readouterr().err
+    for wrong in ("0", "x", "3x3x3", "99999"):
+        with pytest.raises(SystemExit):
+            cli.main(["detect", "--model", str(file), "--source", str(image), "--imgsz", wrong])
+    assert "is not a size such as 320" in capsys.readouterr().err
+
+
+def test_a_fixed_size_stays(model, data, capsys):
+    assert "fixed input of 160x160" in refused(capsys, "--model", model, "--data", data, "--imgsz", "96")
