@@ -59,5 +59,5 @@ def race_seconds(rounds: Sequence[Round], costs: Sequence[float]) -> float:
 
 
 def epoch_seconds(step: float, batch: int, images: int) -> float:
-    """Seconds of an epoch of so many images, from those of a step of a batch."""
+    """Seconds of an epoch over a number of images, from those of a step over a batch."""
     return OVERHEAD * step * images / batch
