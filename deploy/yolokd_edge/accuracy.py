@@ -10,7 +10,7 @@ import numpy as np
 
 from yolokd_edge import ground_truth, scores
 from yolokd_edge.accuracy_record import SCHEMA, model_sum
-from yolokd_edge.common import EdgeError, check_writable, json_text, printable
+from yolokd_edge.common import EdgeError, check_writable, json_text, one_line, printable
 from yolokd_edge.contract import OBB, POSE, SEGMENT
 from yolokd_edge.detect import engine_settings
 from yolokd_edge.detector import Detector, load
@@ -86,9 +86,12 @@ def as_text(record: dict[str, Any]) -> str:
 
 
 def write(record: dict[str, Any], out: Path) -> None:
-    """Write the record; a file that is there already was refused before."""
-    with out.open("x", encoding="utf-8") as file:
-        file.write(json_text(record, indent=1) + "\n")
+    """Write the record; a file that is there already was refused before, one that has appeared since stays."""
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(json_text(record, indent=1) + "\n")
+    except OSError as error:
+        raise EdgeError(f"--out {out} cannot be written ({one_line(error)}): name another file.") from None
 
 
 def check_out(out: str | None) -> Path | None:
@@ -109,6 +112,6 @@ def val_command(args: argparse.Namespace) -> None:
         raise EdgeError(f"{detector.path} finds rotated boxes, whose accuracy is not measured here: use `yolo val`.")
     detector.validating = True
     record = measure(detector, ground_truth.read(args.data, args.split, detector.names))
+    print(json_text(record, indent=1) if args.json else as_text(record))  # first: no fault of a file may lose it
     if out is not None:
         write(record, out)
-    print(json_text(record, indent=1) if args.json else as_text(record))

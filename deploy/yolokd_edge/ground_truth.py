@@ -140,8 +140,13 @@ def _listed(place: Path) -> list[Path]:
         return found
     if not place.is_file():
         raise EdgeError(f"There is no folder or list of images {place}.")
-    lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
-    return [place.parent / line if line.startswith("./") else Path(line) for line in lines if line]
+    try:
+        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise EdgeError(f"{place} cannot be read as a list of images ({one_line(error)}).") from None
+    if not lines:
+        raise EdgeError(f"The list of images {place} is empty.")
+    return [place.parent / line if line.startswith("./") else Path(line) for line in lines]
 
 
 def _classes(file: Path, given: Any, names: Mapping[int, str]) -> dict[int, int]:

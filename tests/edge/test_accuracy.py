@@ -161,6 +161,24 @@ def test_bad_data_is_one_sentence(model, data, tmp_path, monkeypatch, capsys):
     assert "needs PyYAML" in refused(capsys, "--model", model, "--data", data)
 
 
+@pytest.mark.parametrize(("content", "said"), [(b"\n \n", "is empty"), (b"\xff\xfe\x00", "cannot be read as a list")])
+def test_a_list_that_names_no_image_is_one_sentence(content, said, data, model, tmp_path, capsys):
+    (tmp_path / "list.txt").write_bytes(content)
+    file = tmp_path / "listed.yaml"
+    file.write_text(yaml.safe_dump({"val": "list.txt", "names": find_data(data)["names"]}))
+    assert said in refused(capsys, "--model", model, "--data", file)
+
+
+def test_a_record_that_cannot_be_written_loses_no_figure(model, data, tmp_path, monkeypatch, capsys):
+    """A file that appears while the images are looked at stays as it is."""
+    out = tmp_path / "accuracy.json"
+    monkeypatch.setattr("yolokd_edge.accuracy.check_out", lambda name: out)
+    out.write_text("mine")
+    assert cli.main(["val", "--model", str(model), "--data", str(data), "--out", str(out)]) == 2
+    shown = capsys.readouterr()
+    assert "mAP50-95" in shown.out and "cannot be written" in shown.err and out.read_text() == "mine"
+
+
 def test_the_record_of_a_model_is_found_by_its_bytes(model, tmp_path):
     record = {
         "schema": SCHEMA,
