@@ -31,7 +31,7 @@ from yolokd_edge.common import PARITY, PROVIDER, EdgeError, printable, usable_co
 from yolokd_edge.detector import load
 from yolokd_edge.provenance import provenance_text
 from yolokd_edge.runtimes.base import import_package
-from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.runtimes.table import OTHER_RUNTIMES, PROVIDERS
 from yolokd_edge.runtimes.tensorrt import tensorrt_version
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -119,10 +119,11 @@ def _check_packages(names: dict[str, str]) -> list[Finding]:
 def _check_providers(provider: str) -> list[Finding]:
     if provider == "cpu":
         return []
-    package = PROVIDERS[provider].package if provider in PROVIDERS else None
-    if package:
+    if provider in OTHER_RUNTIMES:
+        package = PROVIDERS[provider].package
         try:
-            import_package(package, provider)
+            if package:
+                import_package(package, provider)
         except EdgeError as error:
             return [Finding(ERROR, str(error), "install it, or use --provider cpu")]
         return []

@@ -28,7 +28,18 @@ from yolokd.data.splits import find_data, split_images
 from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import ParityError, UsageError, as_path, printable
-from yolokd.onnx import export, metadata, parity, profile, qdq, quantize, rounding, summary, validation
+from yolokd.onnx import (
+    export,
+    hand_over,
+    metadata,
+    parity,
+    profile,
+    qdq,
+    quantize,
+    rounding,
+    summary,
+    validation,
+)
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
@@ -71,6 +82,7 @@ def bundle(
     source: str | Path | None = None,
     calib: int = CALIBRATION,
     max_drop: float = MAX_DROP,
+    handover: str | Sequence[str] | None = None,
     trust: bool = False,
 ) -> Path:
     """Export a checkpoint and pack it with twins, a parity pack, the runtime and instructions.
@@ -88,6 +100,7 @@ def bundle(
             that Ultralytics installs.
         calib: most training images to calibrate on.
         max_drop: most points of mAP50-95 that an FP16 or INT8 file may lose against the FP32 file.
+        handover: add what another program needs: `deepstream`, `triton`, or both as a list or joined by a comma.
         trust: whether the checkpoint may hold what runs as code: you answer for it.
 
     Returns:
@@ -100,7 +113,9 @@ def bundle(
     """
     checkpoint = as_path("model", model)
     target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib, max_drop)
+    programs = hand_over.read(handover)
     student = export.open_detector(checkpoint, trust)
+    hand_over.refuse(programs, student, contract)
     dataset = find_data(data) if data else export.training_data(student.ckpt)
     trained = is_quantized(student.model)  # for INT8: its files need no calibration
     if trained and calib != CALIBRATION:
@@ -119,6 +134,7 @@ def bundle(
         validation.refuse_losses(models, max_drop)
         images = list_images(str(source)) if source else _candidates(dataset)
         tolerance = _parity_pack(root, models, images)
+        hand_over.write(programs, root, target.stem, models)
         _instructions(root, target.stem, models, tolerance, max_drop)
         manifest = _manifest(root, target.stem, checkpoint, student.ckpt, models, max_drop)
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

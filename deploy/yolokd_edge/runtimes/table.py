@@ -18,7 +18,7 @@ class Provider(NamedTuple):
     module: str  # the file in this folder whose `open_session` opens a model for it
     names: tuple[str, ...]  # as the session's get_providers() tells them: the one asked for, then its helpers
     on_cpu: bool = False  # whether it leaves the GPU alone
-    package: str | None = None  # the Python package of a runtime of its own; None for ONNX Runtime
+    package: str | None = None  # the Python package that a runtime of its own needs
     model_format: str = "onnx"
     parts: tuple[str, ...] = ()  # of a model that is a folder: a pattern for each of its files
     bundle_files: str | None = None  # the provider whose files of a bundle it takes, if not its own
@@ -32,8 +32,9 @@ PROVIDERS: dict[str, Provider] = {
     "ncnn": Provider(
         "ncnn", ("ncnn:CPU",), on_cpu=True, package="ncnn", model_format="ncnn", parts=("*.param", "*.bin")
     ),
+    "triton": Provider("triton", ("triton:server",), bundle_files="cuda"),
 }
-OTHER_RUNTIMES = tuple(name for name, provider in PROVIDERS.items() if provider.package)  # than ONNX Runtime
+OTHER_RUNTIMES = tuple(name for name, provider in PROVIDERS.items() if provider.module != "onnxruntime")
 ON_CPU = tuple(provider.names[0] for provider in PROVIDERS.values() if provider.on_cpu)
 AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
 MIN_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
