@@ -11,20 +11,18 @@ import numpy as np
 from yolokd_edge import ground_truth, scores
 from yolokd_edge.accuracy_record import SCHEMA, model_sum
 from yolokd_edge.common import EdgeError, check_writable, json_text, one_line, printable
-from yolokd_edge.contract import OBB, POSE, SEGMENT
+from yolokd_edge.contract import OBB, SEGMENT
 from yolokd_edge.detect import engine_settings
 from yolokd_edge.detector import Detector, load
 from yolokd_edge.ground_truth import GroundTruth
 from yolokd_edge.images import read_image
+from yolokd_edge.likeness import KINDS
 from yolokd_edge.progress import Progress
 
 # As Ultralytics validates: nearly every box counts.
 THRESHOLDS: dict[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300}
 
-BOXES_ONLY = {
-    POSE: "of boxes alone: keypoints are not measured",
-    SEGMENT: "of boxes alone: masks are not measured",
-}
+CORNERS = {SEGMENT: 3, OBB: 4}  # of the outline that each object of the data must have
 
 
 def measure(detector: Detector, truth: GroundTruth) -> dict[str, Any]:
@@ -32,57 +30,78 @@ def measure(detector: Detector, truth: GroundTruth) -> dict[str, Any]:
 
     The detector's conf should be low: precision at high recall is a part of the figure.
     """
-    truths, found = [], []
-    keypoints = detector.contract.keypoints[0] * detector.contract.keypoints[1]
+    contract, truths, found, alike = detector.contract, [], [], []
+    kind = KINDS.get(contract.output)
+    if truth.sigmas and len(truth.sigmas) != contract.keypoints[0] > 0:
+        raise EdgeError(
+            f"{truth.name} has {len(truth.sigmas)} kpt_oks_sigmas, but {detector.path} finds {contract.keypoints[0]} "
+            "keypoints: give one for each."
+        )
     with Progress("validating", len(truth.images)) as progress:
         for image in truth.images:
             frame = read_image(image)
-            boxes, classes = ground_truth.objects(image, frame.shape, truth.classes, keypoints)
-            detections = detector.detect(frame).astype(np.float64)
-            truths.append(scores.Boxes(boxes, classes, np.ones(len(boxes))))
-            found.append(scores.Boxes(detections[:, :4], detections[:, 5].astype(int), detections[:, 4]))
+            corners = CORNERS.get(contract.output, 0)
+            objects = ground_truth.objects(image, frame.shape, truth.classes, contract.keypoints, corners)
+            blob, box = detector.preprocess(frame)
+            rows = detector.postprocess(detector.infer(blob), box).astype(np.float64)
+            truths.append(scores.Boxes(objects.boxes, objects.classes, np.ones(len(objects.boxes))))
+            found.append(scores.Boxes(rows[:, :4], rows[:, 5].astype(int), rows[:, 4]))
+            if kind:  # at once: the masks of all images would not fit into memory
+                alike.append(kind.alike(detector, rows, objects, box, truth.sigmas))
             progress.step()
-    tallies = scores.tally(truths, found)
+    instead = alike if kind and kind.name is None else None
+    tallies = scores.tally(truths, found, alike=instead)
     if not tallies:
         raise EdgeError(f"{truth.name} has no object in {len(truth.images)} images: there is nothing to find.")
-    ap = scores.validated(tallies)
+    figures = {"": scores.validated(tallies)}
+    if kind and kind.name:
+        figures[f"_{kind.name}"] = scores.validated(scores.tally(truths, found, alike=alike))
     return {
         "schema": SCHEMA,
-        "model": {"file": detector.path.name, "sha256": model_sum(detector.path), "contract": detector.contract.output},
-        "precision": detector.contract.precision,
+        "model": {"file": detector.path.name, "sha256": model_sum(detector.path), "contract": contract.output},
+        "precision": contract.precision,
         "provider": detector.active,
         "accuracy": {
             "dataset": truth.name,
             "split": truth.split,
             "n_images": len(truth.images),
-            **scores.means(ap.values()),
+            **{key + of: value for of, ap in figures.items() for key, value in scores.means(ap.values()).items()},
             "conf": detector.conf,
             "iou": detector.iou,
             "source": f"yolokd_edge val on {detector.active}",
         },
         "classes": {
-            detector.names[k]: {"objects": tallies[k].objects, "map50": ap50, "map50_95": mean}
-            for k, (ap50, mean) in ap.items()
+            detector.names[k]: {
+                "objects": tallies[k].objects,
+                **{key + of: value for of, ap in figures.items() for key, value in scores.means([ap[k]]).items()},
+            }
+            for k in tallies
         },
-        "sizes": scores.by_size(truths, found),
+        "sizes": scores.by_size(truths, found, instead),
     }
 
 
 def as_text(record: dict[str, Any]) -> str:
     """The figures as a table."""
     known = record["accuracy"]
-    rows = [("", "objects", "mAP50", "mAP50-95")]
+    kind = KINDS.get(record["model"]["contract"])
+    columns = {"map50": "mAP50", "map50_95": "mAP50-95"}
+    if kind and kind.name:
+        columns.update({f"{key}_{kind.name}": f"{kind.name} {title[3:]}" for key, title in list(columns.items())})
+    rows = [("", "objects", *columns.values())]
     everything = {"objects": sum(c["objects"] for c in record["classes"].values()), **known}
     for name, row in [("all", everything), *record["classes"].items(), *record["sizes"].items()]:
-        figures = ["-" if row[key] is None else f"{100 * row[key]:.2f}" for key in ("map50", "map50_95")]
-        rows.append((printable(name), str(row["objects"]), figures[0], figures[1]))
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
-    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-    lines.insert(2 + len(record["classes"]), "by size (COCO's areas in pixels of the image, COCO's average precision)")
+        figures = ["-" if row.get(key) is None else f"{100 * row[key]:.2f}" for key in columns]
+        rows.append((printable(name), str(row["objects"]), *figures))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = ["  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    around = "the boxes around them" if record["model"]["contract"] == OBB else "boxes"
+    lines.insert(
+        2 + len(record["classes"]),
+        f"by size (COCO's, areas of {around} in pixels of the image; COCO's average precision)",
+    )
     about = f"{record['model']['file']} ({record['precision']}) on {record['provider']}, {known['n_images']} images of "
-    note = BOXES_ONLY.get(record["model"]["contract"])
-    about = printable(f"{about}{known['dataset']} ({known['split']})")
-    return "\n".join([about, *([note] if note else []), *lines])
+    return "\n".join([printable(f"{about}{known['dataset']} ({known['split']})"), *lines])
 
 
 def write(record: dict[str, Any], out: Path) -> None:
@@ -108,8 +127,6 @@ def val_command(args: argparse.Namespace) -> None:
     """Measure, print, and write what was asked for."""
     out = check_out(args.out)
     detector = load(args.model, args.provider, args.threads, args.precision, **THRESHOLDS, **engine_settings(args))
-    if detector.contract.output == OBB:
-        raise EdgeError(f"{detector.path} finds rotated boxes, whose accuracy is not measured here: use `yolo val`.")
     detector.validating = True
     record = measure(detector, ground_truth.read(args.data, args.split, detector.names))
     print(json_text(record, indent=1) if args.json else as_text(record))  # first: no fault of a file may lose it

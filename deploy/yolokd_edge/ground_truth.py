@@ -14,6 +14,14 @@ from yolokd_edge.images import IMAGE_SUFFIXES, list_images
 MOST = 1e-2  # by which a coordinate may lie outside 0 to 1, as Ultralytics tolerates it
 
 
+class Objects(NamedTuple):
+    """What is on an image."""
+
+    boxes: np.ndarray  # (n, 4) xyxy in its pixels
+    classes: np.ndarray  # (n,) of the model
+    points: list[np.ndarray]  # of each the outline (points, 2), or keypoints (K, 2 or 3), in its pixels; else empty
+
+
 class GroundTruth(NamedTuple):
     """The images of a data set, and the files that say what is on them."""
 
@@ -21,6 +29,7 @@ class GroundTruth(NamedTuple):
     split: str
     images: list[Path]
     classes: Mapping[int, int]  # index of a class in the labels -> its index in the model
+    sigmas: Sequence[float] = ()  # how far people place each keypoint apart, where the YAML says it
 
 
 def read(data: str | Path, split: str, names: Mapping[int, str]) -> GroundTruth:
@@ -38,7 +47,8 @@ def read(data: str | Path, split: str, names: Mapping[int, str]) -> GroundTruth:
     elif data.is_file():
         content = _content(data)
         images = [image for place in _places(data, content, split) for image in _listed(place)]
-        found = GroundTruth(data.name, split, images, _classes(data, content.get("names"), names))
+        classes, sigmas = _classes(data, content.get("names"), names), _sigmas(data, content)
+        found = GroundTruth(data.name, split, images, classes, sigmas)
     else:
         raise EdgeError(f"There is no data set {data}: give a folder of images with labels, or a data set's YAML.")
     if not any(label_file(image).is_file() for image in found.images):
@@ -57,24 +67,44 @@ def label_file(image: Path) -> Path:
 
 
 def objects(
-    image: Path, hw: Sequence[int], classes: Mapping[int, int], keypoints: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) xyxy in pixels and the model's classes (n,); a row of more than five values is a polygon, or a box
-    with that many values of keypoints behind it. An image without a file has no objects.
+    image: Path, hw: Sequence[int], classes: Mapping[int, int], keypoints: tuple[int, int] = (0, 0), corners: int = 0
+) -> Objects:
+    """What is on an image; one without a file has no objects.
+
+    Args:
+        image: its path.
+        hw: its size, pixels.
+        classes: as in GroundTruth.
+        keypoints: how many an object has, and the values of each; then a row is a class, a box and these.
+        corners: the fewest points of an outline that each object must have; else a row is a class with a box or with
+            an outline.
     """
     file = label_file(image)
     try:
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     except (OSError, ValueError) as error:
         raise EdgeError(f"{file} cannot be read ({one_line(error)}).") from None
-    rows = {_row(file, number, line, classes, keypoints) for number, line in enumerate(lines, 1) if line.strip()}
-    values = np.array(sorted(rows), np.float64).reshape(-1, 5)  # a set: what is written twice counts once
+    rows: dict[tuple[float, ...], np.ndarray] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            box, points = _row(file, number, line, classes, keypoints[0] * keypoints[1])
+            if corners and len(points) < 2 * corners:
+                raise EdgeError(
+                    f"{file}, line {number}: '{line.strip()[:60]}' has no outline of {corners} points or more."
+                )
+            rows.setdefault(box, points)  # what is written twice counts once
     height, width = hw[:2]
-    return values[:, 1:] * [width, height, width, height], values[:, 0].astype(int)
+    values = np.array(sorted(rows), np.float64).reshape(-1, 5)
+    each = [rows[box].reshape((-1, keypoints[1]) if keypoints[0] else (-1, 2)).copy() for box in sorted(rows)]
+    for points in each:
+        points[:, :2] *= [width, height]
+    return Objects(values[:, 1:] * [width, height, width, height], values[:, 0].astype(int), each)
 
 
-def _row(file: Path, number: int, line: str, classes: Mapping[int, int], keypoints: int) -> tuple[float, ...]:
-    """Class and corners, as shares of the image."""
+def _row(
+    file: Path, number: int, line: str, classes: Mapping[int, int], keypoints: int
+) -> tuple[tuple[float, ...], np.ndarray]:
+    """Class and corners of the box, as shares of the image; and the values of an outline or of keypoints, if any."""
     try:
         values = np.array([float(word) for word in line.split()])
     except ValueError:
@@ -87,9 +117,11 @@ def _row(file: Path, number: int, line: str, classes: Mapping[int, int], keypoin
         raise EdgeError(f"{file}, line {number}: class {values[0]:g} is none of the {len(classes)} classes.")
     if len(points) == 4:
         low, high = points[:2] - points[2:] / 2, points[:2] + points[2:] / 2
+        more = values[5:]
     else:
         low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
-    return (float(classes[int(values[0])]), *low.tolist(), *high.tolist())
+        more = points
+    return (float(classes[int(values[0])]), *low.tolist(), *high.tolist()), more
 
 
 def _of_folder(folder: Path) -> list[Path]:
@@ -164,3 +196,13 @@ def _classes(file: Path, given: Any, names: Mapping[int, str]) -> dict[int, int]
         return {int(k): own[str(name)] for k, name in listed.items()}
     except (TypeError, ValueError):
         raise EdgeError(f"{file}: the keys of names are no numbers.") from None
+
+
+def _sigmas(file: Path, content: Mapping[str, Any]) -> list[float]:
+    given = content.get("kpt_oks_sigmas")
+    if given is None:
+        return []
+    good = isinstance(given, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in given)
+    if not good or not np.isfinite(given).all() or min(given, default=0) <= 0:
+        raise EdgeError(f"{file}: kpt_oks_sigmas={given} are no positive numbers, one for each keypoint.")
+    return [float(v) for v in given]

@@ -92,16 +92,29 @@ class Tally:
         return np.array([best[p] if p < len(best) else 0.0 for p in places])
 
 
-def tally(truths: Sequence[Boxes], found: Sequence[Boxes], area: tuple[float, float] = ALL) -> dict[int, Tally]:
-    """What becomes of the detections of each class that has an object, of one size or of all."""
+def tally(
+    truths: Sequence[Boxes],
+    found: Sequence[Boxes],
+    area: tuple[float, float] = ALL,
+    alike: Sequence[np.ndarray] | None = None,
+) -> dict[int, Tally]:
+    """What becomes of the detections of each class that has an object, of one size or of all.
+
+    Args:
+        truths: the objects of each image.
+        found: its detections.
+        area: from and below which an object counts.
+        alike: for each image how alike detections and objects are, (detections, objects); overlaps of boxes without.
+    """
     tallies: dict[int, Tally] = {}
-    for truth, boxes in zip(truths, found):  # noqa: B905
+    for image, (truth, boxes) in enumerate(zip(truths, found)):  # noqa: B905
         for k in np.unique(np.concatenate((truth.cls, boxes.cls))).astype(int):
-            objects, detections = truth.only(truth.cls == k), boxes.only(boxes.cls == k)
-            detections = detections.only(np.argsort(-detections.conf, kind="stable"))
+            own, rows = np.flatnonzero(truth.cls == k), np.flatnonzero(boxes.cls == k)
+            rows = rows[np.argsort(-boxes.conf[rows], kind="stable")]
+            objects, detections = truth.only(own), boxes.only(rows)
             counted = (objects.areas >= area[0]) & (objects.areas < area[1])
             inside = (detections.areas >= area[0]) & (detections.areas < area[1])
-            iou = overlaps(detections.xyxy, objects.xyxy)
+            iou = alike[image][np.ix_(rows, own)] if alike is not None else overlaps(detections.xyxy, objects.xyxy)
             right = np.zeros((len(detections.cls), len(IOUS)), int)
             for t, least in enumerate(IOUS):
                 taken = matched(iou, least, counted)
@@ -139,11 +152,13 @@ def validated(tallies: Mapping[int, Tally]) -> dict[int, tuple[float, float]]:
     return {k: (values[0], float(np.mean(values))) for k, values in table.items()}
 
 
-def by_size(truths: Sequence[Boxes], found: Sequence[Boxes]) -> dict[str, dict[str, Any]]:
-    """Number of objects and COCO's accuracies for each size."""
+def by_size(
+    truths: Sequence[Boxes], found: Sequence[Boxes], alike: Sequence[np.ndarray] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Number of objects and COCO's accuracies for each size; `alike` as in `tally`."""
     sizes = {}
     for size, area in SIZES.items():
-        own = tally(truths, found, area)
+        own = tally(truths, found, area, alike)
         sizes[size] = {"objects": sum(t.objects for t in own.values()), **means(precision_of(own).values())}
     return sizes
 

@@ -119,10 +119,10 @@ def test_folders_lists_and_other_orders_of_classes_are_one_data_set(model, data,
 def test_polygons_are_their_boxes_and_doubles_count_once(tmp_path):
     image = tmp_path / "a.jpg"
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.4\n\n0 0.1 0.2 0.3 0.2 0.3 0.6\n1 0.5 0.5 0.2 0.4\n")
-    boxes, classes = objects(image, (100, 200), {0: 5, 1: 4})
+    boxes, classes, _ = objects(image, (100, 200), {0: 5, 1: 4})
     assert classes.tolist() == [4, 5]
     assert boxes == pytest.approx(np.array([[80, 30, 120, 70], [20, 20, 60, 60]]))
-    boxes, classes = objects(tmp_path / "none.jpg", (10, 10), {})
+    boxes, classes, _ = objects(tmp_path / "none.jpg", (10, 10), {})
     assert boxes.shape == (0, 4) and not len(classes)
 
 

@@ -10,23 +10,26 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.edge import centre_and_size, colour_frames, entry, labelled, measured, metadata, shares, toy
 from helpers.models import NAMES, lively
 from ultralytics import YOLO
-from ultralytics.utils.metrics import batch_probiou
+from ultralytics.data.utils import polygons2masks_overlap
+from ultralytics.utils.metrics import OKS_SIGMA, batch_probiou, kpt_iou
 from ultralytics.utils.nms import TorchNMS
+from ultralytics.utils.ops import process_mask, resample_segments
 
 import yolokd
 from yolokd import compat
 from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import parity, validation
-from yolokd_edge import cli
+from yolokd_edge import cli, likeness
 from yolokd_edge.boxes import NMS_BLOCK, Letterbox
 from yolokd_edge.bundle import open_bundle
 from yolokd_edge.common import EdgeError
 from yolokd_edge.contract import OBB, POSE, RAW, SEGMENT, TASKS
 from yolokd_edge.detector import Detector
-from yolokd_edge.ground_truth import objects
+from yolokd_edge.ground_truth import Objects, objects
 from yolokd_edge.outputs.base import Limits
 from yolokd_edge.outputs.obb import Rotated, corners, probiou, rotated_nms
 from yolokd_edge.outputs.pose import Keypoints
@@ -219,29 +222,107 @@ def test_they_are_printed_drawn_and_measured(task, made, frames, tmp_path, capsy
     assert record["model"]["task"] == task and record["results"]["dets_mean"] > 1
 
 
-@pytest.mark.parametrize(("task", "what"), [("pose", "keypoints"), ("segment", "masks")])
-def test_accuracy_is_that_of_the_boxes(task, what, made, capsys):
+@pytest.mark.parametrize("task", FAMILY)
+def test_accuracy_is_that_of_ultralytics_validator(task, made, capsys, tmp_path):
+    """Of rotated boxes, keypoints and masks, overall and of each class."""
     _, data, _, folder = made(task)
-    known = json.loads((folder / "bundle.json").read_text())["models"]["model.onnx"]["accuracy"]
-    assert cli.main(["val", "--model", str(folder), "--data", str(data)]) == 0
-    assert f"{what} are not measured" in capsys.readouterr().out
-    assert cli.main(["val", "--model", str(folder), "--data", str(data), "--json"]) == 0
-    ours = json.loads(capsys.readouterr().out)["accuracy"]
-    assert (ours["map50"], ours["map50_95"]) == pytest.approx((known["map50"], known["map50_95"]), abs=5e-3)
+    shown, ours = (out_of(capsys, folder, data, *more) for more in ([], ["--json"]))
+    given = {"rect": False, "imgsz": 96, "batch": 1, "device": "cpu", "workers": 0, "plots": False}
+    theirs = YOLO(folder / "model.onnx", task=task).val(data=str(data), project=str(tmp_path), **given)
+    record, kind = json.loads(ours), {"pose": "pose", "segment": "seg"}.get(task)
+    parts = [
+        ("", theirs.box),
+        *([({"pose": "_keypoints", "seg": "_masks"}[kind], getattr(theirs, kind))] if kind else []),
+    ]
+    for of, metric in parts:
+        known = record["accuracy"]
+        assert 0.001 < metric.map < 0.999
+        near = 1e-2 if task == "obb" else 1e-3  # a sine more or less decides one of these few objects
+        assert (known["map50" + of], known["map50_95" + of]) == pytest.approx((metric.map50, metric.map), abs=near)
+        for k, place in enumerate(theirs.box.ap_class_index):
+            own = record["classes"][theirs.names[int(place)]]
+            expected = metric.ap50[k], metric.ap[k]
+            assert (own["map50" + of], own["map50_95" + of]) == pytest.approx(expected, abs=5 * near)
+    assert f"{100 * record['accuracy']['map50' + parts[-1][0]]:.2f}" in shown
+    assert ("the boxes around them" in shown) == (task == "obb")
 
 
-def test_accuracy_of_rotated_boxes_is_refused(made, capsys):
-    _, data, _, folder = made("obb")
-    assert cli.main(["val", "--model", str(folder), "--data", str(data)]) == 2
-    assert "rotated boxes, whose accuracy is not measured here" in capsys.readouterr().err
+def out_of(capsys, folder: Path, data: Path, *more: str) -> str:
+    assert cli.main(["val", "--model", str(folder), "--data", str(data), *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_keypoint_similarity_is_ultralytics(made):
+    """With labels that some keypoints lack, and a spread for each keypoint that the data set gives."""
+    random, detector = np.random.default_rng(0), Detector(made("pose")[3] / "model.onnx", threads=1)
+    points = random.uniform(0, 90, (5, 17, 3)).astype(np.float32)
+    points[..., 2] = random.integers(0, 3, (5, 17))
+    rows = np.c_[random.uniform(0, 90, (7, 6)), (points[:1] + random.normal(0, 4, (7, 17, 3))).reshape(7, -1)]
+    corner = random.uniform(0, 40, (5, 2))
+    boxes = np.c_[corner, corner + random.uniform(9, 50, (5, 2))]
+    objects = Objects(boxes, np.zeros(5, int), list(points.astype(float)))
+    for sigmas in ([], random.uniform(0.02, 0.2, 17).tolist()):
+        spread = sigmas or OKS_SIGMA
+        area = torch.from_numpy((boxes[:, 2:] - boxes[:, :2]).prod(1) * 0.53)
+        expected = kpt_iou(
+            torch.from_numpy(points).double(), torch.from_numpy(rows[:, 6:].reshape(7, 17, 3)), area, spread
+        )
+        ours = likeness.keypoints(detector, rows, objects, Letterbox((96, 96), (1.0, 1.0), (0, 0)), sigmas)
+        np.testing.assert_allclose(ours, expected.T, rtol=1e-4, atol=1e-7)
+
+
+def test_masks_of_detections_are_ultralytics_as_it_validates(tmp_path):
+    """At the size of the prototypes, cut at boxes of which some reach beyond the input; none is left out."""
+    contract = Detector(toy(tmp_path / "a.onnx", np.zeros((1, 6, 4)), metadata(RAW, 2))).contract
+    output, random = Masks(contract._replace(output=SEGMENT), tmp_path), np.random.default_rng(0)
+    centres = np.stack(np.meshgrid([4, 25, 46, 62], [3, 16, 30]), -1).reshape(-1, 2)
+    pred = np.zeros((4 + 2 + 3, len(centres)), np.float32)
+    pred[:2], pred[2:4] = centres.T, random.uniform(4, 18, (2, len(centres)))
+    pred[4], pred[6:] = random.uniform(0.3, 0.9, len(centres)), random.normal(size=(3, len(centres)))
+    prototypes = random.normal(size=(3, 8, 16)).astype(np.float32)
+    output.check_shapes([(1, *pred.shape), (1, *prototypes.shape)])
+    rows, _ = output.decode([pred, prototypes], Limits(0.2, 1.0, 99, True))
+    order = np.argsort(-pred[4])
+    assert np.array_equal(rows[:, 4], pred[4, order])
+    boxes, weights = torch.from_numpy(rows[:, :4]), torch.from_numpy(pred[6:, order].T.copy())
+    expected = process_mask(torch.from_numpy(prototypes), weights, boxes, (32, 64))
+    assert np.array_equal(output.masks, expected.numpy() > 0) and 20 < output.masks.sum() < 1000
+
+
+def test_masks_of_objects_are_ultralytics():
+    """Outlines of any number of points, some over each other."""
+    random, outlines = np.random.default_rng(1), []
+    for k in range(6):
+        angle = np.sort(random.uniform(0, 2 * np.pi, 3 + 5 * k))
+        outlines.append(random.uniform(20, 70, 2) + (6 + 6 * k) * np.c_[np.cos(angle), np.sin(angle)])
+    even = resample_segments([o.astype(np.float32) for o in outlines])
+    known, order = polygons2masks_overlap((96, 96), [e.reshape(-1) for e in even], 4)
+    ours = likeness.object_masks(outlines, (96, 96))
+    assert known.max() == 6
+    for number, k in enumerate(order, 1):
+        assert np.array_equal(ours[k], known == number)
+
+
+def test_bad_labels_and_a_spread_of_other_keypoints_are_refused(made, tmp_path, capsys):
+    _, data, _, folder = made("pose")
+    content = yaml.safe_load(data.read_text())
+    content["path"] = str(data.parent)
+    for sigmas, said in (([0.1] * 3, "3 kpt_oks_sigmas, but"), ([0.1] * 16 + [-1], "are no positive numbers")):
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(content | {"kpt_oks_sigmas": sigmas}))
+        assert cli.main(["val", "--model", str(folder), "--data", str(tmp_path / "a.yaml")]) == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.4\n")
+    with pytest.raises(EdgeError, match="line 1: '1 0.5 0.5 0.2 0.4' has no outline of 4 points or more"):
+        objects(tmp_path / "a.png", (100, 200), {1: 1}, corners=4)
 
 
 def test_labels_with_keypoints_are_boxes_not_polygons(tmp_path):
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.4 0.1 0.1 2 0.9 0.9 2\n")
-    boxes, classes = objects(tmp_path / "a.png", (100, 200), {1: 1}, 6)
+    boxes, classes, points = objects(tmp_path / "a.png", (100, 200), {1: 1}, (2, 3))
     assert np.allclose(boxes, [[80, 30, 120, 70]]) and classes.tolist() == [1]
+    assert np.allclose(points[0], [[20, 10, 2], [180, 90, 2]])
     with pytest.raises(EdgeError, match="line 1"):
-        objects(tmp_path / "a.png", (100, 200), {1: 1}, 4)
+        objects(tmp_path / "a.png", (100, 200), {1: 1}, (2, 2))
 
 
 def test_a_file_that_loses_its_keypoints_is_refused():

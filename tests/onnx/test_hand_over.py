@@ -318,6 +318,15 @@ def test_no_server_another_model_and_an_address_that_is_none(bundle, serve, monk
         Detector(file, "triton")
 
 
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b'"x"', b"[" * 100000])
+def test_something_else_that_answers_is_no_triton_server(answer, bundle, serve, monkeypatch):
+    serve()
+    monkeypatch.setattr(Answers, "do_GET", lambda self: self.say(answer))
+    with pytest.raises(EdgeError, match="answers /v2 in other words: is it a Triton server") as refused:
+        Detector(bundle / "model.onnx", "triton")
+    assert refused.value.code == 4
+
+
 def test_texts_of_any_kind_survive_in_the_configuration(tmp_path):
     props = metadata(E2E) | {"names": repr({0: 'é"\\', 1: "日本", 2: "a\nb"})}
     file = toy(tmp_path / "model.onnx", np.array([ROWS]), props)

@@ -26,14 +26,15 @@ class Keypoints(Raw):
         super().__init__(contract, path)
 
     def to_frame(self, rows: np.ndarray, box: Letterbox, limits: Limits) -> np.ndarray:
-        """Boxes and keypoints in pixels of the frame, cut at its border."""
+        """Boxes and keypoints in pixels of the frame, cut at its border unless validating."""
         rows = super().to_frame(rows, box, limits)
         height, width = box.frame_hw
         for axis, limit in ((0, width), (1, height)):
             along = rows[:, 6 + axis :: self.contract.keypoints[1]]
             along -= box.pad[axis]
             along /= np.float32(box.gain[axis])
-            np.clip(along, 0, limit, out=along)
+            if not limits.validating:
+                np.clip(along, 0, limit, out=along)
         return rows
 
     def units(self) -> np.ndarray:

@@ -19,6 +19,16 @@ from yolokd_edge.outputs.yolo import Raw
 FREE = 4  # pixels in which two masks may differ without being apart: rounding decides those at a mask's border
 
 
+def _cut(masks: np.ndarray, boxes: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Masks (n, h, w) without what lies outside their boxes (n, 4), which are in pixels of an input of size hw."""
+    height, width = masks.shape[1:]
+    left, top, right, bottom = (boxes * (np.array([width, height] * 2) / np.array(hw[::-1] * 2))).T[..., None]
+    columns, rows = np.arange(width)[None], np.arange(height)[None]
+    inside_x, inside_y = (columns >= left) & (columns < right), (rows >= top) & (rows < bottom)
+    cut: np.ndarray = masks & inside_y[:, :, None] & inside_x[:, None, :]
+    return cut
+
+
 class Masks(Raw):
     """(1, 4 + nc + M, A): centre, size, scores and M coefficients; and (1, M, h, w): prototypes. The masks of the
     latest frame's detections, which have no further columns, are in `masks`, (n, H, W) of 0 and 1 in pixels of the
@@ -48,16 +58,17 @@ class Masks(Raw):
             )
 
     def decode(self, outputs: Sequence[np.ndarray], limits: Limits) -> tuple[np.ndarray, int]:
-        """Detections (n, 6) in input pixels, after NMS, without those whose mask is empty; an accuracy of boxes needs
-        no masks.
+        """Detections (n, 6) in input pixels, after NMS, without those whose mask is empty. Validating, all count, with
+        masks of the prototypes' size.
         """
         rows, candidates = super().decode(outputs, limits)
         boxes = rows[:, :6].copy()
-        if limits.validating:
-            return boxes, candidates
         prototypes = outputs[1]
         small = (rows[:, 6:] @ prototypes.reshape(self.more, -1)).reshape((-1,) + prototypes.shape[1:])
         height, width = self.contract.hw
+        if limits.validating:
+            self.masks = _cut(small > 0, boxes[:, :4], (height, width))
+            return boxes, candidates
         masks = np.zeros((len(rows), height, width), np.uint8)
         for mask, values, box in zip(masks, small, boxes.tolist()):  # noqa: B905
             left, top, right, bottom = (max(math.ceil(v), 0) for v in box[:4])

@@ -44,11 +44,11 @@ class Triton:
             self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT)
         except (KeyError, ValueError, http.client.InvalidURL):
             raise EdgeError(f"{VARIABLE}={self.address} is no address: give one such as {ADDRESS}.") from None
-        self.version = str(self._ask("GET", "/v2").get("version"))
+        self.version = str(self._ask("GET", "/v2", dict).get("version"))
         self._model, config = self._find(sha256(path), path)
         try:
             self._meta = {str(k): str(v) for k, v in json.loads(_parameter(config, "metadata")).items()}
-            described = self._ask("GET", f"/v2/models/{self._model}")
+            described = self._ask("GET", f"/v2/models/{self._model}", dict)
             self._ports = [[_port(one) for one in described[kind]] for kind in ("inputs", "outputs")]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EdgeError(
@@ -57,10 +57,10 @@ class Triton:
 
     def _find(self, wanted: str, path: Path) -> tuple[str, dict[str, Any]]:
         """Name and configuration of the server's model that was made of a file."""
-        listed = self._ask("POST", "/v2/repository/index", b'{"ready": true}')
-        names = [one["name"] for one in listed if isinstance(one, dict) and one.get("name")]
+        listed = self._ask("POST", "/v2/repository/index", list, b'{"ready": true}')
+        names = [str(one["name"]) for one in listed if isinstance(one, dict) and one.get("name")]
         for name in (quote(n, safe="") for n in names):
-            config = self._ask("GET", f"/v2/models/{name}/config")
+            config = self._ask("GET", f"/v2/models/{name}/config", dict)
             if _parameter(config, "sha256") == wanted:
                 return name, config
         held = ", ".join(names) or "no model"
@@ -69,13 +69,16 @@ class Triton:
             PROVIDER,
         )
 
-    def _ask(self, method: str, where: str, body: bytes | None = None) -> Any:
-        """The answer to a question, read as JSON."""
+    def _ask(self, method: str, where: str, kind: type, body: bytes | None = None) -> Any:
+        """The answer to a question, read as JSON of a kind."""
         found, _ = self._send(method, where, body, {})
         try:
-            return json.loads(found)
-        except ValueError:
-            raise EdgeError(f"{self.address} answers {where} with no JSON: is it a Triton server?", PROVIDER) from None
+            answer = json.loads(found)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, kind):
+            raise EdgeError(f"{self.address} answers {where} in other words: is it a Triton server?", PROVIDER)
+        return answer
 
     def _send(self, method: str, where: str, body: bytes | None, headers: dict[str, str]) -> tuple[bytes, int]:
         """The answer's bytes, and how many of them are JSON."""
@@ -140,10 +143,11 @@ class Triton:
         return [found[name] for name in outputs]
 
 
-def _parameter(config: Any, key: str) -> str:
+def _parameter(config: dict[str, Any], key: str) -> str:
     """A text that the model's configuration holds; empty where it does not."""
-    entry = ((config if isinstance(config, dict) else {}).get("parameters") or {}).get(key) or {}
-    return str(entry.get("string_value", ""))
+    held = config.get("parameters")
+    entry = held.get(key) if isinstance(held, dict) else None
+    return str(entry.get("string_value", "")) if isinstance(entry, dict) else ""
 
 
 def _port(described: dict[str, Any]) -> Port:
