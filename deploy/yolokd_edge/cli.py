@@ -1,4 +1,4 @@
-"""The command line: `python3 -m yolokd_edge detect|bench|profile|verify|val|doctor`."""
+"""The command line: `python3 -m yolokd_edge detect|bench|monitor|profile|verify|val|doctor`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
+from yolokd_edge.live import monitor_command
 from yolokd_edge.profiling import profile_command
 from yolokd_edge.provenance import known_provenance, provenance_text
 from yolokd_edge.runtimes.coverage import coverage_main
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
     _doctor_arguments(verbs.add_parser("doctor", help="say what is wrong with this installation and board"))
     _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
+    _monitor_arguments(verbs.add_parser("monitor", help="say every second what the board does"))
     _profile_arguments(verbs.add_parser("profile", parents=[device], help="say where the network's time goes"))
     _val_arguments(verbs.add_parser("val", parents=[device], help="measure accuracy on images with ground truth"))
     _verify_arguments(verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says"))
@@ -150,6 +152,13 @@ def _detect_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON line per frame")
     verb.add_argument("--origin", action="store_true", help="first print who taught the model")
     verb.set_defaults(run=detect_command)
+
+
+def _monitor_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--interval", type=number(float, 0.1), default=1.0, metavar="S", help="seconds (default 1)")
+    verb.add_argument("--count", type=number(int, 1), metavar="N", help="lines (default: until Ctrl-C)")
+    verb.add_argument("--json", action="store_true", help="print one JSON line each time")
+    verb.set_defaults(run=monitor_command)
 
 
 def _profile_arguments(verb: argparse.ArgumentParser) -> None:

@@ -387,6 +387,7 @@ def test_every_line_that_the_runtime_prints_is_looked_at_here() -> None:
         "accuracy.py": 1,
         "board_files/deepstream_check.py": 5,  # names of images, and paths that the user gave
         "profiling.py": 1,
+        "live.py": 1,
         "cli.py": 6,  # errors, bench, doctor twice, verify twice
         "detect.py": 2,
         "bench/sweep.py": 1,  # a number of seconds

@@ -33,8 +33,10 @@ from helpers.boards import (
 )
 from helpers.edge import EDGE, metadata, toy
 
+from yolokd_edge import cli, live
 from yolokd_edge.bench.facts import device_facts
 from yolokd_edge.board import sensors
+from yolokd_edge.board.host_sensors import CpuEnergy, NvidiaGpu, PiPower
 from yolokd_edge.board.monitor import Monitor
 from yolokd_edge.board.readings import junction, total_power
 from yolokd_edge.board.sensors import Sensor, Sensors
@@ -84,6 +86,32 @@ def test_every_generation_is_read(line: str, gpu: tuple, emc: tuple, tj: float, 
     assert (found["emc_load"], found["emc_mhz"]) == emc
     assert junction(found["temps"]) == tj  # neither the PMIC's constant nor a powered-off zone
     assert total_power(found["rails"]) == power
+
+
+@pytest.mark.parametrize(
+    ("told", "load", "mhz"),
+    [
+        ("GR3D_FREQ 12%,34%@[612,306]", 34, [612, 306]),
+        ("GR3D_FREQ [12%,34%]@[612,306]", 34, [612, 306]),
+        ("GR3D_FREQ 12%, 34%@612", 34, [612]),
+        ("GR3D_FREQ 7%@[612, 306]", 7, [612, 306]),
+        ("GR3D_FREQ off", None, None),
+    ],
+)
+def test_several_loads_of_the_gpu_and_one_that_is_off(told: str, load: int | None, mhz: list[int] | None) -> None:
+    found = parse_tegrastats(f"RAM 1/2MB {told} cpu@50C VDD_IN 4761mW/4778mW")
+    assert (found["gpu_load"], found["gpu_mhz"]) == (load, mhz)
+    assert found["temps"] == {"cpu": 50} and found["rails"] == {"VDD_IN": 4761}
+
+
+def test_loads_of_engines_and_rails_without_an_average() -> None:
+    line = (
+        "NVENC 40%@998 NVDEC_FREQ 7% NVDLA0_FREQ 93%@1600 VIC_FREQ 0%@115 NVJPG off cpu@50C VDD_IN 4761mW VDD_SOC 1400"
+    )
+    found = parse_tegrastats(line)
+    assert found["engines_load"] == {"NVENC": 40, "NVDEC": 7, "NVDLA0": 93, "VIC": 0}
+    assert found["engines_mhz"] == {"NVENC": 998, "NVDEC": None, "NVDLA0": 1600, "VIC": 115, "NVJPG": None}
+    assert found["rails"] == {"VDD_IN": 4761}, "a number alone is no power"
 
 
 def test_the_rest_of_a_line() -> None:
@@ -234,7 +262,7 @@ def test_power_from_the_sensor_where_there_is_no_tegrastats(board: Path) -> None
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([], "no tegrastats and no ina3221 sensor in /sys"),
+        ([], "no tegrastats, no ina3221 or readable powercap counter in /sys, no NVML and no pmic_read_adc"),
         ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats reports no rail"),
         ([(0, orin(5000)), (1.5, orin(5000))], "tegrastats gave too few samples while frames were timed"),
     ],
@@ -343,6 +371,140 @@ def test_clocks_and_temperatures_of_the_record(board: Path) -> None:
     assert telemetry.series()["tj_c"].shape == (10, 2)
 
 
+# --- what is no Jetson ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch) -> Path:
+    """A system with no Jetson's sensor and no tool."""
+    monkeypatch.setenv("YOLOKD_SYSROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    return tmp_path
+
+
+def processor(root: Path, **counted: int) -> None:
+    for k, (name, value) in enumerate(counted.items()):
+        zone = f"sys/class/powercap/intel-rapl:{k}"
+        write(root, {f"{zone}/name": name, f"{zone}/energy_uj": value, f"{zone}/max_energy_range_uj": 50_000_000})
+        write(root, {f"{zone}:0/name": "core", f"{zone}:0/energy_uj": 5})  # a part of it
+
+
+def test_power_of_a_processor_is_what_its_counter_rose_by(host: Path) -> None:
+    """20 W for two seconds, over the end of the counter's range, then 40 W."""
+    processor(host, package0=40_000_000)
+    joules = [40, 10, 30, 20, 10]  # in the counter, which starts again at 0 behind 50
+    readings = [(t, {"energy_uj": {"package0": j * 1_000_000}}) for t, j in enumerate(joules)]
+    power = Telemetry(watched([], readings), [(round(0.5 * S), 2 * S), (2 * S, 4 * S)]).power(10, {})
+    assert (power["source"], power["rail"], power["scope"]) == ("rapl", "package0", "sum_of_rails")
+    assert power["j_per_frame"] == pytest.approx((20 * 1.5 + 40 * 2) / 10, rel=1e-6)
+    assert power["mean_w"] == pytest.approx(110 / 3.5)
+
+
+def test_the_platform_counter_contains_the_packages(host: Path) -> None:
+    processor(host, **{"package-0": 7, "psys": 9})
+    assert CpuEnergy().read() == {"energy_uj": {"psys": 9}}
+    assert "energy_uj" not in Monitor(power=False).sensors.read(), "nobody asked for power"
+
+
+class Card:
+    """The package nvidia-ml-py with one card."""
+
+    def __init__(self) -> None:
+        self.mw, self.reasons = 30_000, 0
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> str:
+        return f"card{number}"
+
+    def nvmlDeviceGetPowerUsage(self, card: str) -> int:
+        return self.mw
+
+    def nvmlDeviceGetClockInfo(self, card: str, kind: int) -> int:
+        return {0: 1, 1: 1980}[kind]
+
+    def nvmlDeviceGetUtilizationRates(self, card: str) -> object:
+        return type("Rates", (), {"gpu": 87})()
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: str) -> int:
+        return self.reasons
+
+
+def test_a_graphics_card_tells_power_load_clock_and_why_it_slows_down(host: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", card := Card())
+    telemetry = Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)])
+    power = telemetry.power(6, {})
+    assert (power["source"], power["rail"], power["j_per_frame"]) == ("nvml", "gpu0", pytest.approx(10))
+    assert telemetry.gpu_mhz() == [1980.0] * 5 and telemetry.gpu_loads() == [87.0] * 5 and telemetry.gpu_seen_busy()
+    assert telemetry.throttled(True) == ([], [])
+    card.reasons = 0x40
+    slow = Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)])
+    assert slow.throttled(True)[0] == ["throttled: the GPU's driver says heat"]
+    assert slow.throttled(False)[0] == [], "the model does not run there"
+    processor(host, package0=0)
+    both = [(t, {"energy_uj": {"package0": 15_000_000 * t}}) for t in range(5)]
+    power = Telemetry(watched([], both), [(S, 3 * S)]).power(9, {})
+    assert (power["source"], power["rail"]) == ("rapl+nvml", "package0+gpu0")
+    assert power["j_per_frame"] == pytest.approx((15 + 30) * 2 / 9)
+
+
+def test_a_card_that_tells_nothing_and_one_that_is_not_there(host: Path, monkeypatch) -> None:
+    class Silent(Card):
+        def nvmlDeviceGetPowerUsage(self, card: str) -> int:
+            raise RuntimeError("Not Supported")
+
+    monkeypatch.setitem(sys.modules, "pynvml", Silent())
+    assert NvidiaGpu().read()["nvml_mw"] is None and NvidiaGpu().read()["nvml_load"] == 87
+    assert Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)]).power(6, {}) is None
+    monkeypatch.setitem(sys.modules, "pynvml", type(sys)("pynvml"))  # no driver: even nvmlInit fails
+    assert not NvidiaGpu().present()
+
+
+def test_power_of_a_raspberry_pi(host: Path) -> None:
+    said = """
+     3V3_SYS_A current(1)=0.50000000A
+     VDD_CORE_A current(7)=2.00000000A
+     3V3_SYS_V volt(9)=3.30000000V
+     VDD_CORE_V volt(15)=0.80000000V
+     EXT5V_V volt(24)=5.10000000V"""
+    tool(host / "bin", "vcgencmd", f"test $1 = pmic_read_adc && echo '{said}'")
+    assert PiPower().read() == {"pmic_mw": {"3V3_SYS": pytest.approx(1650), "VDD_CORE": pytest.approx(1600)}}
+    power = Telemetry(watched([], [(t, {}) for t in range(5)]), [(S, 3 * S)]).power(2, {})
+    assert (power["source"], power["mean_w"]) == ("pmic", pytest.approx(3.25))
+
+
+# --- `monitor` ------------------------------------------------------------------------------------------------------
+
+
+def test_monitor_prints_what_the_board_tells(board: Path, capsys) -> None:
+    replay(board / "bin", [orin(6000, tj=50, load=87).replace("RAM", "NVDEC 40%@998 RAM")] * 30)
+    assert cli.main(["monitor", "--interval", "0.3", "--count", "2"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    for word in ("cpu 1728 MHz", "gpu 87 %", "gpu 1020 MHz", "50.0 deg C", "6.00 W", "NVDEC 40 %"):
+        assert word in second
+    assert cli.main(["monitor", "--interval", "0.3", "--count", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["power_w"] == 6.0 and found["engines"] == {"NVDEC": "40 %"}
+
+
+def test_monitor_shows_the_power_of_a_counter_and_ends_with_ctrl_c(host: Path, capsys, monkeypatch) -> None:
+    processor(host, package0=0)
+    energy, waits = host / "sys/class/powercap/intel-rapl:0/energy_uj", []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        energy.write_text(str(12_000_000 * len(waits)))
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.time, "sleep", sleep)
+    monkeypatch.setattr(Sensors, "moving", lambda self: False)
+    monkeypatch.setattr(live, "Monitor", lambda power: Monitor(power, lambda: len(waits) * S))
+    assert cli.main(["monitor"]) == 0
+    assert [line.split("  ")[2] for line in capsys.readouterr().out.splitlines()] == ["12.00 W", "12.00 W"]
+
+
 def test_a_system_that_tells_nothing_gives_null_and_reasons(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("YOLOKD_SYSROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -427,7 +589,7 @@ def test_a_board_without_tools_gives_nulls(board: Path) -> None:
     write(board / "root", {"sys/class/hwmon/hwmon1/name": "none"})
     code, (record,), _ = bench_on(board)
     assert code == 0 and record["power"] is None and record["clocks"]["power_mode"] is None
-    assert record["unavailable"]["power"] == "no tegrastats and no ina3221 sensor in /sys"
+    assert record["unavailable"]["power"].startswith("no tegrastats, no ina3221 or readable powercap counter in /sys")
     assert "nvpmodel" in record["unavailable"]["clocks.power_mode"]
 
 
@@ -458,4 +620,5 @@ def test_a_new_sensor_is_a_class_and_gets_its_curve(board: Path, monkeypatch) ->
 
 def test_no_two_sensors_tell_the_same_key(board: Path) -> None:
     keys = [key for kind in sensors.SENSORS for key in kind().read()]
-    assert len(keys) == len(set(keys)) >= 8 and all(kind().present() for kind in sensors.SENSORS)
+    own = [kind for kind in sensors.SENSORS if kind not in (CpuEnergy, NvidiaGpu, PiPower)]
+    assert len(keys) == len(set(keys)) >= 8 and all(kind().present() for kind in own)

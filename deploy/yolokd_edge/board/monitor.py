@@ -28,7 +28,7 @@ class Monitor:
 
     def __init__(self, power: bool = False, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.power, self.clock = power, clock
-        self.sensors = Sensors()
+        self.sensors = Sensors(power)
         self.readings: list[tuple[int, dict[str, Any]]] = []  # of /sys
         self.lines: list[tuple[int, str]] = []  # of tegrastats
         self.tegrastats = shutil.which("tegrastats")
@@ -40,7 +40,7 @@ class Monitor:
         self._stop = threading.Event()
 
     def __enter__(self) -> Monitor:
-        self._look()
+        self.look()
         self._ask_firmware()
         if self.tegrastats:
             command = [self.tegrastats, "--interval", "100" if self.power else "1000"]
@@ -67,7 +67,7 @@ class Monitor:
                 self._process.wait()
         for thread in self._threads:
             thread.join(5)
-        self._look()
+        self.look()
         self._ask_firmware()
 
     def _end(self, how: int) -> None:
@@ -85,12 +85,13 @@ class Monitor:
         if flags is not None:
             self.firmware.append(flags)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read all sensors of /sys."""
         self.readings.append((self.clock(), self.sensors.read()))
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1 if self.power and not self.tegrastats else 0.5):
-            self._look()
+            self.look()
 
     def _listen(self) -> None:
         for raw in self._process.stdout:

@@ -1,4 +1,4 @@
-"""Files of /sys that tell clocks, temperatures, cooling and power. A new sensor is a class here, named in SENSORS."""
+"""Files of /sys that tell clocks, temperatures, cooling and power. A new sensor is a class, named in SENSORS."""
 
 from __future__ import annotations
 
@@ -7,28 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from yolokd_edge.board.host_sensors import CpuEnergy, NvidiaGpu, PiPower
 from yolokd_edge.board.readings import COLDEST
+from yolokd_edge.board.sensor import Sensor
 from yolokd_edge.board.system import list_paths, read_int, read_text
 
 GPU_NODE = re.compile(r"gpu|gp10b|gv11b|ga10b|gb10b|gm20b", re.IGNORECASE)  # devfreq nodes of Jetson GPUs
-
-
-class Sensor:
-    """Something that the board tells. Its files are looked for once, so that a reading is cheap."""
-
-    worth_sampling = True  # while frames are timed; else it is read before and after only
-
-    def present(self) -> bool:
-        """Whether this board has it."""
-        raise NotImplementedError
-
-    def read(self) -> dict[str, Any]:
-        """What it tells now: the same keys each time, which no other sensor has."""
-        raise NotImplementedError
-
-    def curves(self, reading: Mapping[str, Any]) -> dict[str, float]:
-        """Numbers of an earlier reading that are kept with the raw samples, as telemetry/NAME."""
-        return {}
 
 
 class CpuClocks(Sensor):
@@ -180,19 +164,29 @@ class Fan(Sensor):
         return {"fan": next(iter(_ints(self.levels)), None)}
 
 
-SENSORS: tuple[type[Sensor], ...] = (CpuClocks, Gpu, ThermalZones, CoolingDevices, OverCurrent, PowerRails, Fan)
+SENSORS: tuple[type[Sensor], ...] = (
+    CpuClocks, Gpu, ThermalZones, CoolingDevices, OverCurrent, PowerRails, Fan, CpuEnergy, NvidiaGpu, PiPower,
+)  # fmt: skip
 Kind = TypeVar("Kind", bound=Sensor)
 
 
 class Sensors:
-    """All sensors of this board, read together."""
+    """All sensors of this board, read together.
 
-    def __init__(self) -> None:
-        self.all = [kind() for kind in SENSORS]
+    Args:
+        power: Whether power is wanted; else sensors that tell nothing else are left alone.
+    """
+
+    def __init__(self, power: bool = True) -> None:
+        self.all = [kind() for kind in SENSORS if power or not kind.only_for_power]
 
     def of(self, kind: type[Kind]) -> Kind:
         """The sensor of a class."""
         return next(sensor for sensor in self.all if isinstance(sensor, kind))
+
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """The sensor of a class, None where it was left alone."""
+        return next((sensor for sensor in self.all if isinstance(sensor, kind)), None)
 
     def read(self) -> dict[str, Any]:
         """What all of them tell now, in one mapping."""

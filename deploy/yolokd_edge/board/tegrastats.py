@@ -14,12 +14,12 @@ _PAIR = re.compile(r"(?<!\S)(RAM|SWAP|IRAM) (\d{1,12})/(\d{1,12})([kMG])B(?=[\s(
 _LFB = re.compile(r"(?<!\S)RAM \S+ ?\(lfb (\d{1,12}x\d{1,12}[kMG]B)\)")
 _CPU = re.compile(r"(?<!\S)CPU \[([^\]]*)(\]?)(?:@(\d{1,12}))?")
 _CORE = re.compile(r"^(\d{1,12})%(?:@(\d{1,12}))?$")
-_LOAD = re.compile(r"(?<!\S)(GR3D|GR3D2|EMC)_FREQ (?:(\d{1,12})%)?(?:@(?:\[([\d, ]*)\]|(\d{1,12})))?(?=\s|$)")
-_ENGINE = re.compile(r"(?<!\S)([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(?:\d{1,12}%)?@?(\d{1,12})|(off))(?=\s|$)")
+_LOAD = re.compile(r"(?<!\S)(GR3D|GR3D2|EMC)_FREQ \[?((?:\d{1,12}%,? ?)*)\]?(?:@(?:\[([\d, ]*)\]|(\d{1,12})))?(?=\s|$)")
+_ENGINE = re.compile(r"(?<!\S)([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(?:(\d{1,12})%)?(?:@?(\d{1,12}))?|(off))(?=\s|$)")
 _ZONE = re.compile(r"(?<!\S)([A-Za-z][\w.-]*)@(-?\d{1,12}(?:\.\d{1,12})?)C(?:/-?\d{1,12}(?:\.\d{1,12})?C)?(?=\s|$)")
 _RAIL = re.compile(
-    r"(?<!\S)([A-Za-z]\w*) (\d{1,12}(?:\.\d{1,12})?)(?:mW)?/\d{1,12}(?:\.\d{1,12})?(?:mW)?"
-    r"(?:/\d{1,12}(?:\.\d{1,12})?(?:mW)?)?(?=\s|$)"
+    r"(?<!\S)([A-Za-z]\w*) (\d{1,12}(?:\.\d{1,12})?)(?:mW(?=\s|$)|(?:mW)?/\d{1,12}(?:\.\d{1,12})?(?:mW)?"
+    r"(?:/\d{1,12}(?:\.\d{1,12})?(?:mW)?)?(?=\s|$))"
 )
 _SIZE_MB = {"k": 1 / 1024, "M": 1, "G": 1024}
 
@@ -47,8 +47,9 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
 
     Returns:
         time (as printed), ram_mb, swap_mb (used, total), lfb, cores (load_pct and mhz each, None where off), gpu_load
-        and emc_load (%), gpu_mhz (a list, one per cluster), gpu2_load, gpu2_mhz, emc_mhz, engines_mhz, temps (zone in
-        lower case -> deg C, powered-off zones dropped) and rails (name -> mW now). What the line does not tell is None
+        and emc_load (%; the highest of several), gpu_mhz (a list, one per cluster), gpu2_load, gpu2_mhz, emc_mhz,
+        engines_mhz and engines_load (such as NVENC, NVDEC, NVDLA0), temps (zone in lower case -> deg C, powered-off
+        zones dropped) and rails (name -> mW now). What the line does not tell is None
         or absent, never 0. Nothing raises: of a cut line the complete words are read.
     """
     date, pairs = _DATE.match(line), {}
@@ -58,8 +59,10 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
     for name, load, many, one in _LOAD.findall(line):
         key = {"GR3D": "gpu", "GR3D2": "gpu2", "EMC": "emc"}[name]
         clocks = [int(v) for v in (many or one).replace(",", " ").split() if len(v) <= 12]
-        out[key + "_load"] = int(load) if load else None
+        loads = [int(v) for v in re.findall(r"\d+", load)]
+        out[key + "_load"] = max(loads) if loads else None
         out[key + "_mhz"] = (clocks or None) if key != "emc" else (clocks[0] if clocks else None)
+    engines = [e for e in _ENGINE.findall(line) if any(e[1:]) and e[0] not in ("GR3D", "GR3D2", "EMC", "CPU")]
     lfb = _LFB.search(line)
     temps = {name.lower(): float(value) for name, value in _ZONE.findall(line)}
     out.update(
@@ -68,11 +71,8 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
         swap_mb=pairs.get("SWAP"),
         lfb=lfb.group(1) if lfb else None,
         cores=_cores(_CPU.search(line)),
-        engines_mhz={
-            name: int(mhz) if mhz else None
-            for name, mhz, _ in _ENGINE.findall(line)
-            if name not in ("GR3D", "GR3D2", "EMC", "CPU")
-        },
+        engines_mhz={name: int(mhz) if mhz else None for name, _, mhz, _ in engines},
+        engines_load={name: int(load) for name, load, _, _ in engines if load},
         temps={name: value for name, value in temps.items() if value > COLDEST},
         rails={name: float(now) for name, now in _RAIL.findall(line) if name not in NO_RAILS},
     )

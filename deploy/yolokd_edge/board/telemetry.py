@@ -10,6 +10,7 @@ from typing import Any, Tuple
 
 import numpy as np
 
+from yolokd_edge.board.host_sensors import THROTTLE_REASONS, CpuEnergy
 from yolokd_edge.board.monitor import Monitor
 from yolokd_edge.board.readings import junction, total_power
 from yolokd_edge.board.sensors import Fan
@@ -46,13 +47,18 @@ class Telemetry:
 
     def gpu_mhz(self) -> list[float]:
         """GPU clock while measuring, MHz: from /sys, else from tegrastats."""
-        values = [r["gpu_hz"] / 1e6 for r in self._inside(self.monitor.readings) if r["gpu_hz"]]
+        readings = self._inside(self.monitor.readings)
+        values = [r["gpu_hz"] / 1e6 for r in readings if r["gpu_hz"]] or [
+            float(r["nvml_mhz"]) for r in readings if r["nvml_mhz"]
+        ]
         return values or [float(max(s["gpu_mhz"])) for s in self._inside(self.stats) if s["gpu_mhz"]]
 
     def gpu_loads(self) -> list[float]:
         """GPU load while measuring, %."""
         values = [float(s["gpu_load"]) for s in self._inside(self.stats) if s["gpu_load"] is not None]
-        return values or [r["gpu_load"] for r in self._inside(self.monitor.readings) if r["gpu_load"] is not None]
+        readings = self._inside(self.monitor.readings)
+        keys = ("gpu_load", "nvml_load")
+        return values or next((loads for k in keys if (loads := [r[k] for r in readings if r[k] is not None])), [])
 
     def gpu_seen_busy(self) -> bool | None:
         """Whether the GPU did anything while measuring; None where the board does not tell."""
@@ -150,6 +156,7 @@ class Telemetry:
             certain.append(f"throttled: {slow}")
         elif slow:  # a governor gives a GPU that often waits less than its highest clock
             doubtful.append(f"dvfs: {slow}, with clocks that follow the load")
+        certain += self._driver_signs() if uses_gpu else []
         heat = self.thermal({}) or {}
         for name, rise in sorted((heat.get("cooling_delta") or {}).items()):
             if rise > 0:
@@ -165,16 +172,26 @@ class Telemetry:
             certain.append(f"throttled: {max(known):.1f} deg C and rising, throttling starts at {trip:.1f}")
         return certain, doubtful
 
+    def _driver_signs(self) -> list[str]:
+        """For what reasons the driver of a graphics card says that it lowered clocks."""
+        seen = [r["nvml_reasons"] or 0 for r in self._inside(self.monitor.readings)]
+        known = {what: sum(bool(bits & bit) for bits in seen) for bit, what in THROTTLE_REASONS.items()}
+        return [f"throttled: the GPU's driver says {what}" for what, count in known.items() if count]
+
     def lfb(self) -> str | None:
         """Largest free block of memory, as tegrastats prints it."""
         return next((s["lfb"] for s in self._inside(self.stats) if s["lfb"]), None)
 
     def _watts(self) -> tuple[list[tuple[int, float]], tuple[str, str, str] | None]:
         """(ns, W) samples of the total, with source, scope and rails; always the same rails, or the sample is left."""
-        rows = [(t, s["rails"]) for t, s in self.stats if s["rails"]]
-        source = "tegrastats"
-        if not rows:
-            rows, source = [(t, r["rails"]) for t, r in self.monitor.readings if r["rails"]], "ina3221"
+        readings = self.monitor.readings
+        sources: dict[str, list[tuple[int, dict[str, float]]]] = {
+            "tegrastats": [(t, s["rails"]) for t, s in self.stats if s["rails"]],
+            "ina3221": [(t, r["rails"]) for t, r in readings if r["rails"]],
+            "pmic": [(t, r["pmic_mw"]) for t, r in readings if r.get("pmic_mw")],
+            **self._host_rails(),
+        }
+        source, rows = next(((name, rows) for name, rows in sources.items() if rows), ("", []))
         totals = [(t, total_power(rails)) for t, rails in rows]
         known = [(t, total) for t, total in totals if total is not None]
         if not known:
@@ -182,6 +199,24 @@ class Telemetry:
         (_, scope, rails), _ = Counter((source, *total[1:]) for _, total in known).most_common(1)[0]
         same = [(t, total[0] / 1000) for t, total in known if total[1:] == (scope, rails)]
         return same, (source, scope, rails)
+
+    def _host_rails(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
+        """mW of processors, from what their counters rose by, and of a graphics card."""
+        readings, counter = self.monitor.readings, self.monitor.sensors.find(CpuEnergy)
+        card = [{} if r["nvml_mw"] is None else {"gpu0": float(r["nvml_mw"])} for _, r in readings]
+        if counter is None or not any(r.get("energy_uj") for _, r in readings):
+            return {"nvml": [(t, mw) for (t, _), mw in zip(readings, card) if mw]}  # noqa: B905
+        rows = []
+        for k, ((start, before), (end, after)) in enumerate(zip(readings, readings[1:])):  # noqa: B905
+            if end > start:
+                used = {
+                    name: counter.used(name, before["energy_uj"][name], now) * 1e6 / (end - start)  # uJ / ns -> mW
+                    for name, now in after["energy_uj"].items()
+                    if name in before["energy_uj"]
+                }
+                rows += [(start, {**used, **card[k]}), (end - 1, {**used, **card[k + 1]})]  # the same in between
+        rows += [(readings[-1][0], rails) for _, rails in rows[-1:]]
+        return {"rapl+nvml" if any(card) else "rapl": rows}
 
     def power(self, frames: int, missing: dict[str, str], overhead_pct: float | None = None) -> dict[str, Any] | None:
         """The record's `power`: on-board sensors over the windows, energy by the trapezoidal rule."""
@@ -191,7 +226,8 @@ class Telemetry:
         samples, origin = self._watts()
         if origin is None:
             why = "tegrastats reports no rail" if self.monitor.lines else "tegrastats printed nothing"
-            missing["power"] = why if self.monitor.tegrastats else "no tegrastats and no ina3221 sensor in /sys"
+            none = "no tegrastats, no ina3221 or readable powercap counter in /sys, no NVML and no pmic_read_adc"
+            missing["power"] = why if self.monitor.tegrastats else none
             return None
         source, scope, rail = origin
         times, watts = np.array([t for t, _ in samples], float), np.array([w for _, w in samples])

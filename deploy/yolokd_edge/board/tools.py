@@ -42,6 +42,13 @@ def parse_get_throttled(text: str) -> int | None:
     return int(found.group(1), 16) if found else None
 
 
+def parse_pmic_adc(text: str) -> dict[str, float]:
+    """Power by rail, mW, from a Raspberry Pi 5's `vcgencmd pmic_read_adc`: its currents by its voltages."""
+    amperes = dict(re.findall(r"(\w+)_A current\(\d+\)=(\d{1,6}\.\d+)A", text))
+    volts = dict(re.findall(r"(\w+)_V volt\(\d+\)=(\d{1,6}\.\d+)V", text))
+    return {rail: 1000 * float(amperes[rail]) * float(volts[rail]) for rail in amperes if rail in volts}
+
+
 def firmware_signs(flags: Sequence[int]) -> tuple[list[str], list[str]]:
     """What a Raspberry Pi's flags before and after measuring say: certain signs of throttling, and doubtful ones.
 
