@@ -31,7 +31,7 @@ from yolokd_edge.common import PARITY, PROVIDER, EdgeError, printable, usable_co
 from yolokd_edge.detector import load
 from yolokd_edge.provenance import provenance_text
 from yolokd_edge.runtimes.base import import_package
-from yolokd_edge.runtimes.table import OTHER_RUNTIMES, PROVIDERS
+from yolokd_edge.runtimes.table import AUTO, OTHER_RUNTIMES, PROVIDERS
 from yolokd_edge.runtimes.tensorrt import tensorrt_version
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -131,7 +131,8 @@ def _check_providers(provider: str) -> list[Finding]:
     jetpack = (jetpack_version(l4t_version()) or "")[:1]
     wheel = JETPACK_WHEELS.get(jetpack, "pip uninstall -y onnxruntime, then pip install onnxruntime-gpu")
     if provider != "auto" and PROVIDERS[provider].names[0] not in available:
-        return [Finding(ERROR, f"ONNX Runtime {onnxruntime.__version__} has no {PROVIDERS[provider].names[0]}", wheel)]
+        remedy = wheel if provider in AUTO else "install the ONNX Runtime that the maker of the accelerator names"
+        return [Finding(ERROR, f"ONNX Runtime {onnxruntime.__version__} has no {PROVIDERS[provider].names[0]}", remedy)]
     if is_jetson() and PROVIDERS["trt"].names[0] not in available:
         what = "no TensorRT provider: this ONNX Runtime cannot use the Jetson's GPU as TensorRT does"
         if PROVIDERS["cuda"].names[0] not in available:

@@ -92,6 +92,8 @@ def fake_openvino(devices: list[str], log: list[Any]) -> ModuleType:
     """OpenVINO's interface as far as it is used, computing with ONNX Runtime."""
 
     class Core:
+        available_devices = ("CPU", "GPU.0", "GPU.1")
+
         def read_model(self, path: str) -> Any:
             try:
                 session = onnxruntime.InferenceSession(path)
@@ -140,6 +142,81 @@ def test_openvino_is_asked_for_low_latency_full_precision_and_the_threads(openvi
     assert np.array_equal(detector.detect(FRAME), Detector(file).detect(FRAME)) and len(detector.detect(FRAME))
 
 
+def test_other_devices_of_openvino(monkeypatch: pytest.MonkeyPatch, brief: None, tmp_path: Path) -> None:
+    """One that is there and used, one that is there and not used, one that is not there."""
+    log: list[Any] = []
+    monkeypatch.setitem(sys.modules, "openvino", fake_openvino(["GPU.0"], log))
+    file = toy(tmp_path / "a.onnx", RAW, metadata())
+    record = measured([file], [FRAME], threads=3, provider="openvino-gpu")[0]
+    assert log == [("GPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})]
+    assert record["runtime"]["providers_active"] == ["openvino:GPU"] and record["runtime"]["openvino"] == "2026.4"
+    assert gate.provider_problems("new", record) == []
+    with pytest.raises(EdgeError, match="OpenVINO sees no NPU here, only CPU, GPU.") as absent:
+        Detector(file, "openvino-npu")
+    monkeypatch.setitem(sys.modules, "openvino", fake_openvino(["CPU"], log))
+    with pytest.raises(EdgeError, match="openvino:GPU was asked for, but .* runs on openvino:CPU") as elsewhere:
+        Detector(file, "openvino-gpu")
+    assert (absent.value.code, elsewhere.value.code) == (4, 4)
+
+
+RECORDED = {  # provider -> what get_providers() of a session on it tells, where it runs and where it does not
+    "qnn": ["QNNExecutionProvider", "CPUExecutionProvider"],
+    "coreml": ["CoreMLExecutionProvider", "CPUExecutionProvider"],
+    "dml": ["DmlExecutionProvider", "CPUExecutionProvider"],
+    "xnnpack": ["XnnpackExecutionProvider", "CPUExecutionProvider"],
+}
+OPTIONS = {
+    "qnn": {"backend_path": "libQnnHtp.so"},
+    "coreml": {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL"},
+    "xnnpack": {"intra_op_num_threads": "3"},
+}
+
+
+@pytest.mark.parametrize("provider", RECORDED)
+def test_other_accelerators_of_onnx_runtime(provider: str, brief: None, monkeypatch, tmp_path: Path) -> None:
+    """Asked for with their options, believed only if the session names them first and they run enough of the graph."""
+    names, asked, shares = RECORDED[provider], [], {"own": 10, "cpu": 0}
+    real = onnxruntime.InferenceSession
+
+    class Session:
+        told = names
+
+        def __init__(self, path: str, options: Any, providers: list[Any], enable_fallback: int) -> None:
+            asked.append((providers, options.intra_op_num_threads, options.enable_mem_pattern))
+            self.real = real(path)
+            self.get_modelmeta, self.get_inputs = self.real.get_modelmeta, self.real.get_inputs
+            self.get_outputs, self.run = self.real.get_outputs, self.real.run
+
+        def get_providers(self) -> list[str]:
+            return self.told
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            counts = zip(names, shares.values(), strict=True)
+            return [SimpleNamespace(ep_name=n, get_nodes=lambda k=k: [None] * k) for n, k in counts]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    file = toy(tmp_path / "a.onnx", RAW, metadata())
+    record = measured([file], [FRAME], threads=3, provider=provider)[0]
+    first = (names[0], OPTIONS[provider]) if provider in OPTIONS else names[0]
+    assert asked[-1] == ([first, names[1]], 1 if provider == "xnnpack" else 3, provider != "dml")
+    assert record["runtime"]["providers_active"] == names and record["runtime"]["ep_coverage"] == 1
+    assert gate.provider_problems("new", record) == []
+    shares.update(own=4, cpu=6)
+    if provider == "xnnpack":
+        assert Detector(file, provider).coverage == 0.4
+        shares.update(own=1, cpu=9)
+    with pytest.raises(EdgeError, match=f"{names[0]} was asked for, but took only") as little:
+        Detector(file, provider)
+    monkeypatch.setattr(Session, "told", names[1:])
+    with pytest.raises(EdgeError, match=f"{names[0]} was asked for, but ONNX Runtime runs .* on CPU") as elsewhere:
+        Detector(file, provider)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names[1:])
+    with pytest.raises(EdgeError, match=f"{names[0]} is not in this ONNX Runtime build") as absent:
+        Detector(file, provider)
+    assert {little.value.code, elsewhere.value.code, absent.value.code} == {4}
+
+
 def test_a_record_says_which_runtime_ran_and_the_gate_holds_it_to_that(
     openvino: list[Any], brief: None, tmp_path: Path
 ) -> None:
@@ -158,7 +235,7 @@ def test_a_record_says_which_runtime_ran_and_the_gate_holds_it_to_that(
 
 def test_openvino_that_runs_elsewhere_or_cannot_read_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", fake_openvino(["GPU.0"], []))
-    with pytest.raises(EdgeError, match="openvino:CPU was asked for, but .* runs on openvino:GPU.0") as elsewhere:
+    with pytest.raises(EdgeError, match="openvino:CPU was asked for, but .* runs on openvino:GPU") as elsewhere:
         Detector(toy(tmp_path / "a.onnx", RAW, metadata()), "openvino")
     (tmp_path / "b.onnx").write_text("no model")
     with pytest.raises(EdgeError, match="OpenVINO cannot load .*b.onnx .*Unable to read the model") as unread:

@@ -15,7 +15,7 @@ from typing import Any
 from yolokd.errors import GateError, UsageError, as_path
 from yolokd.latency import gate_report, intervals, schema
 from yolokd.latency.schema import get
-from yolokd_edge.runtimes.table import MIN_COVERAGE, PROVIDERS
+from yolokd_edge.runtimes.table import PROVIDERS
 
 SCHEMA = "yolokd.compare/1"
 PASS, REGRESSION, INCONCLUSIVE, PROVIDER, PARITY = 0, 1, 3, 4, 5
@@ -197,7 +197,7 @@ def provider_problems(side: str, record: Record) -> list[tuple[int, str, str]]:
     why = None
     if runtime.get("fallback") or (asked in PROVIDERS and active != PROVIDERS[asked].names[0]):
         why = f"{asked} was asked for and {active or 'none'} was active"
-    elif asked in PROVIDERS and not PROVIDERS[asked].on_cpu and schema.number(coverage) and coverage < MIN_COVERAGE:
+    elif asked in PROVIDERS and asked != "cpu" and schema.number(coverage) and coverage < PROVIDERS[asked].coverage:
         why = f"only {coverage:.0%} of the graph ran on {active}"
     return [(PROVIDER, "provider", f"{side}: {why}")] if why else []
 

@@ -127,8 +127,10 @@ def runtime_facts(detector: Detector, missing: dict[str, str]) -> dict[str, Any]
     """The record's `runtime`: versions, and where the model really runs."""
     nodes, runs_on = detector.nodes, name_of(detector.active)
     other = runs_on if runs_on in OTHER_RUNTIMES else None
-    versions = {name: detector.session.version if name == other else None for name in OTHER_RUNTIMES}
-    missing.update({"runtime." + name: "not the runtime" for name in OTHER_RUNTIMES if name != other})
+    own = PROVIDERS[other].module if other else None
+    modules = dict.fromkeys(PROVIDERS[name].module for name in OTHER_RUNTIMES)  # two devices may have one runtime
+    versions = {module: detector.session.version if module == own else None for module in modules}
+    missing.update({"runtime." + module: "not the runtime" for module in modules if module != own})
     if other:
         missing.update(
             {"runtime." + key: f"{other} does not report it" for key in ("inter_threads", "spin", "graph_opt")}

@@ -12,8 +12,8 @@ import onnxruntime
 from yolokd_edge.common import PROVIDER, EdgeError, one_line
 from yolokd_edge.runtimes.base import Opened, TensorRT
 from yolokd_edge.runtimes.coverage import coverage_in_new_process
-from yolokd_edge.runtimes.onnxruntime_options import load_cuda, session_options
-from yolokd_edge.runtimes.table import MIN_COVERAGE, PROVIDERS, folder_format, name_of
+from yolokd_edge.runtimes.onnxruntime_options import load_cuda, provider_options, session_options
+from yolokd_edge.runtimes.table import PROVIDERS, folder_format, name_of
 from yolokd_edge.runtimes.tensorrt import engine_options
 
 UNREADABLE = ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoModel", "NoSuchFile")
@@ -29,7 +29,9 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     if requested not in available:
         raise EdgeError(f"{requested} is not in this ONNX Runtime build ({', '.join(available)}).", PROVIDER)
     chain: list[Any] = [name for name in names if name in available]
-    if provider != "cpu":
+    if settings := provider_options(provider, threads):
+        chain[0] = (requested, settings)
+    if provider in ("cuda", "trt"):
         load_cuda()
     trt = None
     if provider == "trt" and path.is_file():
@@ -46,14 +48,15 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     coverage = nodes.get(requested, 0) / sum(nodes.values()) if nodes else None
     if nodes is None:
         coverage = 1.0 if len(chain) == 1 else coverage_in_new_process(path, chain, threads, requested, tensorrt.hw)
-    if coverage is not None and coverage < MIN_COVERAGE and provider != "cpu":
+    if coverage is not None and coverage < PROVIDERS[provider].coverage and provider != "cpu":
         raise EdgeError(f"{requested} was asked for, but took only {coverage:.0%} of the nodes of {path}.", PROVIDER)
     return Opened(session, nodes, session_s, coverage, trt)
 
 
 def _create_session(path: Path, provider: str, chain: list[Any], threads: int) -> Any:
     try:
-        return onnxruntime.InferenceSession(str(path), session_options(threads), providers=chain, enable_fallback=0)
+        options = session_options(threads, provider)
+        return onnxruntime.InferenceSession(str(path), options, providers=chain, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exception types share no base class
         if provider == "cpu" or type(error).__name__ in UNREADABLE:
             hint = "" if path.suffix.lower() == ".onnx" else "; export it to ONNX first"

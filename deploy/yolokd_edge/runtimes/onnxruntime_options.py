@@ -11,10 +11,21 @@ from typing import Any
 import onnxruntime
 
 
-def session_options(threads: int) -> Any:
-    """Options of every session: the threads, and nothing on stderr."""
+def provider_options(provider: str, threads: int) -> dict[str, str]:
+    """Options of an execution provider."""
+    if provider == "xnnpack":
+        return {"intra_op_num_threads": str(threads)}  # it has threads of its own
+    if provider == "qnn":
+        return {"backend_path": "QnnHtp.dll" if sys.platform == "win32" else "libQnnHtp.so"}
+    return {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL"} if provider == "coreml" else {}
+
+
+def session_options(threads: int, provider: str = "cpu") -> Any:
+    """Options of every session: the threads, and nothing on stderr; and what the provider asks for."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if provider == "xnnpack" else threads
+    if provider == "dml":
+        options.enable_mem_pattern = False
     options.log_severity_level = 4  # not even errors, which are raised as well: stderr belongs to our own sentences
     # Threads that keep spinning after a run would slow down pre- and postprocessing and every other model.
     options.add_session_config_entry("session.force_spinning_stop", "1")

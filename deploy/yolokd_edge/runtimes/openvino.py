@@ -7,36 +7,45 @@ from typing import Any
 
 import numpy as np
 
-from yolokd_edge.common import EdgeError, one_line
+from yolokd_edge.common import PROVIDER, EdgeError, one_line
 from yolokd_edge.runtimes.base import Meta, Opened, Port, TensorRT, import_package, timed_session
+from yolokd_edge.runtimes.table import PROVIDERS
 
 
 def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
-    """Open an ONNX file on OpenVINO."""
-    return timed_session(OpenVino, path, provider, threads)
+    """Open an ONNX file on one of OpenVINO's devices."""
+    device = PROVIDERS[provider].names[0].partition(":")[2]
+    return timed_session(lambda file, count: OpenVino(file, count, device), path, provider, threads)
 
 
 class OpenVino:
     """An ONNX file on OpenVINO's own runtime, with what is used here of ONNX Runtime's session.
 
-    Low latency rather than throughput, and full precision where the CPU could silently take less.
+    Low latency rather than throughput, and full precision where the device could silently take less; an NPU has none.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: str = "CPU") -> None:
         openvino = import_package("openvino", "openvino")
         self.version = str(openvino.__version__)
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":
+            hints["INFERENCE_NUM_THREADS"] = threads
+        if device != "NPU":
+            hints["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             core = openvino.Core()
+            if device not in (held := {name.partition(".")[0] for name in core.available_devices}):
+                raise EdgeError(f"OpenVINO sees no {device} here, only {', '.join(sorted(held))}.", PROVIDER)
             self._model = core.read_model(str(path))
-            self._compiled = core.compile_model(self._model, "CPU", hints)
+            self._compiled = core.compile_model(self._model, device, hints)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise EdgeError(f"OpenVINO cannot load {path} ({one_line(error)}).") from None
 
     def get_providers(self) -> list[str]:
-        """The devices that the compiled model says it runs on."""
-        return ["openvino:" + device for device in self._compiled.get_property("EXECUTION_DEVICES")]
+        """The kinds of devices that the compiled model says it runs on, of several GPUs the first one."""
+        devices = self._compiled.get_property("EXECUTION_DEVICES")
+        return ["openvino:" + device.partition(".")[0] for device in devices]
 
     def get_modelmeta(self) -> Meta:
         """The ONNX file's metadata, which OpenVINO keeps under `framework`."""

@@ -22,22 +22,32 @@ class Provider(NamedTuple):
     model_format: str = "onnx"
     parts: tuple[str, ...] = ()  # of a model that is a folder: a pattern for each of its files
     bundle_files: str | None = None  # the provider whose files of a bundle it takes, if not its own
+    coverage: float = 0.95  # share of the graph's nodes (of their time, from a profile) that it must run
 
 
+CPU = "CPUExecutionProvider"
 PROVIDERS: dict[str, Provider] = {
-    "cpu": Provider("onnxruntime", ("CPUExecutionProvider",), on_cpu=True),
-    "cuda": Provider("onnxruntime", ("CUDAExecutionProvider", "CPUExecutionProvider")),
-    "trt": Provider("onnxruntime", ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")),
+    "cpu": Provider("onnxruntime", (CPU,), on_cpu=True),
+    "cuda": Provider("onnxruntime", ("CUDAExecutionProvider", CPU)),
+    "trt": Provider("onnxruntime", ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)),
     "openvino": Provider("openvino", ("openvino:CPU",), on_cpu=True, package="openvino", bundle_files="cpu"),
     "ncnn": Provider(
         "ncnn", ("ncnn:CPU",), on_cpu=True, package="ncnn", model_format="ncnn", parts=("*.param", "*.bin")
+    ),
+    "openvino-gpu": Provider("openvino", ("openvino:GPU",), package="openvino", bundle_files="cpu"),
+    "openvino-npu": Provider("openvino", ("openvino:NPU",), package="openvino", bundle_files="cpu"),
+    "qnn": Provider("onnxruntime", ("QNNExecutionProvider", CPU), bundle_files="cpu"),
+    "coreml": Provider("onnxruntime", ("CoreMLExecutionProvider", CPU), bundle_files="cpu"),
+    "dml": Provider("onnxruntime", ("DmlExecutionProvider", CPU), bundle_files="cpu"),
+    # it has convolutions and little else, which are a small share of the nodes and nearly all of the work
+    "xnnpack": Provider(
+        "onnxruntime", ("XnnpackExecutionProvider", CPU), on_cpu=True, bundle_files="cpu", coverage=0.2
     ),
     "triton": Provider("triton", ("triton:server",), bundle_files="cuda"),
 }
 OTHER_RUNTIMES = tuple(name for name, provider in PROVIDERS.items() if provider.module != "onnxruntime")
 ON_CPU = tuple(provider.names[0] for provider in PROVIDERS.values() if provider.on_cpu)
 AUTO = ("trt", "cuda", "cpu")  # the order in which `auto` tries them
-MIN_COVERAGE = 0.95  # share of the graph's nodes that the provider asked for must run
 
 
 def check_provider(name: Any) -> None:
