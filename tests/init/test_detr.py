@@ -373,3 +373,17 @@ def test_the_trainer_lets_the_starts_race_and_leaves_every_random_stream(set_up,
     assert len(seen) == 3 and len(set(seen)) == 1, "all starts see the same images and the same noise"
     weights = [t.model.module.model[-1].enc_output[0].weight for t in (own, started)]
     assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("init", "more", "rate"),
+    [
+        ("teacher", {"optimizer": "AdamW"}, 0.0),
+        ("teacher", {"optimizer": "AdamW", "warmup_bias_lr": 0.05}, 0.05),
+        ("teacher", {"optimizer": "SGD"}, 0.1),
+        ("own", {"optimizer": "AdamW"}, 0.1),
+    ],
+)
+def test_a_warm_up_of_biases_does_not_undo_a_solved_decoder(init, more, rate, set_up, caplog):
+    assert set_up(init, **more).args.warmup_bias_lr == rate
+    assert ("warmup_bias_lr=0: the usual 0.1" in caplog.text) == (rate == 0)

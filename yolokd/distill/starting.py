@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from ultralytics.engine.trainer import BaseTrainer
-from ultralytics.utils import LOGGER, RANK, IterableSimpleNamespace
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace
 
 from yolokd.config.options import DistillOptions
 from yolokd.data.random_streams import kept_streams
 from yolokd.detectors.reader import Reader
+from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.distill.applicability import Plan
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
@@ -25,6 +26,7 @@ from yolokd.init import transfer
 from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
 
+ADAMS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
 STARTS = {  # what the student starts with
     "own": "its own weights",
     "head": "its own weights, and the end of its head (an RT-DETR's decoder) solved from the teacher's",
@@ -82,6 +84,23 @@ class StartMixin(BaseTrainer):
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
         images = self._some_images(side).contiguous(memory_format=layout)
         return transfer.start(how, student, plan.teacher, images, plan.classes, frozen)
+
+    def _spare_biases(self, student: Reader, plan: Plan) -> None:
+        """Let the warm-up of biases begin at 0 where an RT-DETR may start from its teacher.
+
+        Adam moves a bias by its rate in every step. Ultralytics' warm-up begins at a rate of 0.1 for biases, except
+        where it chooses the optimizer itself, and a few steps at that rate undo a solved decoder. The same on all
+        ranks, whose starts arrive later; a value of the user's own is kept.
+        """
+        how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
+        usual = self.args.warmup_bias_lr == DEFAULT_CFG.warmup_bias_lr and self.args.optimizer in ADAMS
+        if usual and isinstance(student, RTDETRReader) and transfer.candidates(how, student, plan.teacher, frozen):
+            self.args.warmup_bias_lr = 0.0
+            if RANK in {-1, 0}:
+                LOGGER.info(
+                    f"warmup_bias_lr=0: the usual {DEFAULT_CFG.warmup_bias_lr:g} would undo a decoder's start under "
+                    f"{self.args.optimizer}; give another value to set it yourself"
+                )
 
     def _choose_start(self, starts: dict[str, State]) -> str:
         """The name of the best start, with whose weights the student begins."""

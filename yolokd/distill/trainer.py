@@ -123,6 +123,8 @@ class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
             if any(one.terms for one in made) and self.device.type == "cpu" and channels_last is not False:
                 student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
             starts = self._starts(reader, made[0])
+            if not self.resume:
+                self._spare_biases(reader, made[0])
             best, cached = distillation.best, distillation.cache is not None
             detects = cached or distillation.fade  # its detections are stored, or scored
             pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
