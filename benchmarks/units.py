@@ -37,8 +37,8 @@ from ultralytics.utils.torch_utils import init_seeds
 from yolokd.config.options import DistillOptions
 from yolokd.config.parse import parse_pairs
 from yolokd.config.recipes import asked_methods
-from yolokd.demo.run import ASSETS
 from yolokd.demo.scenes import compose
+from yolokd.demo.setting import ASSETS
 from yolokd.detectors import read
 from yolokd.detectors.class_map import match_classes
 from yolokd.detectors.opening import open_model

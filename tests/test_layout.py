@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,16 @@ def test_a_file_is_short_and_says_what_it_is_for(name):
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     lines = len(text.splitlines())
     assert lines <= LINES
+
+
+def test_benchmarks_import_what_is_there():
+    """They are run by hand, long after what they import may have moved."""
+    scripts = python_files("benchmarks")
+    asked = {(source, name) for file in scripts for source, name in imported(file, file.stem) if name}
+    ours = {(source, name) for source, name in asked if source.partition(".")[0] in ("yolokd", "yolokd_edge")}
+    assert len(ours) > 20
+    gone = {(s, n) for s, n in ours if not hasattr(importlib.import_module(s), n) and f"{s}.{n}" not in FILES | RUNTIME}
+    assert not gone
 
 
 def test_private_names_stay_in_their_module():

@@ -258,10 +258,10 @@ def test_the_documentation_has_every_papers_recipe_with_its_methods():
 
 
 def test_shipped_argument_files_are_no_recipes():
-    assert sorted(shipped_arguments()) == ["coco", "voc"] and not shipped_arguments().keys() & METHODS
+    assert sorted(shipped_arguments()) == ["coco", "taxonomy", "voc"] and not shipped_arguments().keys() & METHODS
     assert "give it as cfg=voc" in refused(asked_methods, "voc", {})
     assert "give it as method=default" in refused(read_arguments, "default")
-    assert "or coco or voc" in refused(read_arguments, "voc.yml")
+    assert "or coco or taxonomy or voc" in refused(read_arguments, "voc.yml")
 
 
 @pytest.mark.parametrize("name", ["voc", "coco"])

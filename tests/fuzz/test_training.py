@@ -25,7 +25,8 @@ from yolokd.data.splits import find_data, read_data, split_images
 from yolokd.detectors.class_map import coverage, match_classes
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
-from yolokd.studies.plan import read_arms, read_seeds
+from yolokd.studies.arms import read_arms
+from yolokd.studies.plan import read_seeds
 
 
 @pytest.fixture

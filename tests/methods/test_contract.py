@@ -48,7 +48,7 @@ def cases(chosen):
 every_case = cases(CASES)
 BARE = {"at"}  # methods on maps that have no weights of their own
 # methods for which an object's size in pixels, or between cells, matters
-BY_PIXELS = {"fgfi", "roi", "gid", "match", "masks"}
+BY_PIXELS = {"icd", "fgfi", "roi", "gid", "match", "masks"}
 ON_POINTS = {"gid", "pgd"}  # methods on maps that also pair anchor points
 ACROSS_CELLS = {"mgd", "reviewkd", "fbkd"}  # methods whose 3x3 convs see other neighbours on a finer grid
 BY_NUMBER = {

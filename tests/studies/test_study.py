@@ -27,7 +27,8 @@ from yolokd.errors import UsageError
 from yolokd.latency.intervals import NO_EVIDENCE, ONE_RUN
 from yolokd.studies import plan as planning
 from yolokd.studies import processes, report
-from yolokd.studies.plan import Job, build_arms, plan_study, read_arms, read_seeds
+from yolokd.studies.arms import build_arms, read_arms
+from yolokd.studies.plan import Job, plan_study, read_seeds
 from yolokd.studies.processes import run_all, start_run
 from yolokd.studies.runner import study
 from yolokd.studies.worker import RESULT, interrupted, validate
@@ -488,7 +489,7 @@ def test_markdown():
     assert "| pkd | neck | 3 | 36.0 ± 1.0 | 25% | 18.0 ± 0.5 | 14% | 151 s | 1.50 |" in text
     assert "| pkd | mAP50 | 3 | +10.0 | +7.5 to +12.5 | better |" in text
     assert "No evidence of a difference to the student alone in mAP50: built-in, logit." in text
-    assert "| neck | pkd | 36.0 | +10.0 |" in text
+    assert "| neck | pkd | 36.0 | +10.0 | +7.5 to +12.5 | 18.0 | +5.0 | +3.8 to +6.2 |  |  |" in text
     assert "| 1 | 27.0 | 26.0 | 36.0 | 29.0 |" in text
     one = report.markdown(summary(seeds=(0,)))
     assert "One seed allows no conclusion" in one and "Better than" not in one

@@ -16,6 +16,8 @@ from yolokd.errors import UsageError, as_path
 from yolokd.methods import METHODS
 from yolokd.methods.base import ANY_HEADS
 
+OF_STUDY = ("methods", "arms", "starts")  # keys of a file of arguments that only a study has
+
 
 def asked_methods(method: Any, dotted: dict[str, Any]) -> dict[str, Any]:
     """What method= and the dotted options ask for: {"methods": ...}, or {"recipe": ..., "optional": ...} of a recipe.
@@ -121,14 +123,14 @@ def check_options(key: str, options: dict[str, Any]) -> dict[str, Any]:
 def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
     """Name -> file of the recipes, and of the argument files, in the one folder that comes with the package.
 
-    They lie side by side, so that no name can mean one of each; a recipe is what has methods: or pairs:.
+    They lie side by side, so that no name can mean one of each; a recipe is what has a mapping methods: or pairs:.
     """
     recipes: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for file in sorted(importlib.resources.files("yolokd_cfg").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
             keys = yaml.safe_load(file.read_text(encoding="utf-8"))
-            kind = recipes if keys.keys() & {"methods", "pairs"} else arguments
+            kind = recipes if "pairs" in keys or isinstance(keys.get("methods"), dict) else arguments
             kind[file.name.removesuffix(".yaml")] = file
     return recipes, arguments
 
@@ -181,8 +183,12 @@ def _read_options(key: Any, options: Any) -> dict[str, Any]:
     return {str(k): typed(v) for k, v in (options or {}).items()}
 
 
-def read_arguments(cfg: Any) -> dict[str, Any]:
-    """The arguments in a file given as cfg=, or the name of a shipped one: ours among them, the dotted ones too."""
+def read_arguments(cfg: Any, of_study: bool = False) -> dict[str, Any]:
+    """The arguments in a file given as cfg=, or the name of a shipped one: ours among them, the dotted ones too.
+
+    Args:
+        of_study: whether it may name the arms of a study.
+    """
     if str(cfg) in shipped_recipes():
         raise UsageError(f"cfg={cfg} is not a file of arguments: {cfg} is a recipe, give it as method={cfg}.")
     file = shipped_arguments().get(str(cfg)) or as_path("cfg", cfg)
@@ -192,4 +198,6 @@ def read_arguments(cfg: Any) -> dict[str, Any]:
     arguments = read_yaml("cfg", cfg, file)
     if not isinstance(arguments, dict):
         raise UsageError(f"cfg={cfg} is not a mapping of arguments: write lines such as `epochs: 100`.")
+    if not of_study and (arms := [key for key in OF_STUDY if key in arguments]):
+        raise UsageError(f"cfg={cfg} has {arms[0]}=, which is for `yolokd study`: name another file.")
     return {str(k): v if k in AS_TYPED else typed(v) for k, v in arguments.items()}

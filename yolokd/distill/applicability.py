@@ -43,6 +43,7 @@ class Plan:
     refused: list[str]  # a sentence for all of a recipe that the pair cannot have
     classes: ClassMap | None  # shared classes, None where teacher and data have the same
     scale: float  # sides of the teacher's images, as a multiple of the student's
+    other_size: bool = False  # whether the teacher's images may be of another size than the student's even at scale 1
     coverage: str = ""  # how many classes of the data the teacher teaches, and which it does not
 
 
@@ -101,7 +102,12 @@ def plan(
             f"what terms on predictions would teach the {alone[0]} branch of {student.spec.name}, which must answer "
             f"once for an object: {teacher.spec.name} has no such branch."
         )
-    return Plan(teacher, terms, used, refused, classes, scale)
+    return Plan(teacher, terms, used, refused, classes, scale, other_size)
+
+
+def replan(student: Reader, before: Plan, distillation: DistillOptions, names: dict[int, str]) -> Plan:
+    """The plan for the same student and teacher with other methods."""
+    return plan(student, before.teacher, distillation, names, before.classes, before.scale, before.other_size)
 
 
 def rounded_imgsz(imgsz: Any, model: Any) -> int:
@@ -148,13 +154,18 @@ def plans(
         one = plan(student, reader, distillation, data["names"], shared, scale, other_size)
         said = coverage(data["names"], shared, title(path), kept) if model.names else f"{title(path)} knows no classes"
         made.append(replace(one, coverage=said))
+    check_truth(distillation, made)
+    return made
+
+
+def check_truth(distillation: DistillOptions, made: list[Plan]) -> None:
+    """Refuse images without labels where every term needs labels."""
     terms = [term for one in made for term in one.terms.values()]
     if distillation.unlabeled_ratio and terms and all(term.method.truth for term in terms):
         raise UsageError(
             f"unlabeled={distillation.unlabeled} has no ground truth, which every method asked for needs: "
             "add one that does without, such as method=pkd."
         )
-    return made
 
 
 def kept_classes(kept: Any, names: dict[int, str], single_cls: bool) -> frozenset[int] | None:

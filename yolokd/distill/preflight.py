@@ -14,7 +14,7 @@ from yolokd.config.options import DistillOptions
 from yolokd.data.splits import read_data
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
-from yolokd.distill.applicability import Plan, plans, rounded_imgsz
+from yolokd.distill.applicability import Plan, check_truth, plans, replan, rounded_imgsz
 from yolokd.distill.quantization import check_student
 from yolokd.distill.starting import frozen_layers
 from yolokd.errors import UsageError
@@ -51,6 +51,14 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
     transfer.candidates(distillation.init, reader, made[0].teacher, frozen_layers(arguments.get("freeze")))
     return Ready(data, reader, made, side)
+
+
+def recheck(ready: Ready, arguments: dict[str, Any]) -> None:
+    """Refuse what `preflight` would, of folded arguments that differ by method and start from those it has seen."""
+    distillation = DistillOptions.of(arguments)
+    made = [replan(ready.student, one, distillation, ready.data["names"]) for one in ready.plans]
+    check_truth(distillation, made)
+    transfer.candidates(distillation.init, ready.student, made[0].teacher, frozen_layers(arguments.get("freeze")))
 
 
 def check_place(arguments: dict[str, Any], task: str) -> None:

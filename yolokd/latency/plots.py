@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 
+ABOVE = {"alone": "the student alone", "builtin": "Ultralytics' own distillation"}
+
+
 def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw a study's paired differences: mean, 95 % interval and one dot per seed; one panel per metric and reference.
 
@@ -22,18 +25,17 @@ def gains(comparisons: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         comparisons: From studies.report.compare, mAP as fractions.
         path: The PNG to write.
     """
-    names = {"alone": "the student alone", "builtin": "Ultralytics' own distillation"}
     metrics = {"map50": "mAP50", "map50_95": "mAP50-95"}
     references = list(dict.fromkeys(c["reference"] for c in comparisons))
-    arms = list(dict.fromkeys(c["arm"] for c in comparisons))
-    width = 0.075 * max(map(len, arms))
-    figure = new_figure(8.5 + width, (1.1 + 0.38 * len(arms)) * len(references) + 0.3)
-    panels = figure.subplots(len(references), len(metrics), squeeze=False, sharey="row")
-    for row, reference in zip(panels, references, strict=True):
-        row_arms = [a for a in arms if any(c["arm"] == a and c["reference"] == reference for c in comparisons)]
+    arms = {r: list(dict.fromkeys(c["arm"] for c in comparisons if c["reference"] == r)) for r in references}
+    width = 0.075 * max(len(arm) for row in arms.values() for arm in row)
+    heights = [1.1 + 0.38 * len(row) for row in arms.values()]
+    figure = new_figure(8.5 + width, sum(heights) + 0.3)
+    panels = figure.subplots(len(references), len(metrics), squeeze=False, sharey="row", height_ratios=heights)
+    for row, (reference, row_arms) in zip(panels, arms.items(), strict=True):
         for axes, (metric, label) in zip(row, metrics.items(), strict=True):
             _intervals(axes, [c for c in comparisons if (c["reference"], c["metric"]) == (reference, metric)], row_arms)
-            axes.set_xlabel(f"{label}, points above {names[reference]}", fontsize=9)
+            axes.set_xlabel(f"{label}, points above {ABOVE.get(reference, reference)}", fontsize=9)
         row[0].set_yticks(range(len(row_arms)), ["built-in" if a == "builtin" else a for a in row_arms], fontsize=9)
         row[0].set_ylim(len(row_arms) - 0.4, -0.6)
     figure.suptitle("Paired difference by seed: mean, 95 % interval and one dot per seed", fontsize=11)

@@ -24,6 +24,7 @@ from yolokd.methods.fgfi import FGFI
 from yolokd.methods.fitnet import FitNet
 from yolokd.methods.frs import FRS, FRSCls
 from yolokd.methods.gid import GID
+from yolokd.methods.icd import ICD
 from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.lad import LAD
 from yolokd.methods.ld import LD
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "fbkd": FBKD,
     "reviewkd": ReviewKD,
     "fgfi": FGFI,
+    "icd": ICD,
     "frs": FRS,
     "pgd": PGD,
     "logit": Logit,

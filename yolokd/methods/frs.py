@@ -26,6 +26,7 @@ Where we depart, and why:
 - The code's adapter is a 3x3 conv, ours 1x1, with which the term adds a twentieth to a small student's step on a CPU.
 - `relative` (default) divides by the teacher's own weighted mean square; False gives the authors' feature part.
 - A teacher's map of another size is interpolated to the student's; scores are at the student's anchor points.
+- On a dual head (YOLO26) the scores of frs are those of its one2many branch; frs_cls is taken of each branch.
 """
 
 from __future__ import annotations

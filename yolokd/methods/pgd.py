@@ -30,6 +30,7 @@ Where we depart, and why:
   images x images); ours with its own.
 - Its code adds noise of 0.1 px to the centres, so that V can be inverted; we add the variance of that noise.
 - Its code looks for T_g in the whole image and drops what is outside the object afterwards; the paper looks inside.
+- On a dual head (YOLO26) the predictions are those of the teacher's one2many branch.
 """
 
 from __future__ import annotations

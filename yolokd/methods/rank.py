@@ -27,6 +27,7 @@ Where we depart, and why:
 - P is a weight without gradient: otherwise cells would be made to agree only to reduce their weight.
 - `relative` (default) divides by the teacher's own mean square under the same weights: the scale of P cancels, so
   the term does not fade as the scores get closer, and an adapter that returns 0 has loss 1.
+- On a dual head (YOLO26) the scores of pfi are those of its one2many branch; rm is taken of each branch.
 - If the teacher's map has another size, the map and its scores are interpolated to the student's size.
 """
 

@@ -68,7 +68,10 @@ def paragraph(subject: Subject, data: dict[str, Any] | None) -> str:
 def best_arm(subject: Subject) -> str:
     """The distilled arm of a study with the highest mean mAP50-95, of which the rest is told."""
     distilled = {run.arm for run in subject.of(DISTILLED)} or set(subject.study.get("arms", {})) - {ALONE, "alone"}
-    rows = [s for s in subject.study.get("summary", ()) if s["arm"] in distilled and s["map50_95"] is not None]
+    undistilled = {name for name, own in subject.study.get("arms", {}).items() if own.get("kd") == 0}
+    rows = [
+        s for s in subject.study.get("summary", ()) if s["arm"] in distilled - undistilled and s["map50_95"] is not None
+    ]
     return str(max(rows, key=lambda s: s["map50_95"])["arm"]) if rows else ""
 
 

@@ -10,6 +10,7 @@ from yolokd.reports.measure import figure, paired_gains
 from yolokd.reports.parts import NONE, Code, Drawing, Part, Table, Text, percent, plain
 from yolokd.reports.subject import ALONE, DISTILLED, TEACHER, Run, Subject
 from yolokd.reports.svg import Line, curves, intervals
+from yolokd.studies.report import against
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
 COLUMNS = {"map50": "metrics/mAP50(B)", "map50_95": "metrics/mAP50-95(B)"}
@@ -108,7 +109,6 @@ def gains(study: dict[str, Any]) -> list[Part]:
     parts: list[Part] = []
     for reference in dict.fromkeys(c["reference"] for c in study["comparisons"]):
         rows = [c for c in study["comparisons"] if c["reference"] == reference]
-        against = "the student alone" if reference == "alone" else plain(reference)
         drawn = [
             (
                 f"{plain(c['arm'])}, {METRICS[c['metric']]}",
@@ -117,7 +117,7 @@ def gains(study: dict[str, Any]) -> list[Part]:
             )
             for c in rows
         ]
-        words = f"Difference to {against} in points, mean and 95 % interval over seeds"
+        words = f"Difference to {plain(against(reference))} in points, mean and 95 % interval over seeds"
         parts.append(Drawing(words, intervals(words, drawn, "points")))
         table = [
             [

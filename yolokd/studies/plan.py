@@ -7,10 +7,10 @@ interruption. Arms are interleaved by seed: a study that is stopped early has co
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,20 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.config import options
 from yolokd.config.checks import check_arguments, check_values, check_writable
-from yolokd.config.parse import check_keys, is_file_name, read_yaml, true_or_false, typed
-from yolokd.config.recipes import asked_methods, method_keys, read_arguments
+from yolokd.config.parse import check_keys, is_file_name, true_or_false
+from yolokd.config.recipes import read_arguments
 from yolokd.data.findings import PROBLEM
 from yolokd.data.splits import read_data
 from yolokd.detectors.opening import open_model, open_student, scaled_yaml
 from yolokd.detectors.teachers import fetched, locate_all
 from yolokd.distill import outlook
-from yolokd.distill.preflight import preflight
+from yolokd.distill.preflight import Ready, preflight, recheck
 from yolokd.errors import UsageError, as_path
-from yolokd.methods import METHODS
-from yolokd.methods.base import TAXONOMY_LEVELS
+from yolokd.studies.arms import ALONE, OWN, TEACHER, Arm, build_arms, read_arms, read_starts, refuse_owned, swept
 from yolokd.studies.worker import RESULT, SPEC, read_json
 
 SCHEMA = "yolokd.study/1"
-ALONE, BUILTIN, TEACHER = "alone", "builtin", "teacher"  # arms that are not methods of ours; the teacher's own folder
-OF_THE_STUDY = {
-    "method": "list the arms in methods=",
-    "distill_model": "name the arm builtin in methods=",
-    "seed": "give seeds=",
-    "resume": "the same command continues where it stopped",
-    **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), "the study's folder is out="),
-    "save": "a run needs its checkpoint",
-    "mode": "a study trains",
-}
-FOR_ANY_ARM = ("width", "depth", "trust", "quantize")  # options of ours that concern the student or files
 FILES = ("model", "teacher", "distill_model", "data", "method", "pretrained", "classes", "teacher.names")
-ARM_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*")  # it becomes a folder's name
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of training the student."""
-
-    name: str
-    arguments: dict[str, Any]  # of the training, without the seed and the output folder
-    level: str = ""  # of the review's taxonomy, joined by " + "; empty for the student alone and the built-in arm
 
 
 @dataclass(frozen=True)
@@ -79,6 +57,7 @@ class Study:
     teacher: Job | None
     jobs: dict[tuple[str, int], Job]  # (arm, seed), in the order in which they run
     common: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)  # what of methods=all the pair cannot have -> why
     failed: dict[str, str] = field(default_factory=dict)  # label -> the last line of the log
 
     def everything(self) -> list[Job]:
@@ -86,11 +65,17 @@ class Study:
         return [*filter(None, [self.teacher]), *self.jobs.values()]
 
 
-def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: dict[str, Any]) -> Study:
+def plan_study(
+    methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: dict[str, Any], starts: Any = None
+) -> Study:
     """Check everything that can be checked without training, including what the folder already holds."""
+    given = {"methods": methods, "arms": arms, "starts": starts}
     if arguments.get("cfg"):
-        arguments = {**read_arguments(arguments.pop("cfg")), **arguments}
-    _refuse_owned(arguments, "")
+        file = read_arguments(arguments["cfg"], of_study=True)
+        of_file = {key: file.pop(key, None) for key in given}
+        given = {key: of_file[key] if value is None else value for key, value in given.items()}
+        arguments = {**file, **{k: v for k, v in arguments.items() if k != "cfg"}}
+    refuse_owned(arguments, "")
     true_or_false("trust", arguments.get("trust", False))
     for key, example in (("model", "model=yolo11n.pt"), ("teacher", "teacher=big.pt"), ("data", "data=my.yaml")):
         if not arguments.get(key):
@@ -98,18 +83,20 @@ def plan_study(methods: Any, arms: Any, seeds: Any, out: str | Path, arguments: 
     numbers = read_seeds(seeds)
     teachers = [fetched(t) for t in locate_all(arguments["teacher"])]
     arguments = {**arguments, "teacher": teachers[0] if len(teachers) == 1 else teachers}
-    chosen = build_arms(read_arms(methods, arms), arguments)
+    from_each = read_starts(given["starts"], arguments)
+    read = read_arms(given["methods"], given["arms"])
+    chosen = build_arms(read, arguments, from_each, swept(given["methods"]))
     folder = as_path("out", out).resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "study.json").is_file())):
         raise UsageError(f"out={out} exists and is not the folder of a study: name a new one.")
     check_writable(folder, f"out={out}")
-    checked = [preflight_arm(arm) for arm in chosen]
+    checked, left_out = check_arms(chosen)
     jobs = {
         (arm.name, seed): Job(f"{arm.name} seed {seed}", folder / arm.name / f"seed{seed}", _run_spec(arm, seed))
         for k, seed in enumerate(numbers)
         for arm in checked[k % len(checked) :] + checked[: k % len(checked)]  # so that no arm is always the first
     }
-    plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments)
+    plan = Study(folder, checked, numbers, _teacher_job(folder, arguments), jobs, arguments, left_out)
     for job in plan.everything():
         _refuse_other_settings(job, out)
     return plan
@@ -151,96 +138,71 @@ def read_devices(devices: Any, jobs: int | None, engine: str, arguments: dict[st
     return names
 
 
-def read_arms(methods: Any, file: Any) -> dict[str, dict[str, Any]]:
-    """Arm name -> its own arguments, the student alone first, from the short list and the file."""
-    listed: dict[str, dict[str, Any]] = {}
-    words = methods if isinstance(methods, (list, tuple)) else str(methods or "").split(",") if methods else []
-    for word in (str(w).strip() for w in words):
-        name = Path(word).stem if word.endswith((".yaml", ".yml")) else word
-        if not word or name in listed:
-            raise UsageError(
-                f"methods={methods} has an arm twice or an empty name: write methods=builtin,default,pkd+logit."
-            )
-        listed[name] = {"method": word.replace("+", ",")}
-    given = _read_arms_file(file) if file else {}
-    if both := [name for name in given if name in listed]:
-        raise UsageError(f"arm {both[0]!r} is in methods= and in arms={file}: keep one.")
-    arms = {ALONE: {"method": ALONE}, **listed, **given}
-    if len(arms) < 2:
-        raise UsageError("no arms to compare with the student alone: give methods=builtin,default or arms=arms.yaml.")
-    folders = [name.lower() for name in (*arms, TEACHER)]
-    for name in arms:
-        if not ARM_NAME.fullmatch(name) or folders.count(name.lower()) > 1:
-            raise UsageError(
-                f"arm {name!r} cannot name a folder of its own: use other letters, digits and _ . @ + - only."
-            )
-    return arms
+def check_arms(arms: list[Arm]) -> tuple[list[Arm], dict[str, str]]:
+    """The arms that the pair can have, checked, and what of methods=all it cannot have with the reason.
 
-
-def _read_arms_file(file: Any) -> dict[str, dict[str, Any]]:
-    path = as_path("arms", file)
-    if not path.is_file():
-        raise UsageError(f"arms={file} does not exist: give a YAML file of arms, such as `strong: {{logit.gain: 6}}`.")
-    content = read_yaml("arms", file, path)
-    if not isinstance(content, dict) or not content:
-        raise UsageError(f"arms={file} is not a mapping of arm names to their arguments.")
-    for name, own in content.items():
-        if own is not None and not isinstance(own, dict):
-            raise UsageError(f"arms={file}: arm {name} is {own!r}; write a mapping, such as {{method: pkd}}.")
-    arms = {str(n): {str(k): typed(v) for k, v in (o or {}).items()} for n, o in content.items()}
-    return {name: {"method": name.replace("+", ","), **own} for name, own in arms.items()}
-
-
-def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list[Arm]:
-    """Each arm's complete training arguments: the common ones, then its own."""
-    about_teachers = {key for key in options.OURS if key not in FOR_ANY_ARM}
-    if options.is_filter(common.get("classes")):
-        about_teachers.discard("classes")  # Ultralytics' own: an arm with all labels would learn something else
-    distilling = {k: v for k, v in common.items() if k in about_teachers}
-    shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
-    dotted = {k: v for k, v in common.items() if "." in k}
-    used: set[str] = set()
-    arms = []
-    for name, own in given.items():
-        method, own = own["method"], {k: v for k, v in own.items() if k != "method"}
-        _refuse_owned(own, f"arm {name}: ")
-        if "val" in own:  # a best epoch must not be compared with a last one
-            raise UsageError(f"arm {name}: val={own['val']} is for all arms alike: give it beside arms=.")
-        if method in (ALONE, BUILTIN):
-            if odd := [k for k in own if "." in k or (k in options.OURS and k not in FOR_ANY_ARM)]:
-                raise UsageError(
-                    f"arm {name}: {odd[0]}= is an option of our distillation, which {method} does not have."
-                )
-            distilled = {"distill_model": common["teacher"]} if method == BUILTIN else {}
-            if distilled and not str(common["teacher"]).endswith(".pt"):
-                raise UsageError(
-                    f"arm {name}: Ultralytics' own distillation takes one teacher, a .pt file: leave it out."
-                )
-            arms.append(Arm(name, {**shared, **distilled, **own}))
+    Raises:
+        UsageError: an arm that was named cannot be trained, or nothing of methods=all can.
+    """
+    pair: Ready | None = None
+    checked: list[Arm] = []
+    left_out: dict[str, str] = {}
+    for arm in arms:
+        start = f"starts={arm.start}"
+        if arm.title in left_out or (arm.swept and start in left_out):
+            continue  # what a method cannot compare it cannot from any start
+        if not arm.swept:
+            checked.append(preflight_arm(arm))
             continue
-        keys = method_keys(asked_methods(method, {}))
-        for_it = {k: v for k, v in dotted.items() if k.rpartition(".")[0] in keys}
-        used |= for_it.keys()
-        ours = {"kd": 1.0, **distilling, "method": method}
-        levels = {METHODS[key.partition("@")[0]].taxonomy_level for key in keys}
-        arms.append(
-            Arm(name, {**shared, **ours, **for_it, **own}, " + ".join(k for k in TAXONOMY_LEVELS if k in levels))
-        )
-    if unused := [k for k in dotted if k not in used]:
-        raise UsageError(f"{unused[0]}={dotted[unused[0]]} sets an option of a method that no arm uses.")
-    return arms
+        check_own_options(arm)
+        pair = pair or open_pair(arm)
+        try:
+            checked.append(preflight_arm(arm, pair))
+        except UsageError as error:
+            why = str(error).removeprefix(f"arm {arm.name}: ")
+            left_out[start if arm.title == ALONE else arm.title] = why
+    if left_out and not any(arm.swept and arm.title != ALONE for arm in checked):
+        raise UsageError(f"nothing of methods=all can be had: {next(iter(left_out.values()))}")
+    return checked, left_out
 
 
-def _refuse_owned(arguments: dict[str, Any], where: str) -> None:
-    for key, instead in OF_THE_STUDY.items():
-        if key in arguments:
-            raise UsageError(f"{where}{key}={arguments[key]} is not for a study: {instead}.")
+def check_own_options(arm: Arm) -> None:
+    """Refuse an option that is wrong whatever the pair is: it must not leave out its method unnoticed."""
+    try:
+        options.fold({k: v for k, v in arm.arguments.items() if k not in ("width", "depth")})
+    except UsageError as error:
+        raise UsageError(f"arm {arm.name}: {error}") from error
 
 
-def preflight_arm(arm: Arm) -> Arm:
-    """The arm with absolute paths, after the checks of `yolokd train`: they take a second, a failed run far longer."""
-    arguments = {k: v for k, v in arm.arguments.items() if k not in ("width", "depth")}
-    scaling = {k: arm.arguments[k] for k in ("width", "depth") if arm.arguments.get(k) is not None}
+def open_pair(arm: Arm) -> Ready:
+    """Student and teachers of an arm, opened once for all of methods=all; what no method needs is not checked."""
+    plain = {k: v for k, v in arm.arguments.items() if "." not in k or k in options.OURS}
+    return _opened({**plain, "method": "default", "kd": 0, "init": OWN})
+
+
+def _opened(arguments: dict[str, Any]) -> Ready:
+    trust = bool(arguments.get("trust"))
+    arguments = _scaled(arguments)
+    folded = options.fold(arguments)
+    check_arguments(folded, trust)
+    return preflight(open_student(arguments["model"], trust=trust), folded, trust)
+
+
+def _scaled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without width= and depth=, which are in their model= then."""
+    rest = {k: v for k, v in arguments.items() if k not in ("width", "depth")}
+    if scaling := {k: arguments[k] for k in ("width", "depth") if arguments.get(k) is not None}:
+        rest["model"] = scaled_yaml(str(rest["model"]), **scaling, trust=bool(arguments.get("trust")))
+    return rest
+
+
+def preflight_arm(arm: Arm, pair: Ready | None = None) -> Arm:
+    """The arm with absolute paths, after the checks of `yolokd train`: they take a second, a failed run far longer.
+
+    Args:
+        pair: student and teachers, if they were opened already; the arm differs from theirs by method and start only.
+    """
+    arguments = arm.arguments
     trust = bool(arguments.get("trust"))
     try:
         if "," in str(arguments.get("device", "")):
@@ -248,26 +210,26 @@ def preflight_arm(arm: Arm) -> Arm:
                 f"device={arguments['device']}: a study trains each run on one device, give devices= for several."
             )
         if "teacher" in arguments:
-            folded = options.fold(arguments)
+            arguments = _scaled(arguments)
+            if pair is None:
+                _opened(arguments)
+            else:
+                recheck(pair, options.fold(arguments))
         else:
             check_keys(arguments, [*DEFAULT_CFG_DICT, *options.OURS, *options.HIDDEN])
-            folded = arguments
-        check_arguments(folded, trust)
-        if scaling:
-            arguments["model"] = scaled_yaml(str(arguments["model"]), **scaling, trust=trust)
-        student = open_student(arguments["model"], trust=trust)
-        if "teacher" in arguments:
-            preflight(student, folded, trust)
-        else:
+            arguments = _scaled(arguments)
+            check_arguments(arguments, trust)
+            open_student(arguments["model"], trust=trust)
             read_data(arguments, trust)
         if arguments.get("distill_model"):
             open_model(arguments["distill_model"], "distill_model", trust)
     except UsageError as error:
         raise UsageError(f"arm {arm.name}: {error}") from error
+    arguments = dict(arguments)
     for key in ("model", "data", "teacher", "distill_model"):
         if key in arguments and Path(str(arguments[key])).is_file():
             arguments[key] = str(Path(str(arguments[key])).resolve())
-    return Arm(arm.name, arguments, arm.level)
+    return replace(arm, arguments=arguments)
 
 
 def check_data(plan: Study) -> None:
@@ -315,10 +277,16 @@ def _hashes(arguments: dict[str, Any]) -> dict[str, Any]:
     for key in FILES:
         given = arguments.get(key)
         files = [Path(str(g)) for g in (given if isinstance(given, list) else [given])]
-        sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+        sums = [_sum(f, f.stat().st_mtime_ns) for f in files if f.is_file()]
         if sums:
             hashes[key] = sums[0] if len(sums) == 1 else sums
     return hashes
+
+
+@functools.lru_cache(maxsize=64)
+def _sum(file: Path, changed: int) -> str:
+    """SHA-256 of a file that was last changed at that time: hundreds of runs may have the same teacher."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _refuse_other_settings(job: Job, out: str | Path) -> None:

@@ -12,11 +12,16 @@ from typing import Any
 
 from yolokd.latency.intervals import BETTER, NO_EVIDENCE, ONE_RUN, WORSE, paired
 from yolokd.methods.base import TAXONOMY_LEVELS
+from yolokd.studies.arms import ALONE, BUILTIN
 from yolokd.studies.worker import write_json
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
-ALONE, BUILTIN = "alone", "builtin"
-COLUMNS = ("map50", "map50_95", "map50_last", "map50_95_last", "epochs", "wall_s", "resumed", "checkpoint")
+COLUMNS = (
+    "map50", "map50_95", "map50_last", "map50_95_last", "epochs", "wall_s", "step_ms", "memory_mb", "resumed",
+    "checkpoint",
+)  # fmt: skip
+COSTS = ("wall_s", "step_ms", "memory_mb")  # each also as a ratio to the student alone
+COST_CELLS = (("step_ms", "step_ratio", "ms"), ("memory_mb", "memory_ratio", "MB"))
 Results = Mapping[tuple[str, int], Mapping[str, Any]]  # (arm, seed) -> the run's result.json
 
 
@@ -26,6 +31,7 @@ def summarise(
     results: Results,
     teacher: Mapping[str, Any] | None,
     failed: Mapping[str, str],
+    starts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs, figures per arm and paired differences.
 
@@ -35,7 +41,9 @@ def summarise(
         results: of the runs that are done; mAP as fractions, seconds.
         teacher: its mAP, or None while it is unknown.
         failed: run -> reason.
+        starts: arm -> which of starts= it has, for those that have one.
     """
+    starts = starts or {}
     runs = [
         {"arm": arm, "level": level, "seed": seed, **{c: results[arm, seed].get(c) for c in COLUMNS}}
         for arm, level in arms.items()
@@ -43,16 +51,27 @@ def summarise(
         if (arm, seed) in results
     ]
     references = [name for name in (ALONE, BUILTIN) if name in arms]
+    started = {name: start for name, start in starts.items() if name == f"{ALONE}-{start}"}
     versions = {tuple(sorted((result.get("versions") or {}).items())) for result in results.values()}
     return {
         "seeds": list(seeds),
         "teacher": {m: teacher[m] for m in METRICS} if teacher else None,
-        "summary": [_arm(arm, level, seeds, results, teacher) for arm, level in arms.items()],
+        "summary": [
+            {**_arm(arm, level, seeds, results, teacher), "start": starts.get(arm, "")} for arm, level in arms.items()
+        ],
         "comparisons": [
             comparison
             for reference in references
             for arm in arms
             if arm != reference and (arm, reference) != (ALONE, BUILTIN)
+            for metric in METRICS
+            if (comparison := compare(arm, reference, metric, seeds, results))
+        ]
+        + [
+            comparison
+            for reference, start in started.items()
+            for arm in arms
+            if arm != reference and starts.get(arm) == start
             for metric in METRICS
             if (comparison := compare(arm, reference, metric, seeds, results))
         ],
@@ -74,14 +93,15 @@ def _arm(
         row[metric] = statistics.fmean(values) if values else None
         row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         row[f"{metric}_gap_closed"] = gap_closed(arm, metric, seeds, results, teacher)
-    ratios = [
-        results[arm, seed]["wall_s"] / results[ALONE, seed]["wall_s"]
-        for seed in seeds
-        if all(results.get((name, seed), {}).get("wall_s") for name in (arm, ALONE))
-    ]
-    times = [r["wall_s"] for r in arm_results if r.get("wall_s")]
-    row["wall_s"] = statistics.median(times) if times else None
-    row["wall_ratio"] = statistics.median(ratios) if ratios else None
+    for cost in COSTS:
+        ratios = [
+            results[arm, seed][cost] / results[ALONE, seed][cost]
+            for seed in seeds
+            if all(results.get((name, seed), {}).get(cost) for name in (arm, ALONE))
+        ]
+        values = [r[cost] for r in arm_results if r.get(cost)]
+        row[cost] = statistics.median(values) if values else None
+        row[f"{cost.rpartition('_')[0]}_ratio"] = statistics.median(ratios) if ratios else None
     return row
 
 
@@ -160,11 +180,20 @@ def markdown(report: Mapping[str, Any]) -> str:
         + ".",
         accuracy_table(report),
     ]
-    for reference, label in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
+    for reference in dict.fromkeys(c["reference"] for c in report["comparisons"]):
+        label = against(reference)
         if rows := [c for c in report["comparisons"] if c["reference"] == reference]:
             parts += [f"## Difference to {label}", difference_table(rows)]
-    parts += [conclusion(report["comparisons"]), "## By level of the review arXiv:2508.03317", level_table(report)]
+    parts += [
+        conclusion(report["comparisons"]),
+        "## By level of the review arXiv:2508.03317",
+        level_words(report),
+        level_table(report),
+    ]
     parts += ["## By seed (mAP50)", seed_table(report)]
+    if left_out := report.get("left_out"):
+        reasons = [f"- `{name}`: {why}" for name, why in left_out.items()]
+        parts += ["## Left out, because the pair cannot have it", "\n".join(reasons)]
     if report["failed"]:
         parts += ["## Failed", "\n".join(f"- {run}: {why}" for run, why in report["failed"].items())]
     if report["missing"]:
@@ -196,17 +225,18 @@ def difference_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Mean paired difference, interval and verdict, one line per arm and metric."""
     rows = ["| arm | metric | pairs | points | 95 % interval | verdict |", "|---|---|--:|--:|--:|---|"]
     for c in comparisons:
-        low, high = c["ci95"]
-        interval = "" if low is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
         mean = f"{100 * c['mean']:+.1f}"
-        rows.append(f"| {_name(c['arm'])} | {METRICS[c['metric']]} | {c['n']} | {mean} | {interval} | {c['verdict']} |")
+        rows.append(
+            f"| {_name(c['arm'])} | {METRICS[c['metric']]} | {c['n']} | {mean} | {_interval(c)} | {c['verdict']} |"
+        )
     return "\n".join(rows)
 
 
 def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The conclusions in sentences, worded so that they do not mislead on their own."""
     sentences = []
-    for reference, name in ((ALONE, "the student alone"), (BUILTIN, "Ultralytics' own distillation")):
+    for reference in dict.fromkeys(c["reference"] for c in comparisons):
+        name = against(reference)
         rows = [c for c in comparisons if c["reference"] == reference and c["metric"] == "map50"]
         for verdict, words in (
             (BETTER, "Better than {}"),
@@ -221,17 +251,55 @@ def conclusion(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(sentences)
 
 
+def level_words(report: Mapping[str, Any]) -> str:
+    """What the table by level holds."""
+    alike = " that starts alike" if any(s.get("start") for s in report["summary"]) else ""
+    return (
+        f"Gain: points above the student alone{alike}, with the 95 % interval over seeds. Step: median time of a "
+        "training step. Memory: largest peak of a step, of a GPU's tensors or of the process on a CPU. In brackets: as "
+        "a multiple of the student alone."
+    )
+
+
 def level_table(report: Mapping[str, Any]) -> str:
-    """The review's table: mAP@0.5 by the level at which knowledge is distilled."""
-    gains = {c["arm"]: c for c in report["comparisons"] if c["reference"] == ALONE and c["metric"] == "map50"}
-    rows = ["| level | method | mAP@0.5 | gain |", "|---|---|--:|--:|"]
+    """The review's table: mAP and its gain by the level at which knowledge is distilled, and what it costs."""
+    started = any(s.get("start") for s in report["summary"])
+    metrics = [cell for name in METRICS.values() for cell in (name, "gain", "interval")]
+    head = ["level", "method", *["start"] * started, *metrics, "step", "memory"]
+    words = 2 + started
+    rows = [f"| {' | '.join(head)} |", "|" + "---|" * words + "--:|" * (len(head) - words)]
     if teacher := report["teacher"]:
-        rows.append(f"| | teacher | {_percent(teacher['map50'])} | |")
+        scores = [cell for metric in METRICS for cell in (_percent(teacher[metric]), "", "")]
+        rows.append(f"| {' | '.join(['', 'teacher', *[''] * started, *scores, '', ''])} |")
+    gains = {(c["arm"], c["reference"], c["metric"]): c for c in report["comparisons"]}
     order = {level: k for k, level in enumerate(("", *TAXONOMY_LEVELS))}
     for s in sorted(report["summary"], key=lambda s: order.get(s["level"], len(order))):
-        gain = f"{100 * gains[s['arm']]['mean']:+.1f}" if s["arm"] in gains else ""
-        rows.append(f"| {s['level']} | {_name(s['arm'])} | {_percent(s['map50'])} | {gain} |")
+        start = s.get("start", "")
+        reference = started_alone(s, report["summary"]) or ALONE
+        cells = [s["level"], _name(s["arm"].removesuffix(f"-{start}")), *[start] * started]
+        for metric in METRICS:
+            gain = gains.get((s["arm"], reference, metric))
+            cells += [_percent(s[metric]), f"{100 * gain['mean']:+.1f}" if gain else "", _interval(gain)]
+        cells += [_cost(s.get(cost), s.get(ratio), unit) for cost, ratio, unit in COST_CELLS]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def started_alone(row: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> str:
+    """The arm of the student alone that starts as this one does, unless it is this one; empty if there is none."""
+    name = f"{ALONE}-{row.get('start')}"
+    return name if row["arm"] != name and any(s["arm"] == name for s in summary) else ""
+
+
+def _interval(comparison: Mapping[str, Any] | None) -> str:
+    low, high = comparison["ci95"] if comparison else (None, None)
+    return "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _cost(value: float | None, ratio: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f} {unit}" + (f" ({ratio:.2f})" if ratio is not None else "")
 
 
 def seed_table(report: Mapping[str, Any]) -> str:
@@ -242,6 +310,13 @@ def seed_table(report: Mapping[str, Any]) -> str:
     for seed in report["seeds"]:
         rows.append(f"| {seed} | {' | '.join(_percent(map50.get((arm, seed))) for arm in arms)} |")
     return "\n".join(rows)
+
+
+def against(reference: str) -> str:
+    """A reference of the comparisons in words."""
+    if reference.startswith(f"{ALONE}-"):
+        return f"the student alone with init={reference.removeprefix(f'{ALONE}-')}"
+    return {ALONE: "the student alone", BUILTIN: "Ultralytics' own distillation"}.get(reference, reference)
 
 
 def _percent(value: float | None) -> str:

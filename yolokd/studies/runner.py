@@ -32,13 +32,15 @@ def study(
     devices: Any = None,
     engine: str = "local",
     check: bool = True,
+    starts: Any = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train a student in several ways over several seeds and say which is better, and whether that is certain.
 
     Args:
         methods: comma list of arms: a method, methods joined by "+", a recipe, or `builtin`, which is Ultralytics' own
-            distillation. The student alone is always the first arm.
+            distillation, or `all`, which is the default recipe, every method and every paper's whole recipe, as far as
+            the pair can have them. The student alone is always the first arm.
         arms: a YAML file of arms with options of their own, instead of `methods` or beside it, such as
             ``strong: {method: default, logit.gain: 6}``; `method` is the arm's name unless given.
         seeds: how many seeds, counted from 0, or a list of them such as 0,4,7.
@@ -49,6 +51,8 @@ def study(
         devices: a comma list such as 0,1,2,3: each run has one of them to itself.
         engine: `local`, or `ray` to run on the machines of a Ray cluster, which share the folder and the data.
         check: whether to look at data and scores before the first run, as `yolokd train` does.
+        starts: a comma list of own, head, neck and teacher, as init= knows them: every arm from each of these starts,
+            and the student alone too. By default each arm has its own init=.
         **arguments: `model`, `teacher`, `data`, and whatever else `yolokd train` takes; a method's dotted options
             apply to the arms that use it. With val=False a run is validated after its last epoch only.
 
@@ -70,7 +74,7 @@ def study(
         given = f"devices={devices}" if devices is not None else f"engine={engine}"
         raise UsageError(f"jobs=print runs nothing, and {given} says where runs are at work: keep one of the two.")
     pool = read_devices(devices, None if listed or jobs is None else int(jobs), engine, arguments)
-    plan = plan_study(methods, arms, seeds, out, arguments)
+    plan = plan_study(methods, arms, seeds, out, arguments, starts)
     if check and not (plan.out / "study.json").is_file():  # else it was looked at when the study began
         planning.check_data(plan)
     chosen: Engine | None
@@ -120,6 +124,12 @@ def list_jobs(plan: Study, threads: int | None, device: Any) -> dict[str, Any]:
 def describe(plan: Study) -> None:
     """Note what the study is, which also marks its folder."""
     described = {"schema": SCHEMA, "arguments": plan.common, "arms": {a.name: a.arguments for a in plan.arms}}
+    described["left_out"] = plan.left_out
+    if plan.left_out:
+        print(
+            f"{len(plan.left_out)} of methods=all cannot be had: {', '.join(plan.left_out)}. compare.md says why.",
+            file=sys.stderr,
+        )
     write_json(plan.out / "study.json", described)
 
 
@@ -167,7 +177,9 @@ def _report(plan: Study, jobs: int | None, plot: bool = False) -> dict[str, Any]
         results=results,
         teacher=plan.teacher.result() if plan.teacher else None,
         failed=plan.failed,
+        starts={arm.name: arm.start for arm in plan.arms if arm.start},
     )
+    report["left_out"] = plan.left_out
     about = {"schema": SCHEMA, "arguments": plan.common, "jobs": jobs}
     about["arms"] = {arm.name: arm.arguments for arm in plan.arms}
     report = {**about, **report}

@@ -15,6 +15,7 @@ import torch
 from yolokd.detectors.class_map import ClassMap, match_classes
 from yolokd.distill.parent import end_with_parent
 from yolokd.errors import UsageError
+from yolokd.studies.step_meter import StepMeter
 
 SPEC, RESULT = "run.json", "result.json"
 PREDECESSOR = 10  # seconds to wait for it
@@ -54,6 +55,8 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     if last is None and target.exists():
         shutil.rmtree(target)  # this run's own leftovers, of no use
     student = open_student(last or arguments["model"], trust=trust)
+    meter = StepMeter()
+    meter.attach(student)
     student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
     trainer = trainer_for(student.model) if "teacher" in arguments else None
     if last is not None:
@@ -77,6 +80,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
         "epochs": len(rows),
         "fitness": None if (best := student.trainer.best_fitness) is None else float(best),
         "wall_s": None if last else rows[-1]["time"],  # epochs with their validations; unknown for an interrupted run
+        **meter.result(),
         "resumed": last is not None,
         "checkpoint": str(student.trainer.best),
     }

@@ -24,7 +24,8 @@ from yolokd.config.parse import is_number
 from yolokd.detectors.opening import open_student
 from yolokd.distill.trainer import KDMixin, trainer_for
 from yolokd.errors import Interrupted, UsageError
-from yolokd.studies.plan import Arm, Job, preflight_arm
+from yolokd.studies.arms import Arm
+from yolokd.studies.plan import Job, preflight_arm
 from yolokd.studies.processes import end_all, start_run, usable_cores
 from yolokd.studies.worker import SPEC, read_json
 

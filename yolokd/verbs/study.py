@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import shlex
 
-from yolokd.verbs.declaration import Verb
+from yolokd.verbs.declaration import Option, Verb
 from yolokd.verbs.train import CFG, DISTILLATION, DOTTED, PAIR, REPORT
+
+OF_STUDY = Option("cfg", "a file of arguments, or taxonomy, voc or coco", "none", group=CFG.group)
 
 VERB = Verb(
     summary="trains the student in several ways with several seeds and compares them",
     usage=("yolokd study methods=builtin,default,pkd+logit model=... teacher=... data=... [seeds=3] [out=DIR] ...",),
     function="yolokd.studies.runner.study",
-    options=(*PAIR, DOTTED, CFG, *(option for option in DISTILLATION if option is not CFG), REPORT),
+    options=(*PAIR, DOTTED, OF_STUDY, *(option for option in DISTILLATION if option is not CFG), REPORT),
     notes=(
         "Whatever else `yolokd train` takes applies to every arm. A method's dotted options apply to the arms that "
         "use it. The student alone is always the first arm.",
         "The study's folder holds compare.md, runs.csv, compare.json and the plot compare.png.",
+        "cfg=taxonomy trains by every method that the pair can have, from the student's own start and from the "
+        "teacher's, and makes a table by level.",
         "The same command goes on after any interruption and does only what is missing.",
     ),
     examples=(
         "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100",
         "yolokd study arms=arms.yaml seeds=0,4,7 jobs=2 model=yolo11n.pt teacher=big.pt data=my.yaml",
-        "yolokd study methods=default model=yolo11n.pt teacher=big.pt data=my.yaml jobs=print > lines.txt",
+        "yolokd study cfg=taxonomy model=yolo11n.pt teacher=big.pt data=my.yaml epochs=100",
     ),
     passes_on=True,
     stands_on_ultralytics=True,
