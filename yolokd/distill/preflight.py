@@ -49,6 +49,7 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
     made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
+    transfer.refuse_choice(distillation.init_channels, reader)
     transfer.candidates(distillation.init, reader, made[0].teacher, frozen_layers(arguments.get("freeze")))
     return Ready(data, reader, made, side)
 

@@ -44,6 +44,7 @@ from yolokd.distill.starting import STARTS
 from yolokd.distill.teacher import memory_layout
 from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
+from yolokd.init.channel_choice import SOLVED
 
 
 class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
@@ -153,7 +154,8 @@ class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(printable(f"Left out: {reason}"))
             if self.start != "own":
-                LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init})")
+                how = "" if distillation.init_channels == SOLVED else f" init.channels={distillation.init_channels}"
+                LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init}{how})")
 
     def _digests(self, made: list[Plan]) -> list[str | None]:
         """SHA-256 of the teachers' files: a resumed run must have the same."""

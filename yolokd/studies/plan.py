@@ -198,7 +198,7 @@ def build_arms(given: dict[str, dict[str, Any]], common: dict[str, Any]) -> list
         about_teachers.discard("classes")  # Ultralytics' own: an arm with all labels would learn something else
     distilling = {k: v for k, v in common.items() if k in about_teachers}
     shared = {k: v for k, v in common.items() if "." not in k and k not in distilling}
-    dotted = {k: v for k, v in common.items() if "." in k}
+    dotted = {k: v for k, v in common.items() if "." in k and k not in options.OURS}
     used: set[str] = set()
     arms = []
     for name, own in given.items():
