@@ -38,6 +38,7 @@ from yolokd.distill.fading import KEY, Fading, FadingMixin
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
+from yolokd.distill.pruned import PrunedMixin
 from yolokd.distill.quantization import QuantizationMixin
 from yolokd.distill.saving import SavingMixin
 from yolokd.distill.starting import STARTS
@@ -47,7 +48,7 @@ from yolokd.errors import UsageError, one_line, printable
 from yolokd.init.channel_choice import SOLVED
 
 
-class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
+class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own

@@ -92,8 +92,8 @@ def layout_of(teacher: Any, family: Any, trust: bool) -> dict[str, Any]:
     return dict(found)
 
 
-def store_family(layout: dict[str, Any], classes: int) -> Family:
-    """A layout as a file with one scale, its own, and the data's number of classes."""
+def store_family(layout: dict[str, Any], classes: int, keypoints: Any = None) -> Family:
+    """A layout as a file with one scale, its own, and the data's number of classes and shape of keypoints."""
     layout = {key: value for key, value in layout.items() if key not in ("ch", "channels")}
     scale, scales = layout.pop("scale", None), layout.pop("scales", None) or {}
     named = Path(str(layout.pop("yaml_file", ""))).stem
@@ -105,6 +105,8 @@ def store_family(layout: dict[str, Any], classes: int) -> Family:
     letter = str(scale or "n")
     found = LETTER.search(named)
     stem = found[0] if found and guess_model_scale(found[0]) == letter else f"yolo0{letter}"
+    if keypoints is not None and "kpt_shape" in layout:
+        layout["kpt_shape"] = list(keypoints)
     file = stored_yaml({**layout, "nc": classes, "scales": {letter: [depth, width, most]}}, stem)
     return Family(Path(file), width, depth)
 

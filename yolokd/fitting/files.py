@@ -35,12 +35,16 @@ FINAL = "student.onnx"  # the trained student's file
 
 def export_random(family: Family, candidate: Candidate, names: dict[int, str], file: Path) -> Path:
     """Write the ONNX file of a candidate that detects nothing, as `yolokd export` would write the trained one's."""
-    student = open_student(yaml_of(family, candidate))
+    return export_silent(open_student(yaml_of(family, candidate)), candidate.imgsz, names, file)
+
+
+def export_silent(model: Any, imgsz: int, names: dict[int, str], file: Path) -> Path:
+    """Write the ONNX file of a network, as Ultralytics opened it, with other weights, so that it detects nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        silence(student.model, candidate.imgsz)
-    student.model.names = names
-    return to_onnx(student, candidate.imgsz, file)
+        silence(model.model, imgsz)
+    model.model.names = names
+    return to_onnx(model, imgsz, file)
 
 
 @torch.no_grad()

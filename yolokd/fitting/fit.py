@@ -24,7 +24,7 @@ from yolokd.fitting.candidates import Candidate, outermost, works
 from yolokd.fitting.files import DETECTIONS, FINAL, export_detections, export_random
 from yolokd.fitting.measuring import Journal
 from yolokd.fitting.ranking import BATCH, Rank, Sample, rank
-from yolokd.fitting.request import BOARD, HERE, Request, read_request
+from yolokd.fitting.request import BOARD, HERE, Request, names_of, read_request
 from yolokd.fitting.search import Round, epoch_seconds, plan_race, race_seconds
 from yolokd.fitting.times import Times, spread_out
 from yolokd.latency import schema
@@ -143,7 +143,7 @@ def model_file(request: Request, images: Path, name: str) -> Path:
         file.parent.mkdir(exist_ok=True)
         return export_detections(teacher, sorted(images.iterdir()), request.largest.imgsz, file)
     candidate = next(c for c in request.candidates if f"{c.name}.onnx" == name)
-    return export_random(request.family, candidate, names_of(request), file)
+    return export_random(request.family, candidate, names_of(request.arguments, request.data), file)
 
 
 def model_files(request: Request, images: Path, names: Sequence[str]) -> list[Path]:
@@ -154,11 +154,6 @@ def model_files(request: Request, images: Path, names: Sequence[str]) -> list[Pa
             files.append(model_file(request, images, name))
             progress.step()
     return files
-
-
-def names_of(request: Request) -> dict[int, str]:
-    """The classes that a student of the data has."""
-    return {0: "item"} if request.arguments.get("single_cls") else dict(request.data["names"])
 
 
 def find_times(request: Request, journal: Journal, times: Times, images: Path) -> None:

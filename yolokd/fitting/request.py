@@ -134,7 +134,7 @@ def read_request(
     }  # fmt: skip
     about = {"settings": settings, "inputs": {"teacher": sha256(Path(located)), "layout": digest(layout)}}
     refuse_other_settings(folder, about, out)
-    stored = store_family(layout, 1 if arguments.get("single_cls") else len(described["names"]))
+    stored = store_family(layout, len(names_of(arguments, described)), described.get("kpt_shape"))
     request = Request(
         folder, located, asked, str(device), reports, least, float(search), pool, threads, bench, arguments, described,
         split_images(described, str(arguments.get("split") or "val")), stored, family is None,
@@ -248,6 +248,11 @@ def refuse_unstartable(request: Request) -> None:
             f"teacher={request.teacher} shares no layer with {request.family.file.stem}, so that no student can start "
             "from it: leave family= out, or give a nearer one."
         ) from None
+
+
+def names_of(arguments: dict[str, Any], data: dict[str, Any]) -> dict[int, str]:
+    """The classes that a student of the data has."""
+    return {0: "item"} if arguments.get("single_cls") else dict(data["names"])
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
