@@ -206,7 +206,8 @@ def refuse_unmeasurable(finished: Finished) -> None:
     if finished.record is None or not finished.reference.is_file():
         what = FINAL if finished.record is None else finished.reference.name
         raise UsageError(
-            f"fit={finished.folder} has no {what} that others could be measured beside: give prune=False standard=False."
+            f"fit={finished.folder} has no {what} that others could be measured beside: give prune=False and "
+            "standard=False."
         )
 
 
