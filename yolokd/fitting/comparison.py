@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 from ultralytics.utils import SETTINGS as UPSTREAM
 
@@ -165,8 +166,9 @@ def write_arms(finished: Finished, names: Sequence[str], prune: bool, file: Path
     distilled = {"method": given.get("method", "default")}
     start = {**distilled, "init": "teacher"}
     arms: dict[str, Any] = {"fit": start}
-    arms |= {f"fit-{how}": {**start, "init.channels": how} for how in (COPIED, RANDOM)}
-    rows = [[f"fit, fit-{COPIED}, fit-{RANDOM}", str(student["imgsz"]), f"{finished.ms:.2f}"]]
+    if not isinstance(teacher.model.model[-1], RTDETRDecoder):  # whose channels can only be solved for
+        arms |= {f"fit-{how}": {**start, "init.channels": how} for how in (COPIED, RANDOM)}
+    rows = [[", ".join(arms), str(student["imgsz"]), f"{finished.ms:.2f}"]]
     if prune:
         ratio, ms = prune_to(finished, teacher)
         cut = {"model": str(finished.folder / PLACE / PRUNED)}
