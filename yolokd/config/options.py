@@ -68,7 +68,6 @@ class DistillOptions:
     teacher: tuple[str, ...]  # paths of the teachers' files
     gain: float = 1.0  # kd=: every term's gain is multiplied by it; 0 is the student alone
     init: str = "own"  # how the student starts: one of INIT
-    init_channels: str = "solved"  # how a start from the teacher is made: one of CHANNELS
     methods: MethodOptions | None = None  # each must apply; None with a recipe
     recipe: dict[str, MethodOptions] | None = None  # pair of heads, such as "dense/set", or "any" -> methods
     optional: bool = False  # whether a method of the recipe that a pair cannot have is left out
@@ -86,6 +85,7 @@ class DistillOptions:
     itself: int | None = None  # which of the teachers is the student as it was before it was quantized
     cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
     trust: bool = False  # whether the user answers for files that may run code when they are opened
+    init_channels: str = "solved"  # how a start from the teacher is made: one of CHANNELS
 
     @property
     def best(self) -> bool:

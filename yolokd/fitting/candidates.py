@@ -99,8 +99,12 @@ def layout_of(teacher: Any, family: Any, trust: bool) -> dict[str, Any]:
 
 def kind_of(layout: dict[str, Any]) -> str:
     """What a layout's head is for; an RT-DETR and a YOLO have no start in common."""
-    task = str(guess_model_task(layout))
-    return f"{task}, an RT-DETR" if layout["head"][-1][2] == DETR else task
+    return "detect, an RT-DETR" if layout["head"][-1][2] == DETR else task_of(layout)
+
+
+def task_of(layout: dict[str, Any]) -> str:
+    """The task of a layout, also of an RT-DETR's, of which Ultralytics says none."""
+    return "detect" if layout["head"][-1][2] == DETR else str(guess_model_task(layout))
 
 
 def store_family(layout: dict[str, Any], classes: int, keypoints: Any = None) -> Family:

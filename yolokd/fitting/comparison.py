@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 from ultralytics.nn.modules.head import RTDETRDecoder
-from ultralytics.nn.tasks import guess_model_task, yaml_model_load
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import SETTINGS as UPSTREAM
 
 from yolokd.config.parse import true_or_false
@@ -24,7 +24,7 @@ from yolokd.detectors.opening import open_model
 from yolokd.distill.pruned import refuse_other_classes
 from yolokd.errors import UsageError, as_path
 from yolokd.fitting import measuring, pruning
-from yolokd.fitting.candidates import Candidate, store_family
+from yolokd.fitting.candidates import Candidate, store_family, task_of
 from yolokd.fitting.files import FINAL, export_random, export_silent
 from yolokd.fitting.measuring import Journal
 from yolokd.fitting.outcome import table
@@ -124,7 +124,7 @@ def read_fit(fit: str | Path) -> Finished:
 
 def read_standard(standard: Any, finished: Finished) -> list[str]:
     """The names of standard sizes for the student's task, without ending."""
-    task = guess_model_task(yaml_model_load(finished.arguments["model"]))
+    task = task_of(yaml_model_load(finished.arguments["model"]))
     own = [f"{name}{ENDINGS[task]}" for name in STANDARD]
     if standard is None:
         return [name for name in own if layout(name) is not None]
@@ -133,7 +133,7 @@ def read_standard(standard: Any, finished: Finished) -> list[str]:
     words = standard if isinstance(standard, (list, tuple)) else str(standard).split(",")
     names = [str(word).strip().removesuffix(".pt").removesuffix(".yaml") for word in words]
     for name in names:
-        if (found := layout(name)) is None or guess_model_task(found) != task:
+        if (found := layout(name)) is None or task_of(found) != task:
             raise UsageError(
                 f"standard={name} is no model of Ultralytics for the task {task}: give names such as {own[1]},{own[4]}."
             )

@@ -37,7 +37,6 @@ VERB = Verb(
     ),
     examples=(
         "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100",
-        "yolokd study arms=arms.yaml seeds=0,4,7 jobs=2 model=yolo11n.pt teacher=big.pt data=my.yaml",
         "yolokd study fit=runs/fit seeds=3",
         "yolokd study methods=default model=yolo11n.pt teacher=big.pt data=my.yaml jobs=print > lines.txt",
     ),
