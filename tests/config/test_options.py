@@ -23,7 +23,7 @@ GIVEN = [
     DistillOptions(
         ("a.onnx",), 2.0, "teacher", methods={"logit": {"gain": 1.0}}, teacher_contract="nms",
         teacher_names={0: "cat", 1: "dog"}, balance=0.5, levels="resize", teacher_imgsz=128, classes={"cat": "animal"},
-        unlabeled="/images", unlabeled_ratio=0.5, cache=CacheOptions(3, 2.0),
+        unlabeled="/images", unlabeled_ratio=0.5, cache=CacheOptions(3, 2.0), init_channels="copied",
     ),
 ]  # fmt: skip
 

@@ -10,11 +10,9 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-import yaml
+from helpers.bars import BARS, bars
 from helpers.models import CLASSES, NAMES, batch, build, images
 from helpers.training import TINY
 from torch import Tensor
@@ -247,36 +245,6 @@ def test_heads_of_different_tasks_share_a_training_step(student, teacher):
     loss.sum().backward()
     assert all(items[f"{term}_loss"].isfinite() and items[f"{term}_loss"] > 0 for term in ("pkd", "fgd", "logit"))
     assert distiller.module.model[0].conv.weight.grad.isfinite().all()
-
-
-BARS = {0: "bar", 1: "block"}
-
-
-def places(*pixels: float) -> list[str]:
-    return [f"{v / 64:.4f}" for v in pixels]
-
-
-def bars(folder: Path, task: str, count: int = 8) -> Path:
-    """YAML of images with one turned rectangle each, labelled by its corners or by its middle and two ends."""
-    random = np.random.default_rng(0)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    for i in range(count):
-        kind, centre, turn = i % 2, random.uniform(24, 40, 2).tolist(), random.uniform(0, 180)
-        corners = cv2.boxPoints((centre, (30, 10 + 12 * kind), turn))
-        image = cv2.fillPoly(np.full((64, 64, 3), 60, np.uint8), [corners.astype(int)], (90, 160 + 60 * kind, 220))
-        cv2.imwrite(str(folder / "images" / f"{i}.png"), image)
-        if task == "pose":
-            low, high = corners.min(0), corners.max(0)
-            middles = (centre, *(corners[:2] + corners[2:]) / 2)
-            words = places(*(low + high) / 2, *(high - low))
-            words += [word for k, p in enumerate(middles) for word in (*places(*p), "12"[k < 2])]  # hidden, visible
-        else:
-            words = places(*corners.flatten())
-        (folder / "labels" / f"{i}.txt").write_text(" ".join((str(kind), *words)))
-    data = {"path": str(folder), "train": "images", "val": "images", "names": BARS}
-    (folder / "data.yaml").write_text(yaml.safe_dump(data | ({"kpt_shape": [3, 3]} if task == "pose" else {})))
-    return folder / "data.yaml"
 
 
 def untrained(file: Path, family: str) -> Path:

@@ -537,6 +537,18 @@ def test_runs_streams_and_threads_are_swept_in_new_processes(models, images, tmp
         assert not missing
 
 
+def test_models_apart_are_alone_in_their_processes_which_take_turns(images, tmp_path: Path) -> None:
+    files = [toy(tmp_path / f"{name}.onnx", np.zeros((1, 7, 42)), metadata()) for name in ("one", "two")]
+    records = measured(files, images, tmp_path / "report.json", time_limit=0.2, repeats=2, apart=True, threads=1)
+    assert [r["model"]["file"] for r in records] == ["one.onnx", "two.onnx"]
+    for record in records:
+        assert not record["protocol"]["interleaved"] and len(record["results"]["runs"]) == 2
+        assert record["memory"]["rss_mb"] > 0, "nothing else is in the process"
+    with np.load(tmp_path / "report.npz") as kept:
+        begun = [[int(kept[f"{k}/start"][kept[f"{k}/run"] == run][0]) for run in (0, 1)] for k in (0, 1)]
+    assert max(own[0] for own in begun) < min(own[1] for own in begun), "each has had a run before the next round"
+
+
 def test_an_error_of_a_measuring_process_is_one_of_ours(models, images, tmp_path: Path, monkeypatch, capfd) -> None:
     arguments = ["bench", "--model", str(models[0]), "--source", str(images), "--repeats", "2"]
     assert cli.main([*arguments, "--provider", "cuda"]) == 4

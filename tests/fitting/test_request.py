@@ -48,7 +48,7 @@ def asked(teacher, scenes, **other):
         ([BUDGET, "threads=0"], "threads=0 is not"),
         ([BUDGET, "model=yolo11n.yaml"], "model=yolo11n.yaml is not for a fit"),
         ([BUDGET, "init=own"], "every candidate starts from its teacher"),
-        ([BUDGET, "family=rtdetr-l.yaml"], "no head that fit can start"),
+        ([BUDGET, "family=rtdetr-l.yaml"], "is for detect, an RT-DETR, and the teacher for detect"),
         ([BUDGET, "widths=wide"], "widths=wide is not a list"),
         ([BUDGET, "optimizer=best"], "optimizer=best"),
         ([BUDGET, "method=nonsense"], "nonsense"),
@@ -74,19 +74,8 @@ def test_a_teacher_without_a_start_is_refused(teacher, scenes, untrained, place,
     assert "is an ONNX file, which no student can start from" in said(f"teacher={file}")
     assert "is a transformer of timm" in said("teacher=timm:vit_tiny_patch16_224")
     assert "names 2 teachers" in said(f"teacher={teacher},{file}")
-    opening.open_model("yolo11n-seg.yaml").save(folder / "seg.pt")
-    assert "is for the task segment" in said(f"teacher={folder / 'seg.pt'}")
-
-
-def test_an_rtdetr_is_refused(monkeypatch, teacher):
-    from helpers.models import build
-
-    class Opened:
-        task, model = "detect", build("rtdetr-2-20-32")
-
-    monkeypatch.setattr(request, "open_model", lambda *_: Opened())
-    with pytest.raises(UsageError, match="has a head RTDETRDecoder, which no student can start from"):
-        request.open_teacher("big.pt", False)
+    opening.open_model("yolo11n-cls.yaml").save(folder / "cls.pt")
+    assert "is for the task classify, which no student can start from" in said(f"teacher={folder / 'cls.pt'}")
 
 
 def test_the_folder_of_other_settings_is_refused_and_of_the_same_taken_up(teacher, scenes, place):

@@ -155,6 +155,7 @@ def test_train_and_export_tell_what_they_take():
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
     of_study = {"methods", "arms", "seeds", "out", "jobs", "threads", "devices", "engine", "starts"}
+    of_study |= {"fit", "standard", "prune"}
     assert study == train - {"method"} | of_study
 
 

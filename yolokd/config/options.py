@@ -36,13 +36,14 @@ from yolokd.errors import UsageError, as_path
 OURS = (  # beside the dotted ones
     "teacher", "teachers", "method", "kd", "init", "balance", "width", "depth", "levels", "teacher_imgsz", "classes",
     "unlabeled", "unlabeled_ratio", "teacher.contract", "teacher.names", "cache_views", "cache_limit", "trust", "fade",
-    "quantize",
+    "quantize", "init.channels",
 )  # fmt: skip
 CACHE_VIEWS, CACHE_LIMIT = 5, 10.0  # of cache=teacher: augmented views of an image, and gigabytes
 EIGHT_BITS, FULL = (8, "8", "int8", "w8a8"), (None, 32, "32", "fp32", "w32a32", "")  # as Ultralytics spells them
 SELF = "self"  # among teacher=: the student as it is before it is quantized
 BALANCE_SHARE = 0.5  # of the task's gradient, for balance=auto
 INIT = ("auto", "own", "head", "neck", "teacher")
+CHANNELS = ("solved", "copied", "random")  # of a start from the teacher
 HIDDEN = (  # arguments that Ultralytics takes and its default.yaml does not have: two, and those it renamed
     "augmentations", "save_dir",
     "boxes", "hide_labels", "hide_conf", "line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras",
@@ -84,6 +85,7 @@ class DistillOptions:
     itself: int | None = None  # which of the teachers is the student as it was before it was quantized
     cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
     trust: bool = False  # whether the user answers for files that may run code when they are opened
+    init_channels: str = "solved"  # how a start from the teacher is made: one of CHANNELS
 
     @property
     def best(self) -> bool:
@@ -234,6 +236,8 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
         **asked_methods(ours.get("method") or "default", dotted),
         **read_teacher_options(ours, teachers),
     }
+    if "init.channels" in ours:
+        values["init_channels"] = read_channels(ours["init.channels"], values["init"])
     if (balance := ours.get("balance", "off")) != "off" and balance is not False:  # which YAML makes of off
         values["balance"] = read_balance(balance)
     values["fade"] = true_or_false("fade", ours.get("fade", True))
@@ -249,6 +253,16 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     if gain:  # a student alone sees its images as without a teacher
         values |= {"cache": cache, **unlabeled}
     return DistillOptions(teachers, gain, **values)
+
+
+def read_channels(value: Any, init: str) -> str:
+    """How a start from the teacher is made."""
+    if one_of("init.channels", value, CHANNELS) != CHANNELS[0] and init == "own":
+        raise UsageError(
+            f"init.channels={value} is about a start from the teacher, and with init=own there is none: give "
+            "init=teacher, or leave it out."
+        )
+    return str(value)
 
 
 def read_quantize(value: Any) -> int | None:

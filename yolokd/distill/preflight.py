@@ -15,6 +15,7 @@ from yolokd.data.splits import read_data
 from yolokd.detectors import read
 from yolokd.detectors.reader import Reader
 from yolokd.distill.applicability import Plan, check_truth, plans, replan, rounded_imgsz
+from yolokd.distill.pruned import refuse_other_classes
 from yolokd.distill.quantization import check_student
 from yolokd.distill.starting import frozen_layers
 from yolokd.errors import UsageError
@@ -41,6 +42,7 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
         check_student(student.model)
     if single_cls:
         data = {**data, "names": {0: "item"}}
+    refuse_other_classes(student.model, 1 if single_cls else len(data["names"]))
     reader = read(student.model)
     if student.task == "pose":  # the trainer will build the student for the data's number of keypoints
         if "kpt_shape" not in data:
@@ -49,6 +51,7 @@ def preflight(student: YOLO | RTDETR, arguments: dict[str, Any], trust: bool = F
     varied = bool(arguments.get("multi_scale") or arguments.get("rect"))
     side = rounded_imgsz(arguments.get("imgsz") or 640, student.model)
     made = plans(reader, distillation, data, side, single_cls, varied, arguments.get("classes"))
+    transfer.refuse_choice(distillation.init_channels, reader)
     transfer.candidates(distillation.init, reader, made[0].teacher, frozen_layers(arguments.get("freeze")))
     return Ready(data, reader, made, side)
 

@@ -23,6 +23,7 @@ from yolokd.distill.applicability import Plan
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.init import transfer
+from yolokd.init.channel_choice import ChannelChoice
 from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
 
@@ -83,7 +84,8 @@ class StartMixin(BaseTrainer):
         plan.teacher.model.to(self.device, memory_format=layout)
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
         images = self._some_images(side).contiguous(memory_format=layout)
-        return transfer.start(how, student, plan.teacher, images, plan.classes, frozen)
+        choice = ChannelChoice(self.distillation.init_channels, int(self.args.seed))
+        return transfer.start(how, student, plan.teacher, images, plan.classes, frozen, choice)
 
     def _spare_biases(self, student: Reader, plan: Plan) -> None:
         """Let the warm-up of biases begin at 0 where an RT-DETR may start from its teacher.

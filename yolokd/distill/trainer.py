@@ -38,15 +38,17 @@ from yolokd.distill.fading import KEY, Fading, FadingMixin
 from yolokd.distill.gradient_balance import Balance
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
+from yolokd.distill.pruned import PrunedMixin
 from yolokd.distill.quantization import QuantizationMixin
 from yolokd.distill.saving import SavingMixin
 from yolokd.distill.starting import STARTS
 from yolokd.distill.teacher import memory_layout
 from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
+from yolokd.init.channel_choice import SOLVED
 
 
-class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
+class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -153,7 +155,8 @@ class KDMixin(FadingMixin, QuantizationMixin, SavingMixin):
             for reason in dict.fromkeys(r for one in made for r in one.refused):
                 LOGGER.info(printable(f"Left out: {reason}"))
             if self.start != "own":
-                LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init})")
+                how = "" if distillation.init_channels == SOLVED else f" init.channels={distillation.init_channels}"
+                LOGGER.info(f"The student starts with {STARTS[self.start]} (init={distillation.init}{how})")
 
     def _digests(self, made: list[Plan]) -> list[str | None]:
         """SHA-256 of the teachers' files: a resumed run must have the same."""

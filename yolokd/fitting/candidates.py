@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, guess_model_scale, yaml_model_load
+from ultralytics.nn.tasks import guess_model_scale, guess_model_task, yaml_model_load
 from ultralytics.utils.ops import make_divisible
 
-from yolokd.detectors.opening import refuse_layout, scaled_yaml, stored_yaml
+from yolokd.detectors import read
+from yolokd.detectors.opening import open_student, refuse_layout, scaled_yaml, stored_yaml
 from yolokd.errors import UsageError, one_line
 
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)  # of the family's own
 DEPTHS = (1.0, 0.5)
 SIZES = (1.0, 0.8, 0.6)  # of the largest image
-HEADS = ("Detect", "v10Detect")
+DETR = "RTDETRDecoder"
 STRIDE = 32  # which image sizes are multiples of
-SIDE = 64  # pixels at which the work is counted
+SIDE = 64  # pixels for which the work is counted
 UNLIMITED = 2**16  # channels, where a layout has no limit
 LETTER = re.compile(r"yolo(?:e-)?v?\d+[nslmx]")  # by which Ultralytics finds a layout's scale
 
@@ -87,13 +88,27 @@ def layout_of(teacher: Any, family: Any, trust: bool) -> dict[str, Any]:
             "yolo11n.yaml, or leave it out for the teacher's own."
         ) from error
     refuse_layout(found, f"family={family}", trust)
-    if found["head"][-1][2] not in HEADS:
-        raise UsageError(f"family={family} has no head that fit can start: give a YOLO that detects, yolo11n.yaml.")
+    wanted = kind_of(teacher.yaml)
+    if kind_of(found) != wanted:
+        raise UsageError(
+            f"family={family} is for {kind_of(found)}, and the teacher for {wanted}: give a layout for the same, or "
+            "leave it out for the teacher's own."
+        )
     return dict(found)
 
 
-def store_family(layout: dict[str, Any], classes: int) -> Family:
-    """A layout as a file with one scale, its own, and the data's number of classes."""
+def kind_of(layout: dict[str, Any]) -> str:
+    """What a layout's head is for; an RT-DETR and a YOLO have no start in common."""
+    return "detect, an RT-DETR" if layout["head"][-1][2] == DETR else task_of(layout)
+
+
+def task_of(layout: dict[str, Any]) -> str:
+    """The task of a layout, also of an RT-DETR's, of which Ultralytics says none."""
+    return "detect" if layout["head"][-1][2] == DETR else str(guess_model_task(layout))
+
+
+def store_family(layout: dict[str, Any], classes: int, keypoints: Any = None) -> Family:
+    """A layout as a file with one scale, its own, and the data's number of classes and shape of keypoints."""
     layout = {key: value for key, value in layout.items() if key not in ("ch", "channels")}
     scale, scales = layout.pop("scale", None), layout.pop("scales", None) or {}
     named = Path(str(layout.pop("yaml_file", ""))).stem
@@ -105,6 +120,8 @@ def store_family(layout: dict[str, Any], classes: int) -> Family:
     letter = str(scale or "n")
     found = LETTER.search(named)
     stem = found[0] if found and guess_model_scale(found[0]) == letter else f"yolo0{letter}"
+    if keypoints is not None and "kpt_shape" in layout:
+        layout["kpt_shape"] = list(keypoints)
     file = stored_yaml({**layout, "nc": classes, "scales": {letter: [depth, width, most]}}, stem)
     return Family(Path(file), width, depth)
 
@@ -112,7 +129,9 @@ def store_family(layout: dict[str, Any], classes: int) -> Family:
 # --- the grid -------------------------------------------------------------------------------------------------------
 
 
-def grid(family: Family, largest: int, widths: Any = None, depths: Any = None, sizes: Any = None) -> list[Candidate]:
+def grid(
+    family: Family, largest: int, widths: Any = None, depths: Any = None, sizes: Any = None, least: int = STRIDE
+) -> list[Candidate]:
     """Every candidate, the largest first; of several that come to the same network one.
 
     Args:
@@ -120,11 +139,12 @@ def grid(family: Family, largest: int, widths: Any = None, depths: Any = None, s
         largest: side of the largest image, pixels.
         widths, depths: factors as in a model YAML, in place of shares of the family's.
         sizes: image sizes in pixels, in place of shares of the largest.
+        least: side of the smallest image that the family takes, pixels.
     """
     wide = numbers("widths", widths, 0.01, 4) or [family.width * share for share in WIDTHS]
     deep = numbers("depths", depths, 0.01, 4) or [family.depth * share for share in DEPTHS]
-    sides = numbers("sizes", sizes, STRIDE, 2**13) or [largest * share for share in SIZES]
-    sides = [max(round(side / STRIDE), 1) * STRIDE for side in sides]
+    sides = numbers("sizes", sizes, least, 2**13) or [max(largest * share, least) for share in SIZES]
+    sides = [max(round(side / STRIDE) * STRIDE, least) for side in sides]
     layout = yaml_model_load(str(family.file))
     found: dict[Any, Candidate] = {}
     for imgsz in sorted(set(sides), reverse=True):
@@ -169,7 +189,7 @@ def works(family: Family, candidates: Sequence[Candidate]) -> dict[Candidate, Wo
     for candidate in candidates:
         key = candidate.width, candidate.depth
         if key not in counted:
-            counted[key] = count(DetectionModel(yaml_of(family, candidate), verbose=False))
+            counted[key] = count(open_student(yaml_of(family, candidate)).model)
         flops, numbers_out, convolutions = counted[key]
         area = (candidate.imgsz / SIDE) ** 2
         found[candidate] = Work(flops * area / 1e9, numbers_out * area / 1e6, convolutions, candidate.imgsz**2 / 1e6)
@@ -178,18 +198,31 @@ def works(family: Family, candidates: Sequence[Candidate]) -> dict[Candidate, Wo
 
 @torch.no_grad()
 def count(model: Any) -> tuple[float, float, int]:
-    """Operations, numbers output, and count of the convolutions for an image of SIDE x SIDE."""
+    """Operations, numbers output, and count of the convolutions for an image of SIDE x SIDE; an RT-DETR's queries are
+    the same for every image, and not among them."""
     seen: list[tuple[float, float]] = []
+    side = max(least_side(model), SIDE)
 
     def look(module: nn.Conv2d, _: Any, out: torch.Tensor) -> None:
         each = math.prod(module.kernel_size) * module.in_channels / module.groups
         seen.append((2.0 * each * out.numel(), float(out.numel())))
 
     hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    model.eval()(torch.zeros(1, 3, SIDE, SIDE))
+    model.eval()(torch.zeros(1, 3, side, side))
     for hook in hooks:
         hook.remove()
-    return sum(f for f, _ in seen), sum(n for _, n in seen), len(seen)
+    area = (SIDE / side) ** 2
+    return area * sum(f for f, _ in seen), area * sum(n for _, n in seen), len(seen)
+
+
+def least_side(model: Any) -> int:
+    """Side of the smallest image that a network takes: an RT-DETR must have a cell for each of its queries."""
+    queries = getattr(model.model[-1], "num_queries", 0)
+    strides = read(model).strides
+    side = STRIDE
+    while sum((side // stride) ** 2 for stride in strides) < queries:
+        side += STRIDE
+    return side
 
 
 def outermost(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -18,6 +18,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from ultralytics.nn.modules.head import RTDETRDecoder
 
 from yolokd import compat
 from yolokd.detectors.opening import open_student
@@ -35,12 +36,16 @@ FINAL = "student.onnx"  # the trained student's file
 
 def export_random(family: Family, candidate: Candidate, names: dict[int, str], file: Path) -> Path:
     """Write the ONNX file of a candidate that detects nothing, as `yolokd export` would write the trained one's."""
-    student = open_student(yaml_of(family, candidate))
+    return export_silent(open_student(yaml_of(family, candidate)), candidate.imgsz, names, file)
+
+
+def export_silent(model: Any, imgsz: int, names: dict[int, str], file: Path) -> Path:
+    """Write the ONNX file of a network, as Ultralytics opened it, with other weights, so that it detects nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        silence(student.model, candidate.imgsz)
-    student.model.names = names
-    return to_onnx(student, candidate.imgsz, file)
+        silence(model.model, imgsz)
+    model.model.names = names
+    return to_onnx(model, imgsz, file)
 
 
 @torch.no_grad()
@@ -48,17 +53,29 @@ def silence(model: Any, imgsz: int) -> None:
     """Weights of one size and random signs, which a zip file stores in a bit each; activations of ordinary size, as
     processors are slow at numbers near the smallest; and no detection."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and not any(x is module for x in fixed(model)):
-            module.weight.copy_(module.weight.sign() * module.weight[0].numel() ** -0.5)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not any(x is module for x in fixed(model)):
+            even(module.weight)
+        if isinstance(module, nn.MultiheadAttention):
+            even(module.in_proj_weight)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # the statistics of the one batch below
     model.train()(torch.rand(2, 3, imgsz, imgsz))
-    head = model.model[-1]
-    for towers in (head.cv3, getattr(head, "one2one_cv3", None) or ()):
-        for tower in towers:
-            tower[-1].weight.zero_()
-            tower[-1].bias.fill_(SILENT)
+    for last in scores_of(model.model[-1]):
+        last.weight.zero_()
+        last.bias.fill_(SILENT)
     model.eval()
+
+
+def even(weight: Any) -> None:
+    """Give all numbers of a weight one size."""
+    weight.copy_(weight.sign() * weight[0].numel() ** -0.5)
+
+
+def scores_of(head: Any) -> list[Any]:
+    """The layers that output a head's class scores."""
+    if isinstance(head, RTDETRDecoder):
+        return [head.enc_score_head, *head.dec_score_head]
+    return [tower[-1] for towers in (head.cv3, getattr(head, "one2one_cv3", None) or ()) for tower in towers]
 
 
 def fixed(model: Any) -> list[nn.Module]:
@@ -93,23 +110,30 @@ def export_detections(teacher: Any, images: Sequence[Path], imgsz: int, file: Pa
         outputs.sort(key=lambda found: found[:3])
         answer = outputs[len(outputs) // 2][-1]
         graph = onnx.load(Path(folder) / "teacher.onnx")
-    constant(graph, answer)
+    constant(graph, answer if isinstance(answer, tuple) else (answer,))
     onnx.save(graph, file)
     return file
 
 
-def constant(model: onnx.ModelProto, answer: np.ndarray) -> None:
-    """Replace a model's graph by one that outputs the answer, whatever its input is."""
-    source, target = model.graph.input[0], model.graph.output[0]
-    stored = numpy_helper.from_array(np.ascontiguousarray(answer, np.float32), "answer")
+def constant(model: onnx.ModelProto, answers: Sequence[np.ndarray]) -> None:
+    """Replace a model's graph by one that outputs the answers, one for each output, whatever its input is."""
+    source, targets = model.graph.input[0], [output.name for output in model.graph.output]
+    stored = [
+        numpy_helper.from_array(np.ascontiguousarray(answer, np.float32), f"answer{k}")
+        for k, answer in enumerate(answers)
+    ]
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     corner = [numpy_helper.from_array(np.asarray(x, np.int64), n) for n, x in (("from", [0] * 4), ("to", [1] * 4))]
     nodes = [
         helper.make_node("Slice", [source.name, "from", "to"], ["corner"]),
         helper.make_node("Reshape", ["corner", "one"], ["number"]),
         helper.make_node("Mul", ["number", "zero"], ["nothing"]),
-        helper.make_node("Add", ["answer", "nothing"], [target.name]),
+        *(helper.make_node("Add", [f"answer{k}", "nothing"], [name]) for k, name in enumerate(targets)),
     ]
     one = numpy_helper.from_array(np.asarray([1], np.int64), "one")
-    output = helper.make_tensor_value_info(target.name, TensorProto.FLOAT, list(answer.shape))
-    model.graph.CopyFrom(helper.make_graph(nodes, "detections", [source], [output], [stored, zero, *corner, one]))
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(answer.shape))
+        for name, answer in zip(targets, answers, strict=True)
+    ]
+    weights = [*stored, zero, *corner, one]
+    model.graph.CopyFrom(helper.make_graph(nodes, "detections", [source], outputs, weights))

@@ -18,13 +18,14 @@ from ultralytics.utils.torch_utils import select_device
 
 from yolokd.data.mirror import link, spread
 from yolokd.detectors.opening import open_model
+from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.errors import Interrupted, StudyError, UsageError
 from yolokd.fitting import measuring, outcome
 from yolokd.fitting.candidates import Candidate, outermost, works
 from yolokd.fitting.files import DETECTIONS, FINAL, export_detections, export_random
 from yolokd.fitting.measuring import Journal
 from yolokd.fitting.ranking import BATCH, Rank, Sample, rank
-from yolokd.fitting.request import BOARD, HERE, Request, read_request
+from yolokd.fitting.request import BOARD, HERE, Request, names_of, read_request
 from yolokd.fitting.search import Round, epoch_seconds, plan_race, race_seconds
 from yolokd.fitting.times import Times, spread_out
 from yolokd.latency import schema
@@ -60,7 +61,8 @@ def fit(
     """Find the most accurate student within a latency budget, train it under the teacher, export and measure it.
 
     Args:
-        teacher: the trained model's .pt file, a YOLO that detects.
+        teacher: the trained model's .pt file: a YOLO that detects, segments, or finds poses or rotated boxes, or an
+            RT-DETR.
         data: the data set's YAML.
         budget: the most that a percentile of a stage may take, such as total.p95=12ms.
         device: where the student is to run: `here`; `board`, which writes a zip file of candidates to measure there;
@@ -143,7 +145,7 @@ def model_file(request: Request, images: Path, name: str) -> Path:
         file.parent.mkdir(exist_ok=True)
         return export_detections(teacher, sorted(images.iterdir()), request.largest.imgsz, file)
     candidate = next(c for c in request.candidates if f"{c.name}.onnx" == name)
-    return export_random(request.family, candidate, names_of(request), file)
+    return export_random(request.family, candidate, names_of(request.arguments, request.data), file)
 
 
 def model_files(request: Request, images: Path, names: Sequence[str]) -> list[Path]:
@@ -154,11 +156,6 @@ def model_files(request: Request, images: Path, names: Sequence[str]) -> list[Pa
             files.append(model_file(request, images, name))
             progress.step()
     return files
-
-
-def names_of(request: Request) -> dict[int, str]:
-    """The classes that a student of the data has."""
-    return {0: "item"} if request.arguments.get("single_cls") else dict(request.data["names"])
 
 
 def find_times(request: Request, journal: Journal, times: Times, images: Path) -> None:
@@ -243,7 +240,11 @@ def ranked(request: Request, able: Sequence[Candidate]) -> dict[Candidate, Rank]
             continue
         ready = request.ready(candidate)
         if candidate.imgsz not in samples:
-            samples[candidate.imgsz] = Sample(request.data, request.arguments, candidate.imgsz, device)
+            model = ready.student.model
+            detr = isinstance(ready.student, RTDETRReader)
+            samples[candidate.imgsz] = Sample(
+                request.data, request.arguments, candidate.imgsz, device, str(model.task), detr
+            )
         found = rank(ready, samples[candidate.imgsz])
         known[candidate.name] = {"loss": found.loss, "seconds": found.seconds, "step": found.step}
         write_json(file, known)
@@ -273,10 +274,16 @@ def chosen(
     for number, each in enumerate(rounds, 1):
         left = left[: each.entrants]
         scores |= raced(request, number, each, left)
-        left = sorted(left, key=lambda c: -scores[c]["map50_95"])
+        left = sorted(left, key=lambda c: -fitness(scores[c]))
     took = sum(float(score["took"]) for score in scores.values())
     about = {"expected": expected + spent, "training": training, "ranking": spent}
     return left[0], {**about, "took": took, "scores": scores, "rounds": rounds}
+
+
+def fitness(score: dict[str, Any]) -> float:
+    """By what candidates are compared: Ultralytics' own, in which masks and keypoints count beside boxes."""
+    found = score.get("fitness")
+    return float(score["map50_95"] if found is None else found)
 
 
 def raced(request: Request, number: int, each: Round, left: Sequence[Candidate]) -> dict[Candidate, dict[str, Any]]:

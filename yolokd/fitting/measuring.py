@@ -43,11 +43,11 @@ writes `report.json`. `sh measure.sh --provider trt` measures on a GPU; whatever
 --help` lists may follow. Take `report.json` back and give it to the same command as before, device=report.json.
 """
 SCRIPT = """#!/bin/sh
-# Measure every candidate on this device, interleaved, and write report.json.
+# Measure every candidate on this device, each by itself and in turns, and write report.json.
 set -e
 folder="$(cd "$(dirname "$0")" && pwd)"
 python3 "$folder/yolokd_edge" bench --model "$folder"/models/*.onnx --source "$folder/images" \\
-    --profile {profile} --out "$folder/report.json" "$@"
+    --apart --profile {profile} --out "$folder/report.json" "$@"
 """
 
 
@@ -99,8 +99,8 @@ def is_invalid(record: dict[str, Any]) -> bool:
 
 
 def measure(files: Sequence[Path], images: Path, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measure files, interleaved; the report goes into a new folder."""
-    records, series = collect(BenchOptions(list(files), str(images), **options))
+    """Measure files, each by itself as the student will run, in turns; the report goes into a new folder."""
+    records, series = collect(BenchOptions(list(files), str(images), **{"apart": True, **options}))
     number = next(k for k in itertools.count(1) if not (folder / f"round{k}").exists())
     report = folder / f"round{number}" / "report.json"
     report.parent.mkdir(parents=True)

@@ -119,6 +119,7 @@ def write(told: Told) -> dict[str, Any]:
         },
         "teacher": dict(told.teacher), "models": models, "seconds": costs(told),
         "estimate": {"typical_error": told.times.typical_error(), "largest_error": told.times.largest_error()},
+        "beyond_ms": told.times.beyond,
     }  # fmt: skip
     content = {key: finite(value) for key, value in content.items()}
     write_json(out / "result.json", content)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
+from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.data.random_streams import kept_streams
@@ -47,14 +48,19 @@ class Sample:
         arguments: of the training.
         imgsz: side of the images, pixels.
         device: where they are used.
+        task: what the labels are for.
+        detr: whether images are stretched to a square, as an RT-DETR sees them.
     """
 
-    def __init__(self, data: dict[str, Any], arguments: dict[str, Any], imgsz: int, device: torch.device) -> None:
+    def __init__(
+        self, data: dict[str, Any], arguments: dict[str, Any], imgsz: int, device: torch.device, task: str = "detect",
+        detr: bool = False,
+    ) -> None:  # fmt: skip
         own = {k: v for k, v in arguments.items() if k in DEFAULT_CFG_DICT}
-        plain = {"imgsz": imgsz, "cache": False, "rect": False, "task": "detect", "augment": False}
+        plain = {"imgsz": imgsz, "cache": False, "rect": False, "task": task, "augment": False}
         self.settings = get_cfg(DEFAULT_CFG_DICT, {**own, **plain})
         with kept_streams():
-            self.dataset = build_yolo_dataset(self.settings, data["train"], BATCH, data, mode="val", rect=False)
+            self.dataset = stretched(self.settings, data) if detr else plain_images(self.settings, data)
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
         cut = min(HELD_OUT, len(order) // 2)
         if not cut:
@@ -79,6 +85,20 @@ class Sample:
         return {**batch, "img": batch["img"].float() / 255}
 
 
+def plain_images(settings: Any, data: dict[str, Any]) -> Any:
+    """The training images as a YOLO validates them."""
+    return build_yolo_dataset(settings, data["train"], BATCH, data, mode="val", rect=False)
+
+
+def stretched(settings: Any, data: dict[str, Any]) -> Any:
+    """The training images as an RT-DETR validates them."""
+    return RTDETRDataset(
+        img_path=data["train"], imgsz=settings.imgsz, batch_size=BATCH, augment=False, hyp=settings, rect=False,
+        cache=None, single_cls=settings.single_cls or False, classes=settings.classes, data=data,
+        fraction=1.0,
+    )  # fmt: skip
+
+
 def rank(ready: Ready, sample: Sample) -> Rank:
     """Solve a student's start from its teacher and judge it.
 
@@ -90,7 +110,7 @@ def rank(ready: Ready, sample: Sample) -> Rank:
     student, plan = ready.student, ready.plans[0]
     for model in (student.model, plan.teacher.model):
         model.to(sample.device)
-    student.model.args = sample.settings
+    student.model.args, student.model.nc = sample.settings, student.model.model[-1].nc  # as a trainer sets them
     pairs = transfer.candidates("teacher", student, plan.teacher)
     try:
         solved = transfer.solve(pairs, student, plan.teacher, sample.images(), plan.classes)["teacher"]

@@ -15,14 +15,12 @@ from yolokd.config.checks import check_arguments, check_writable
 from yolokd.config.parse import check_keys, is_number, non_negative, pixels, true_or_false
 from yolokd.config.recipes import read_arguments
 from yolokd.data.splits import read_data, split_images
-from yolokd.detectors import read
+from yolokd.detectors import TASKS
 from yolokd.detectors.opening import open_model, open_student
-from yolokd.detectors.tasks import OBBReader
 from yolokd.detectors.teachers import fetched, locate_all
-from yolokd.detectors.yolo import YoloReader
 from yolokd.distill.preflight import Ready, preflight
 from yolokd.errors import UsageError, as_path
-from yolokd.fitting.candidates import Candidate, Family, grid, layout_of, store_family, yaml_of
+from yolokd.fitting.candidates import Candidate, Family, grid, layout_of, least_side, store_family, yaml_of
 from yolokd.fitting.times import Budget, check_percentile, read_budget
 from yolokd.init import transfer
 from yolokd.studies.plan import read_devices
@@ -134,11 +132,11 @@ def read_request(
     }  # fmt: skip
     about = {"settings": settings, "inputs": {"teacher": sha256(Path(located)), "layout": digest(layout)}}
     refuse_other_settings(folder, about, out)
-    stored = store_family(layout, 1 if arguments.get("single_cls") else len(described["names"]))
+    stored = store_family(layout, len(names_of(arguments, described)), described.get("kpt_shape"))
     request = Request(
         folder, located, asked, str(device), reports, least, float(search), pool, threads, bench, arguments, described,
         split_images(described, str(arguments.get("split") or "val")), stored, family is None,
-        grid(stored, largest, widths, depths, sizes), trust,
+        grid(stored, largest, widths, depths, sizes, least_side(open_student(stored.file).model)), trust,
     )  # fmt: skip
     refuse_unstartable(request)
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +212,7 @@ def one_teacher(teacher: Any) -> str:
     if not located[0].endswith(".pt"):
         what = "an ONNX file" if located[0].endswith(".onnx") else "a transformer of timm"
         raise UsageError(
-            f"teacher={teacher} is {what}, which no student can start from: give the .pt file of a YOLO that detects."
+            f"teacher={teacher} is {what}, which no student can start from: give the .pt file of a YOLO or RT-DETR."
         )
     return fetched(located[0])
 
@@ -222,13 +220,11 @@ def one_teacher(teacher: Any) -> str:
 def open_teacher(file: str, trust: bool) -> Any:
     """The teacher as Ultralytics' own object; refused where its weights cannot be a student's start."""
     model = open_model(file, "teacher", trust)
-    kind = type(model.model.model[-1]).__name__
-    remedy = "no student can start from: give the .pt file of a YOLO that detects"
-    if model.task != "detect":
-        raise UsageError(f"teacher={file} is for the task {model.task}, which {remedy}.")
-    reader = read(model.model)
-    if not isinstance(reader, YoloReader) or isinstance(reader, OBBReader):
-        raise UsageError(f"teacher={file} has a head {kind}, which {remedy}.")
+    if model.task not in TASKS:
+        raise UsageError(
+            f"teacher={file} is for the task {model.task}, which no student can start from: give one for "
+            f"{', '.join(TASKS)}."
+        )
     return model
 
 
@@ -248,6 +244,11 @@ def refuse_unstartable(request: Request) -> None:
             f"teacher={request.teacher} shares no layer with {request.family.file.stem}, so that no student can start "
             "from it: leave family= out, or give a nearer one."
         ) from None
+
+
+def names_of(arguments: dict[str, Any], data: dict[str, Any]) -> dict[int, str]:
+    """The classes that a student of the data has."""
+    return {0: "item"} if arguments.get("single_cls") else dict(data["names"])
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------

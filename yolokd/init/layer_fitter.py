@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from yolokd.detectors.class_map import ClassMap
+from yolokd.init.channel_choice import COPIED, ChannelChoice, evenly
 from yolokd.init.channel_map import Channels, ChannelTracker, channels, index, mark
 from yolokd.init.decoder_fitter import DecoderFitter
 from yolokd.init.detr_pairs import TransformerPair
 from yolokd.init.layer_pairs import LayerPair, bare, norm_of, residuals, sums
-from yolokd.init.least_squares import fit_linear, fit_logistic, patches, select_channels
+from yolokd.init.least_squares import fit_linear, fit_logistic, patches
 from yolokd.init.teacher_statistics import TeacherStatistics, hooked, raw_outputs
 from yolokd.init.transformer import fit_encoder
 
@@ -28,14 +29,16 @@ class LayerFitter:
         classes: the classes that both models have; None if their classes are the same.
         frozen: indices of layers whose batch norms keep their statistics.
         step: called for each of what is set.
+        choice: which channels a narrower layer represents, and whether their weights are solved for or copied.
     """
 
     def __init__(
         self, model: Any, matched: Sequence[LayerPair | TransformerPair], statistics: TeacherStatistics,
         classes: ClassMap | None,
         frozen: frozenset[int] = frozenset(), step: Callable[[], None] = lambda: None,
+        choice: ChannelChoice = ChannelChoice(),  # noqa: B008 - it cannot change
     ) -> None:  # fmt: skip
-        self.step = step
+        self.step, self.choice = step, choice
         self.model, self.statistics, self.classes, self.frozen = model, statistics, classes, frozen
         self.matched = [p for p in matched if isinstance(p, LayerPair) and p.name in statistics.targets]
         self.transformers = [p for p in matched if isinstance(p, TransformerPair)]
@@ -107,6 +110,9 @@ class LayerFitter:
     def _set(self, p: LayerPair, x: Tensor) -> None:
         """Solve for the weights of the convolution at which x arrives."""
         self.step()
+        if self.choice.how == COPIED:
+            self._copy(p, x)
+            return
         chosen, target = self._choose(p, x), self.statistics.targets[p.name]
         if p.kind == "class" and self.classes is not None:
             target, chosen = self._shared(target, p.student.out_channels)
@@ -133,6 +139,48 @@ class LayerFitter:
         scale = torch.where(teacher_size > 0, teacher_size / student_size, 1.0)  # a pruned filter has no scale
         conv.weight[rows] = weight * scale[:, None, None, None]
         self.pending[norm_of(p.student)] = rows, scale, bias
+
+    def _copy(self, p: LayerPair, x: Tensor) -> None:
+        """Give the convolution at which x arrives the teacher's weights between the channels that it represents."""
+        conv, teacher, chosen = bare(p.student), bare(p.teacher), self._choose(p, x)
+        place = index(chosen)
+        if p.kind == "class" and self.classes is not None:  # of several that mean one, the first
+            place = torch.full((conv.out_channels,), -1)
+            place[self.classes.student.cpu()] = self.classes.teacher[:, 0].cpu()
+        if place is None or len(place) != conv.out_channels or int(place.max()) >= teacher.out_channels:
+            return  # as boxes of another form, of which there is nothing to copy
+        if p.kind == "box" and conv.out_channels != teacher.out_channels:
+            return
+        rows = (place >= 0).nonzero().flatten()
+        source = place[rows]
+        entry = torch.arange(conv.weight.shape[1]) if p.depthwise else self._entry(x, conv, teacher)
+        columns = (entry >= 0).nonzero().flatten()
+        weight = teacher.weight[source.to(teacher.weight.device)][:, entry[columns].to(teacher.weight.device)]
+        conv.weight[rows[:, None], columns] = weight.to(conv.weight)
+        norm, teacher_norm = norm_of(p.student), norm_of(p.teacher)
+        parts = [(conv.bias, teacher.bias)]
+        if norm is not None and teacher_norm is not None:
+            parts += [(norm.weight, teacher_norm.weight), (norm.bias, teacher_norm.bias)]
+        for mine, theirs in parts:
+            if mine is not None and theirs is not None:
+                mine[rows] = theirs[source.to(theirs.device)].to(mine)
+        self.chosen[p.student] = chosen or ()
+
+    def _entry(self, x: Tensor, conv: nn.Conv2d, teacher: nn.Conv2d) -> Tensor:
+        """The teacher's channel that each channel of x, which arrives at a convolution, represents; -1 for none.
+
+        Where that is not known, such as behind a layer without a partner, every k-th again.
+        """
+        known = channels(x)
+        place = index(known)
+        if (
+            place is not None
+            and len(place) == conv.in_channels
+            and sum(w for _, w in known or ()) == teacher.in_channels
+        ):
+            return place.cpu()
+        kept = min(conv.in_channels, teacher.in_channels)
+        return torch.cat([evenly(teacher.in_channels, kept), torch.full((conv.in_channels - kept,), -1)])
 
     def _shared(self, logits: Tensor, count: int) -> tuple[Tensor, Channels]:
         """The shared classes' logits out of all of the teacher's, and which of the student's classes they belong to."""
@@ -191,13 +239,16 @@ class LayerFitter:
         student_width, teacher_width = bare(p.student).out_channels, bare(p.teacher).out_channels
         spread, metric = self.statistics.spread[p.name], self.statistics.metric[p.name]
         if p.attention is not None:
-            return self._heads(*p.attention, spread, metric)
+            return self._heads(p.name, *p.attention, spread, metric)
         parts = 2 if p.kind == "split" else 1
         width = teacher_width // parts
         halves = [slice(i * width, (i + 1) * width) for i in range(parts)]
-        return tuple((select_channels(spread[h, h], metric[h, h], student_width // parts), width) for h in halves)
+        count = student_width // parts
+        return tuple(
+            (self.choice.channels(f"{p.name} {h.start}", spread[h, h], metric[h, h], count), width) for h in halves
+        )
 
-    def _heads(self, student: Any, teacher: Any, spread: Tensor, metric: Tensor) -> Channels | None:
+    def _heads(self, name: str, student: Any, teacher: Any, spread: Tensor, metric: Tensor) -> Channels | None:
         """Channels of attention's queries, keys and values: whole heads; in each the strongest query-key channels."""
         heads, width = teacher.num_heads, teacher.head_dim
         student_key_dim, teacher_key_dim = (getattr(a, "key_dim", a.head_dim) for a in (student, teacher))
@@ -206,12 +257,14 @@ class LayerFitter:
         whole = 2 * teacher_key_dim + width
         power = (spread.diagonal() * metric.diagonal()).reshape(heads, whole)
         rows, values = [], []
-        for head in power.sum(1).topk(student.num_heads).indices.sort().values.tolist():
+        for head in self.choice.strongest(name, power.sum(1), student.num_heads).tolist():
             first = head * whole
             strength = power[head, :teacher_key_dim] + power[head, teacher_key_dim : 2 * teacher_key_dim]
-            key = strength.topk(student_key_dim).indices.sort().values.cpu()
+            key = self.choice.strongest(f"{name} keys {head}", strength, student_key_dim)
             part = slice(first + 2 * teacher_key_dim, first + whole)
-            value = select_channels(spread[part, part], metric[part, part], student.head_dim)
+            value = self.choice.channels(
+                f"{name} values {head}", spread[part, part], metric[part, part], student.head_dim
+            )
             rows += [first + key, first + teacher_key_dim + key, part.start + value]
             values.append(head * width + value)
         self.given[student.pe] = ((torch.cat(values), heads * width),)

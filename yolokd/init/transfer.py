@@ -10,7 +10,8 @@ the same way, see `transformer` and `decoder_fitter`.
 A narrower student cannot hold all of the teacher's channels. They are chosen so that the teacher's predictions lose
 least, see `least_squares.select_channels`; the cost of an error is the mean outer product of the predictions' gradients
 at the map (their Gauss-Newton metric). Channels that are added to others (residual connections) or filtered one by one
-(depthwise convolutions) follow the choice made at their source, see `channel_map`.
+(depthwise convolutions) follow the choice made at their source, see `channel_map`. `channel_choice` has other ways to
+choose, for comparison.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.detectors.tasks import OBBReader
 from yolokd.detectors.yolo import YoloReader
 from yolokd.errors import UsageError, one_line, printable
+from yolokd.init.channel_choice import SOLVED, ChannelChoice
 from yolokd.init.detr_pairs import TransformerPair, detr_pairs
 from yolokd.init.layer_fitter import LayerFitter
 from yolokd.init.layer_pairs import LayerPair, layer_pairs
@@ -38,11 +40,12 @@ STARTS = ("own", "head", "neck", "teacher")  # what a student may start from; ea
 
 State = dict[str, Tensor]
 Pairs = dict[str, list[LayerPair | TransformerPair]]  # of each start
+OURS = ChannelChoice()
 
 
 def start(
     how: str, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None = None,
-    frozen: frozenset[int] = frozenset(),
+    frozen: frozenset[int] = frozenset(), choice: ChannelChoice = OURS,
 ) -> dict[str, State]:  # fmt: skip
     """Start the student as `init=` says, and return the weights of every start in question, by its name.
 
@@ -56,17 +59,19 @@ def start(
         images: two or more training images, (B, C, H, W) in [0, 1].
         classes: the classes that both models have; None if their classes are the same.
         frozen: indices of the student's layers that must stay as they are.
+        choice: which channels a narrower layer represents, and whether their weights are solved for or copied.
 
     Raises:
         UsageError: how names a start that there is not, for which the device's memory is too small, or for which what
             the teacher computes cannot be solved for.
     """
+    refuse_choice(choice.how, student)
     own = {"own": copy.deepcopy(student.model.state_dict())}
     pairs = candidates(how, student, teacher, frozen)
     if not pairs:
         return own
     try:
-        solved = solve(pairs, student, teacher, images, classes, frozen)
+        solved = solve(pairs, student, teacher, images, classes, frozen, choice)
     except (torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         why = "too little memory to compute it" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
         solved = dict.fromkeys(pairs, why)
@@ -119,6 +124,12 @@ def candidates(how: str, student: Reader, teacher: Reader, frozen: frozenset[int
     )
 
 
+def refuse_choice(how: str, student: Reader) -> None:
+    """Refuse to copy or draw channels where it is not known how: a transformer's share a space of their own."""
+    if how != SOLVED and isinstance(student, RTDETRReader):
+        raise UsageError(f"init.channels={how} is for YOLOs, and {student.spec.name} is an RT-DETR: leave it out.")
+
+
 def all_pairs(student: Reader, teacher: Reader) -> list[LayerPair | TransformerPair]:
     """Whatever of the student can be solved for."""
     if isinstance(student, RTDETRReader) and isinstance(teacher, RTDETRReader):
@@ -136,7 +147,7 @@ def layer_of(pair: LayerPair | TransformerPair) -> int:
 
 def solve(
     pairs: Pairs, student: Reader, teacher: Reader, images: Tensor, classes: ClassMap | None,
-    frozen: frozenset[int] = frozenset(),
+    frozen: frozenset[int] = frozenset(), choice: ChannelChoice = OURS,
 ) -> dict[str, State | str]:  # fmt: skip
     """The weights of each start, or why there are none; leaves the student with some of them."""
     own = copy.deepcopy(student.model.state_dict())
@@ -146,7 +157,7 @@ def solve(
         statistics = TeacherStatistics(teacher, widest, images, progress.step)
         for name, its in pairs.items():
             student.model.load_state_dict(own)
-            LayerFitter(student.model, its, statistics, classes, frozen, progress.step).fit(images)
+            LayerFitter(student.model, its, statistics, classes, frozen, progress.step, choice).fit(images)
             state = copy.deepcopy(student.model.state_dict())
             finite = all(x.isfinite().all() for x in state.values() if x.is_floating_point())
             found[name] = state if finite else "what was solved is not finite"

@@ -44,6 +44,7 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     """Train, going on from the last epoch of an interrupted run; accuracy is that of the best epoch, as
     upstream's, or of the last one with val=False, which validates no other."""
     from yolokd.detectors.opening import open_student
+    from yolokd.distill.pruned import plain_trainer
     from yolokd.distill.trainer import trainer_for
 
     target = folder / "train"
@@ -58,15 +59,16 @@ def train(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str, An
     meter = StepMeter()
     meter.attach(student)
     student.add_callback("on_train_start", lambda trainer: _set_threads(threads))  # Ultralytics sets its own before
-    trainer = trainer_for(student.model) if "teacher" in arguments else None
+    taught = "teacher" in arguments
+    trainer = trainer_for(student.model) if taught else plain_trainer(student.model)
     if last is not None:
         student.train(
             trainer=trainer,
             # by its path Ultralytics takes a run with no epoch left too, which only our trainer can finish
-            resume=str(last) if trainer else True,
+            resume=str(last) if taught else True,
             save_dir=str(target),
             **({"device": arguments["device"]} if arguments.get("device") else {}),
-            **({"trust": True} if trust and trainer else {}),
+            **({"trust": True} if trust and taught else {}),
         )
     else:
         given = {k: v for k, v in arguments.items() if k != "model"}

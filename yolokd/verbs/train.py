@@ -25,6 +25,7 @@ CFG = Option("cfg", "a file of arguments, or voc or coco", "none", group=FILES)
 DISTILLATION = (
     Option("kd", "overall gain of all terms; kd=0 is the student alone, bit for bit", "1.0"),
     Option("init", "where the student starts: own, head, neck, teacher or auto", "auto (own with kd=0)"),
+    Option("init.channels", "of a start from the teacher: solved, copied or random, to compare with", "solved"),
     Option("balance", "auto, a share such as 0.5, or log", "off"),
     Option("fade", "False: keep the terms' weight when the student catches up with its teacher", "True"),
     Option(

@@ -65,6 +65,7 @@ class BenchOptions:
     streams: Any = _option(1, "processes that detect at the same time, or a list: 1,2,4")
     imgsz: Any = _option(None, "input size for files without a fixed one, or a list: 320,480x640")
     repeats: int | None = _option(None, "runs, each a new process (default 5, for soak 1)", type=number(int, 1))
+    apart: bool = _option(False, "each model in processes of its own, which take turns, as it will run alone")
     quick: bool = _option(False, "a single run")
     time_limit: float | None = _option(
         None, "seconds after which to stop a run anyway", type=number(float, 0.001), metavar="S"

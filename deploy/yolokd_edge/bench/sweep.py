@@ -34,7 +34,7 @@ from yolokd_edge.progress import Progress
 def collect(
     options: BenchOptions, own_process: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
-    """Measure models, interleaved.
+    """Measure models, interleaved frame by frame, or apart: in processes of their own that take turns.
 
     One run of one combination happens in this process. Several runs, several streams or a sweep get a new process for
     each run.
@@ -48,6 +48,8 @@ def collect(
         `switches`, `run`, and telemetry (n, 2) of time and value under `telemetry/...`.
     """
     limits, cells = options.limits, options.combinations()
+    if options.apart:
+        cells = [replace(cell, models=[model]) for cell in cells for model in cell.models]
     fresh = options.runs > 1 or len(cells) > 1 or cells[0].streams > 1
     frames = _frames(options, fresh)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -63,7 +65,7 @@ def collect(
     def once(plan: Plan) -> list[list[Trial]]:
         return fresh_trials(plan, announce) if fresh else [run_trial(plan, frames, own_process, announce)]
 
-    alone = options.power and len(options.models) == 1
+    alone = options.power and len(plans[0].options.models) == 1
     builds = [build_engines(plan) if fresh else [None] * len(options.models) for plan in plans]
     bare = [once(plan) if alone else None for plan in plans]  # without the sampler
     with progress:
@@ -75,7 +77,7 @@ def collect(
             built = [(unwatched[0][0].facts["runtime"]["trt"] or {}).get("build_s")]
         for k, own in enumerate(found):
             note_build(own, built[k])
-            check = _cross_check(Path(options.models[k]), plan.options, own) if options.trtexec else NOT_ASKED
+            check = _cross_check(Path(plan.options.models[k]), plan.options, own) if options.trtexec else NOT_ASKED
             records.append(make_record(own, plan, telemetry, found[0] if k else None, overhead, check))
             series.append(_joined(own, telemetry))
     return records, series
