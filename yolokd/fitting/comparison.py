@@ -31,7 +31,7 @@ from yolokd.fitting.outcome import table
 from yolokd.fitting.request import SETTINGS, names_of
 from yolokd.fitting.times import Budget, refuse_other_device
 from yolokd.init.channel_choice import COPIED, RANDOM
-from yolokd.studies.plan import ALONE
+from yolokd.studies.arms import ALONE
 from yolokd.studies.worker import read_json
 
 ARMS, PLACE, PRUNED = "arms.yaml", "compare", "pruned.pt"

@@ -28,7 +28,12 @@ VERB = Verb(
     ),
     function="yolokd.studies.runner.study",
     options=(
-        *PAIR, DOTTED, OF_STUDY, *(option for option in DISTILLATION if option is not CFG), REPORT, *COMPARED,
+        *PAIR,
+        DOTTED,
+        OF_STUDY,
+        *(option for option in DISTILLATION if option is not CFG),
+        REPORT,
+        *COMPARED,
     ),  # fmt: skip
     notes=(
         "Whatever else `yolokd train` takes applies to every arm. A method's dotted options apply to the arms that "
