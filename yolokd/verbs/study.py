@@ -47,7 +47,6 @@ VERB = Verb(
     ),
     examples=(
         "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100",
-        "yolokd study arms=arms.yaml seeds=0,4,7 jobs=2 model=yolo11n.pt teacher=big.pt data=my.yaml",
         "yolokd study cfg=taxonomy model=yolo11n.pt teacher=big.pt data=my.yaml epochs=100",
         "yolokd study fit=runs/fit seeds=3",
     ),
