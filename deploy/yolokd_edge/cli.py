@@ -22,9 +22,9 @@ from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
-from yolokd_edge.live import monitor_command
 from yolokd_edge.images import silence_opencv
 from yolokd_edge.layers import layers_command
+from yolokd_edge.live import monitor_command
 from yolokd_edge.load.capture import as_text as capture_text
 from yolokd_edge.load.capture import is_moving, measure_capture
 from yolokd_edge.load.command import throughput_command
@@ -49,8 +49,9 @@ ENGINE = ("fp16", "cache", "allow_fallback")  # options of bench that every verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Exit code 0, 1 `doctor` found an error or a rate is not served, 2 bad input or usage, 3 too few queries to say whether
-    it is, 4 provider not active, 5 other results than expected or none that are numbers, 70 a defect, with a traceback.
+    Exit code 0, 1 `doctor` found an error or a rate is not served, 2 bad input or usage, 3 too few queries to say
+    whether it is, 4 provider not active, 5 other results than expected or none that are numbers, 70 a defect, with a
+    traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORKERS:

@@ -30,8 +30,10 @@ def with_cuda_graph(chain: list[Any]) -> list[Any]:
 
 
 class BoundRun:
-    """Computes inputs of one shape on one session. On the CPU the input is not copied; on an NVIDIA GPU it goes to memory that
-    stays where it is, and the outputs come back to the host.
+    """Computes inputs of one shape on one session.
+
+    On the CPU the input is not copied; on an NVIDIA GPU it goes to memory that stays where it is, and the outputs come
+    back to the host.
 
     Args:
         session: ONNX Runtime's, used by nobody else.
