@@ -83,7 +83,10 @@ def values_of(detector: Detector, names: Sequence[str], provider: str, settings:
             values = session.run(None, {session.get_inputs()[0].name: blob.astype(detector.input_type)})
         except Exception as error:  # the runtimes' own exception types share no base class
             raise EdgeError(f"{detector.path} cannot be run layer by layer ({one_line(error)}).") from None
-    return dict(zip(outputs, values))  # noqa: B905
+    seen = {name: value for name, value in zip(outputs, values) if value is not None}  # noqa: B905
+    if not seen.keys() & set(names):  # an old ONNX Runtime gives None for what it has optimised away
+        raise EdgeError(f"{provider} tells nothing of what lies between the layers of {detector.path}.")
+    return seen
 
 
 def layer_record(reference: Detector, other: Detector, settings: TensorRT, image: Path, limit: float) -> dict[str, Any]:
