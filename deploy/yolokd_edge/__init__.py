@@ -20,6 +20,7 @@ Where to look:
 - runtimes: ONNX Runtime, TensorRT, OpenVINO, ncnn, a Triton server, and the proof of where a model runs
 - bundle: opened and checked; provenance: who taught the model
 - detect, verify, doctor, bench: what the command line does; drawings: boxes drawn on frames
+- load: throughput against latency, scenarios of load, frames of a camera; layers: the first layer that goes wrong
 - board: what the board tells of itself while frames are timed
 - jetson: the latency tests for pytest
 """

@@ -1,4 +1,4 @@
-"""The command line: `python3 -m yolokd_edge detect|bench|monitor|profile|verify|val|doctor`."""
+"""The command line: `python3 -m yolokd_edge detect|bench|throughput|monitor|profile|layers|verify|val|doctor`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-
-import cv2
+from typing import Any
 
 from yolokd_edge.accuracy import val_command
 from yolokd_edge.arguments import number, size
@@ -23,7 +22,15 @@ from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
+from yolokd_edge.images import silence_opencv
+from yolokd_edge.layers import layers_command
 from yolokd_edge.live import monitor_command
+from yolokd_edge.load.capture import as_text as capture_text
+from yolokd_edge.load.capture import is_moving, measure_capture
+from yolokd_edge.load.command import throughput_command
+from yolokd_edge.load.options import LoadOptions
+from yolokd_edge.load.report import check_place
+from yolokd_edge.load.report import write as write_record
 from yolokd_edge.profiling import profile_command
 from yolokd_edge.provenance import known_provenance, provenance_text
 from yolokd_edge.runtimes.coverage import coverage_main
@@ -42,8 +49,9 @@ ENGINE = ("fp16", "cache", "allow_fallback")  # options of bench that every verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Exit code 0, 1 `doctor` found an error, 2 bad input or usage, 4 provider not active, 5 other results than expected
-    or none that are numbers, 70 a defect, with a traceback.
+    Exit code 0, 1 `doctor` found an error or a rate is not served, 2 bad input or usage, 3 too few queries to say
+    whether it is, 4 provider not active, 5 other results than expected or none that are numbers, 70 a defect, with a
+    traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORKERS:
@@ -53,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return DEFECT
     args = parser().parse_args(words)
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # stderr belongs to our own sentences
-    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    elif hasattr(cv2, "setLogLevel"):  # OpenCV 4
-        cv2.setLogLevel(0)
+    silence_opencv()  # stderr belongs to our own sentences
     try:
         return args.run(args) or 0
     except EdgeError as error:
@@ -77,23 +81,25 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=VERSION)
     verbs = top.add_subparsers(dest="verb", required=True)
     engine = argparse.ArgumentParser(add_help=False)
-    _add_bench_options(engine, ENGINE)
+    _add_options(engine, BenchOptions, ENGINE)
     device = argparse.ArgumentParser(add_help=False, parents=[engine])
     device.add_argument("--provider", default="cpu", choices=("auto", *PROVIDERS), help="where to run (default cpu)")
     device.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all usable cores)")
     _bench_arguments(verbs.add_parser("bench", parents=[engine], help="measure latency"))
+    _throughput_arguments(verbs.add_parser("throughput", help="measure throughput against latency, and under load"))
     _doctor_arguments(verbs.add_parser("doctor", help="say what is wrong with this installation and board"))
     _detect_arguments(verbs.add_parser("detect", parents=[device], help="detect in images, a video or a camera"))
     _monitor_arguments(verbs.add_parser("monitor", help="say every second what the board does"))
     _profile_arguments(verbs.add_parser("profile", parents=[device], help="say where the network's time goes"))
+    _layers_arguments(verbs.add_parser("layers", parents=[device], help="find the first layer that goes wrong"))
     _val_arguments(verbs.add_parser("val", parents=[device], help="measure accuracy on images with ground truth"))
     _verify_arguments(verbs.add_parser("verify", parents=[device], help="compare this device with what a bundle says"))
     return top
 
 
-def _add_bench_options(verb: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Arguments made from the fields of BenchOptions."""
-    for option in dataclasses.fields(BenchOptions):
+def _add_options(verb: argparse.ArgumentParser, kind: Any, names: Iterable[str]) -> None:
+    """Arguments made from fields of a dataclass of options."""
+    for option in dataclasses.fields(kind):
         if option.name not in names:
             continue
         given = dict(option.metadata)
@@ -106,19 +112,38 @@ def _add_bench_options(verb: argparse.ArgumentParser, names: Iterable[str]) -> N
 
 
 def _bench_arguments(verb: argparse.ArgumentParser) -> None:
-    _add_bench_options(verb, {option.name for option in dataclasses.fields(BenchOptions)} - set(ENGINE))
+    _add_options(verb, BenchOptions, {option.name for option in dataclasses.fields(BenchOptions)} - set(ENGINE))
     verb.add_argument("--out", help="report to write, such as report.json; the raw samples go beside it")
     verb.set_defaults(run=_bench_command)
 
 
 def _bench_command(args: argparse.Namespace) -> None:
     given = {option.name: getattr(args, option.name) for option in dataclasses.fields(BenchOptions)}
-    if given["source"] is None:
+    if given["source"] is None and not given["random"]:
         if given["models"]:
-            raise EdgeError("No images: give --source with an image or a folder of images.")
+            raise EdgeError("No images: give --source with an image or a folder of images, or --random for noise.")
         given["source"] = str(own_bundle() / "parity")
     given["models"] = given["models"] or [str(own_bundle())]
-    print(text_table(measure_models(BenchOptions(**given), args.out, own_process=True)))
+    options = BenchOptions(**given)
+    if is_moving(options.source):
+        _bench_camera(options, args.out)
+        return
+    print(text_table(measure_models(options, args.out, own_process=True)))
+
+
+def _bench_camera(options: BenchOptions, out: str | None) -> None:
+    if out is not None:
+        check_place(out)
+    record = measure_capture(options)
+    print(capture_text(record))
+    if out is not None:
+        write_record(record, out)
+
+
+def _throughput_arguments(verb: argparse.ArgumentParser) -> None:
+    _add_options(verb, LoadOptions, [option.name for option in dataclasses.fields(LoadOptions)])
+    verb.add_argument("--out", help="report to write, such as throughput.json")
+    verb.set_defaults(run=throughput_command)
 
 
 def _doctor_arguments(verb: argparse.ArgumentParser) -> None:
@@ -170,6 +195,19 @@ def _profile_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--top", type=number(int, 1), default=10, metavar="N", help="rows of a table (default 10)")
     verb.add_argument("--json", action="store_true", help="print all nodes as JSON")
     verb.set_defaults(run=profile_command)
+
+
+def _layers_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--source", help="an image or a folder, of which the first counts (default: the bundle's own)")
+    verb.add_argument("--model", help="an ONNX file or bundle, the reference, on the CPU (default: the bundle's FP32)")
+    verb.add_argument("--against", metavar="MODEL", help="another ONNX file of the same export (default: the same)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="which file of a bundle is compared with its FP32 file")
+    verb.add_argument("--imgsz", type=size, help="input size for a file without a fixed one, such as 320 or 320x480")
+    verb.add_argument("--limit", type=number(float, 1e-9), help="relative difference from which a layer is wrong "
+                      "(default 0.001; with FP16 0.02, with INT8 0.3)")  # fmt: skip
+    verb.add_argument("--top", type=number(int, 1), default=10, metavar="N", help="rows of the table (default 10)")
+    verb.add_argument("--json", action="store_true", help="print all layers as JSON")
+    verb.set_defaults(run=layers_command)
 
 
 def _val_arguments(verb: argparse.ArgumentParser) -> None:

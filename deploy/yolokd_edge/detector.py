@@ -96,6 +96,11 @@ class Detector:
         self._dtype = INPUTS[inputs[0].type]
 
     @property
+    def input_type(self) -> Any:
+        """numpy's type of the input."""
+        return self._dtype
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from: what the bundle's manifest says, else the file's own metadata."""
         written: dict[str, Any] = (self.bundle.manifest if self.bundle else {}).get("provenance") or self.contract.meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -22,6 +23,15 @@ MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 END_OF_IMAGE = 0xD9
 PNG = b"\x89PNG\r\n\x1a\n"
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+def silence_opencv() -> None:
+    """Let OpenCV write nothing to stderr: what is wrong with a file or a camera is said here."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    elif hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -94,6 +104,12 @@ def read_frames(source: str | Path, seed: int = 0, max_frames: int = 64) -> list
     paths = list_images(source)
     random.Random(seed).shuffle(paths)
     return [read_image(p) for p in paths[:max_frames]]
+
+
+def noise_frames(hw: tuple[int, int], seed: int = 0, count: int = 32) -> list[np.ndarray]:
+    """Frames (H, W, 3) uint8 of even noise, the same for the same seed: to measure where there are no images."""
+    rng = np.random.RandomState(seed)
+    return [rng.randint(0, 256, (*hw, 3), np.uint8) for _ in range(count)]
 
 
 class Frame(NamedTuple):

@@ -26,6 +26,7 @@ from yolokd.verbs import VERBS, help, load
 from yolokd.verbs.completion import script, words_after
 from yolokd.verbs.declaration import Verb, read_function, read_meanings
 from yolokd_edge.bench.options import BenchOptions
+from yolokd_edge.load.options import LoadOptions
 
 GIVEN = {  # what must be given, so that what is refused is the unknown key
     "model": ASSETS / "student.pt", "teacher": ASSETS / "teacher.pt", "data": "my.yaml", "source": "images",
@@ -100,9 +101,10 @@ def test_options_read_from_the_source_are_those_of_the_function(name):
     named = [p for p in real if p.kind is not p.VAR_KEYWORD]
     read = read_function(f"{module}.{function}")
     assert [o.name for o in read] == [p.name for p in named]
-    further = {field.name for field in dataclasses.fields(BenchOptions)} if function == "bench" else set()
+    kinds = {"bench": BenchOptions, "throughput": LoadOptions}
+    further = {field.name for field in dataclasses.fields(kinds[function])} if function in kinds else set()
     for option, parameter in zip(read, named, strict=True):
-        if option.name in further - {"source"}:
+        if option.name in further - {"model"}:
             continue  # told in words
         assert option.required == (parameter.default is parameter.empty)
         assert option.required or option.default == ("" if parameter.default is None else str(parameter.default))
@@ -180,6 +182,7 @@ def rows(page: str) -> dict[str, tuple[str, str]]:
 
 PAGES = {"train": ("training.md", ""), "study": ("study.md", ""), "export": ("export-and-bundle.md", "## Export"),
          "bundle": ("export-and-bundle.md", "## Bundle"), "bench": ("bench-and-gate.md", "## Bench"),
+         "throughput": ("bench-and-gate.md", "## Throughput"),
          "compare": ("bench-and-gate.md", "## Compare"), "report": ("report.md", "## Report"),
          "explain": ("report.md", "## Explain")}  # fmt: skip
 

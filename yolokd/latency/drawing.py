@@ -200,3 +200,40 @@ def _label_boxes(point: np.ndarray, shift: tuple[float, float], size: Bbox, radi
     steps = np.linspace(0, 1, 30) if radius > 14 else ()
     dots = [point + step * np.array(shift) for step in steps]
     return [text] + [Bbox.from_bounds(d[0] - 1, d[1] - 1, 2, 2) for d in dots if not text.contains(*d)]
+
+
+def throughput_curve(record: Mapping[str, Any], path: str | Path) -> Path:
+    """Draw what `throughput` measured: images per second against the median latency of an input, a line per batch.
+
+    Args:
+        record: A curve of schema yolokd.throughput/1.
+        path: The PNG to write.
+    """
+    figure = new_figure(7, 4.6)
+    axes, points = figure.subplots(), record["results"]["points"]
+    for k, batch in enumerate(sorted({p["batch"] for p in points})):
+        own = sorted((p for p in points if p["batch"] == batch), key=lambda p: p["streams"])
+        ms = [p["latency_ms"]["p50"] or p["latency_ms"]["mean"] for p in own]
+        rates, colour = [p["images_per_s"] for p in own], COLOURS[k % len(COLOURS)]
+        ends = [p["images_per_s_ci95"] or (p["images_per_s"],) * 2 for p in own]
+        axes.errorbar(ms, rates, [[r - low for r, (low, _) in zip(rates, ends, strict=True)],
+                                  [high - r for r, (_, high) in zip(rates, ends, strict=True)]],
+                      color=colour, marker="o", linewidth=1.4, capsize=3, label=f"batch {batch}")  # fmt: skip
+        for point, x in zip(own, ms, strict=True):
+            if point["front"]:
+                axes.plot(
+                    x, point["images_per_s"], "o", markersize=12, markerfacecolor="none", markeredgecolor="#333333"
+                )
+            axes.annotate(
+                f"{point['streams']}", (x, point["images_per_s"]), (6, 6), textcoords="offset points", fontsize=8
+            )
+    axes.set_xlabel("latency of an input, median (ms)")
+    axes.set_ylabel("images per second")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, title="numbers: streams;\ncircles: no point is better", fontsize=8, title_fontsize=8)
+    strip_frame(axes, "both")
+    device = record["device"]
+    figure.suptitle(f"{record['model']['file']}: {device['cpu_model'] or device['kind']}, "
+                    f"{record['runtime']['providers_active'][0]}", fontsize=11)  # fmt: skip
+    return save_figure(figure, path)

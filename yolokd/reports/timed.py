@@ -11,8 +11,11 @@ from yolokd.reports.after import after, told_as, typed
 
 
 @told_as(measuring.bench)
-def bench(models: Any, source: Any, *, report: bool = True, **options: Any) -> list[dict[str, Any]]:
-    given = {"models": str(models) if isinstance(models, str | Path) else [*map(str, models)], "source": str(source)}
+def bench(models: Any, source: Any = None, *, report: bool = True, **options: Any) -> list[dict[str, Any]]:
+    given = {
+        "models": str(models) if isinstance(models, str | Path) else [*map(str, models)],
+        "source": None if source is None else str(source),
+    }
     return timed({"models": models, "source": source, **options}, report, typed("bench", given | options))
 
 
@@ -20,6 +23,8 @@ def timed(arguments: dict[str, Any], report: Any, command: str) -> list[dict[str
     """As `bench`; the page shows the command."""
     true_or_false("report", report)
     records, folder = measuring.bench_into(**arguments)
-    if report:  # what it imports is slow, and comes after the measuring
+    if (
+        report and (folder / "report.json").is_file()
+    ):  # of a camera there is no page; what it imports is slow, and comes after the measuring
         after(folder / "report.json", command)
     return records

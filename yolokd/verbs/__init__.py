@@ -22,6 +22,7 @@ VERBS = {  # name -> its group in the help
     "bundle": "export",
     "inspect": "export",
     "bench": "measure",
+    "throughput": "measure",
     "compare": "measure",
     "pareto": "measure",
     "plot": "measure",

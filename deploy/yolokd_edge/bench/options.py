@@ -56,7 +56,14 @@ class BenchOptions:
         }
     )
     # Or frames (H, W, 3) BGR uint8 in memory, cycled in the order given: these allow a single run in this process.
-    source: Any = field(metadata={"help": "an image or a folder, 32 or more if possible (default: the bundle's own)"})
+    source: Any = field(
+        default=None,
+        metadata={
+            "help": "an image or a folder, 32 or more if possible; or a video file or a camera: then the latency from "
+            "capture to result (default: the bundle's own images)"
+        },
+    )
+    random: bool = _option(False, "measure on noise of the model's input size, without images")
     precision: Any = _option(None, "which file of a bundle, or a list: fp32,int8 (default fp32)")
     # The counts and the time of a profile must both be reached. Or limits of your own.
     profile: str | Limits = _option("smoke", "how long (default smoke)", choices=tuple(PROFILES))
@@ -92,6 +99,8 @@ class BenchOptions:
             raise EdgeError(f"seed={self.seed} is not a whole number of 0 or more: give one such as seed=0.")
         if self.repeats is not None and (not isinstance(self.repeats, int) or self.repeats < 1):
             raise EdgeError(f"The number of runs must be at least 1, not {self.repeats!r}.")
+        if self.random and self.source is not None:
+            raise EdgeError("random measures without images: give either random or a source.")
         for file in self.accuracy_records:
             read_record(file)
 
@@ -103,7 +112,7 @@ class BenchOptions:
     @property
     def in_memory(self) -> bool:
         """Whether the frames are given themselves, not their path."""
-        return not isinstance(self.source, (str, Path))
+        return self.source is not None and not isinstance(self.source, (str, Path))
 
     @property
     def profile_name(self) -> str:

@@ -20,14 +20,13 @@ from yolokd_edge.bench.report import check_report_place, write_report
 from yolokd_edge.bench.results import busy_windows
 from yolokd_edge.bench.schema import STAGES
 from yolokd_edge.bench.timing import WARM_UP_CPU_S
-from yolokd_edge.bench.trial import Trial, run_trial
+from yolokd_edge.bench.trial import Trial, frames_of, run_trial
 from yolokd_edge.bench.trtexec import cross_check
 from yolokd_edge.bench.workers import build_engines, fresh_trials, note_build
 from yolokd_edge.board.monitor import Monitor
 from yolokd_edge.board.telemetry import Telemetry
 from yolokd_edge.bundle import is_bundle, open_bundle
 from yolokd_edge.common import EdgeError
-from yolokd_edge.images import read_frames
 from yolokd_edge.progress import Progress
 
 
@@ -85,15 +84,20 @@ def collect(
 
 def _frames(options: BenchOptions, fresh: bool) -> Sequence[np.ndarray]:
     """The frames to measure on, once it is clear that there is something to measure."""
-    if not options.models or options.in_memory and not len(options.source):
+    if not options.models or options.in_memory and not len(options.source) or no_images(options):
         raise EdgeError("A measurement needs at least one model and one image.")
     if fresh and options.in_memory:
         raise EdgeError("Several runs read the images in processes of their own: give the path of the images.")
-    frames: Sequence[np.ndarray] = options.source if options.in_memory else read_frames(options.source, options.seed)
+    frames = frames_of(options)
     for path in options.models:
         if not Path(path).exists():
             raise EdgeError(f"There is no model file {path}.")
     return frames
+
+
+def no_images(options: BenchOptions) -> bool:
+    """Whether neither images nor noise are asked for."""
+    return options.source is None and not options.random
 
 
 def _cross_check(path: Path, options: BenchOptions, trials: Sequence[Trial]) -> tuple[dict[str, Any] | None, str]:

@@ -24,6 +24,7 @@ from yolokd_edge.bench.timing import WARM_UP_CPU_S, WARM_UP_GPU_S, Run, measure,
 from yolokd_edge.board.system import available_mb, cpu_times, load_average
 from yolokd_edge.common import usable_cores
 from yolokd_edge.detector import Detector, load
+from yolokd_edge.images import noise_frames, read_frames
 from yolokd_edge.libraries import COLD, IMPORT_S
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.table import ON_CPU
@@ -76,6 +77,14 @@ def cold_facts(detector: Detector, first_run_ms: float, own_process: bool, missi
     }
 
 
+def frames_of(options: BenchOptions) -> Sequence[np.ndarray]:
+    """The frames to measure on; none for noise, whose size only the opened model tells."""
+    if options.random:
+        return []
+    frames: Sequence[np.ndarray] = options.source if options.in_memory else read_frames(options.source, options.seed)
+    return frames
+
+
 def run_trial(
     plan: Plan, frames: Sequence[np.ndarray], own_process: bool, go: Callable[[], None] = lambda: None
 ) -> list[Trial]:
@@ -83,7 +92,8 @@ def run_trial(
 
     Args:
         plan: What to measure.
-        frames: Decoded frames, cycled in the order given.
+        frames: Decoded frames, cycled in the order given; noise of the first model's input size takes their place
+            where the options say so.
         own_process: Whether the process was started for this, so that its memory and cold start are worth reporting.
         go: Called after the warm-up; returns when the timed part may begin.
     """
@@ -92,6 +102,8 @@ def run_trial(
     cv2.setNumThreads(options.threads or usable_cores())
     try:
         detectors = open_detectors(options)
+        if options.random:
+            frames = noise_frames(detectors[0].contract.hw, options.seed)
         first = [_first_run_ms(d, frames[0]) for d in detectors]
         t_min = WARM_UP_CPU_S if all(d.active in ON_CPU for d in detectors) else WARM_UP_GPU_S
         warm = warm_up(detectors, frames, options.seed + 1, t_min, plan.limits.warm_up_cap_s)
@@ -109,7 +121,7 @@ def run_trial(
         "warmup": warm,
         "load": {"before": average, "after": load_average()},
         "steal": (later[0] - ticks[0]) / passed if ticks and later and passed else None,
-        "images": image_facts(frames),
+        "images": {**image_facts(frames), "random": options.random},
     }
     trials = []
     for run, first_ms in zip(runs, first):  # noqa: B905

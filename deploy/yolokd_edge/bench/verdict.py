@@ -115,7 +115,9 @@ def doubts(
             done = f"{f['n']} frames (at least {limits.n_min} wanted) and {f['duration_s']:g} s ({limits.t_min_s:g} s)"
             out.append(Doubt(f"time limit of {limits.t_max_s:g} s reached after {done}"))
             break
-    if first["images"]["n"] < 32:
+    if first["images"].get("random"):
+        out.append(Doubt("random: frames were noise, not images: there is little for postprocessing to do"))
+    elif first["images"]["n"] < 32:
         out.append(Doubt(f"only {first['images']['n']} different images, at least 32 are recommended"))
     if not all(f["warmup"]["stable"] for f in facts):
         out.append(Doubt("warmup_not_stable: latency still moved by more than 5 % when the warm-up was cut off"))

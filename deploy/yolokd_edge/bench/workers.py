@@ -18,10 +18,9 @@ import onnxruntime
 
 from yolokd_edge.bench.options import BenchOptions
 from yolokd_edge.bench.plan import Plan
-from yolokd_edge.bench.trial import Trial, open_detectors, run_trial
+from yolokd_edge.bench.trial import Trial, frames_of, open_detectors, run_trial
 from yolokd_edge.boxes import PAD
 from yolokd_edge.common import DEFECT, USAGE, EdgeError, own_command
-from yolokd_edge.images import read_frames
 from yolokd_edge.runtimes.table import PROVIDERS
 
 READY = "ready"
@@ -45,7 +44,7 @@ def worker_main(folder: Path) -> int:
         if plan.build:
             (folder / "built.json").write_text(json.dumps(_build_seconds(plan.options)), encoding="utf-8")
             return 0
-        trials = run_trial(plan, read_frames(plan.options.source, plan.options.seed), True, go)
+        trials = run_trial(plan, frames_of(plan.options), True, go)
     except EdgeError as error:
         (folder / "error.json").write_text(json.dumps({"message": str(error), "code": error.code}), encoding="utf-8")
         return error.code

@@ -55,6 +55,8 @@ class TensorRT(NamedTuple):
     fp16: bool = False  # half precision for a file that is not; one that is gets it anyway
     cache: str | None = None  # folder of the engine and timing caches; YOLOKD_CACHE or ~/.cache/yolokd by default
     hw: tuple[int, int] | None = None  # input size, for a file exported without a fixed one
+    batch: int = 1  # images in an input, for a file exported without a fixed number
+    cuda_graph: bool = False  # record the GPU's work once and replay it (CUDA's own provider has this, too)
 
 
 class Opened(NamedTuple):

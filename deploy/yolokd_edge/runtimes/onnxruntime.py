@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from yolokd_edge.common import PROVIDER, EdgeError, one_line
 from yolokd_edge.runtimes.base import Opened, TensorRT
 from yolokd_edge.runtimes.coverage import coverage_in_new_process
+from yolokd_edge.runtimes.onnxruntime_binding import BoundRun, output_shapes, with_cuda_graph
 from yolokd_edge.runtimes.onnxruntime_options import load_cuda, provider_options, session_options
+from yolokd_edge.runtimes.requests import Requests, ThreadedRequests, shared_out
 from yolokd_edge.runtimes.table import PROVIDERS, folder_format, name_of
 from yolokd_edge.runtimes.tensorrt import engine_options
 
@@ -38,7 +41,7 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
         trt, options = engine_options(path, tensorrt)
         chain[0] = (chain[0], options)
     start = time.perf_counter()
-    session = _create_session(path, provider, chain, threads)
+    session = _create_session(path, provider, with_cuda_graph(chain) if tensorrt.cuda_graph else chain, threads)
     session_s, active = time.perf_counter() - start, session.get_providers()
     if active[0] != requested:
         raise EdgeError(f"{requested} was asked for, but ONNX Runtime runs {path} on {active[0]}.", PROVIDER)
@@ -51,6 +54,17 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     if coverage is not None and coverage < PROVIDERS[provider].coverage and provider != "cpu":
         raise EdgeError(f"{requested} was asked for, but took only {coverage:.0%} of the nodes of {path}.", PROVIDER)
     return Opened(session, nodes, session_s, coverage, trt)
+
+
+def open_requests(
+    path: Path, provider: str, streams: int | None, threads: int | None, tensorrt: TensorRT, blob: np.ndarray
+) -> Requests:
+    """A session for each stream, with inputs and outputs bound: a CUDA graph has one caller, threads one session."""
+    streams, threads = shared_out(streams, threads)
+    sessions = [open_session(path, provider, threads, tensorrt).session for _ in range(streams)]
+    shapes = output_shapes(path, session_options(threads), blob) if tensorrt.cuda_graph else None
+    how = "IO binding and a CUDA graph" if tensorrt.cuda_graph else "IO binding"
+    return ThreadedRequests([BoundRun(session, path, blob, shapes) for session in sessions], threads, how)
 
 
 def _create_session(path: Path, provider: str, chain: list[Any], threads: int) -> Any:

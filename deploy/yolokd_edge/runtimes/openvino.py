@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from yolokd_edge.common import PROVIDER, EdgeError, one_line
 from yolokd_edge.runtimes.base import Meta, Opened, Port, TensorRT, import_package, timed_session
+from yolokd_edge.runtimes.requests import Clock, Done, Requests
 from yolokd_edge.runtimes.table import PROVIDERS
 
 
@@ -16,6 +19,77 @@ def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) ->
     """Open an ONNX file on one of OpenVINO's devices."""
     device = PROVIDERS[provider].names[0].partition(":")[2]
     return timed_session(lambda file, count: OpenVino(file, count, device), path, provider, threads)
+
+
+def open_requests(
+    path: Path, provider: str, streams: int | None, threads: int | None, tensorrt: TensorRT, blob: np.ndarray
+) -> Requests:
+    """OpenVINO's own asynchronous requests; streams and threads that are not given are left to its throughput hint."""
+    device = PROVIDERS[provider].names[0].partition(":")[2]
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    if device != "NPU":
+        hints["INFERENCE_PRECISION_HINT"] = "f32"
+        if streams is not None:
+            hints["NUM_STREAMS"] = streams
+    if threads is not None and device == "CPU":
+        hints["INFERENCE_NUM_THREADS"] = threads * (streams or 1)
+    return AsyncRequests(path, device, hints, list(blob.shape))
+
+
+class AsyncRequests:
+    """OpenVINO's AsyncInferQueue of as many requests as the compiled model finds best.
+
+    Args:
+        path: the ONNX file.
+        device: CPU, GPU or NPU.
+        hints: for compiling.
+        shape: of an input, (B, 3, H, W).
+        clock: in ns.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        hints: Mapping[str, Any],
+        shape: list[int],
+        clock: Clock = time.perf_counter_ns,
+    ) -> None:
+        openvino = import_package("openvino", "openvino")
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(path))
+            model.reshape(shape)  # of one shape it computes faster than of any
+            compiled = core.compile_model(model, device, dict(hints))
+            self._queue = openvino.AsyncInferQueue(compiled)
+            self.streams, self.threads = len(self._queue), 1
+            if device == "CPU":
+                self.streams = int(compiled.get_property("NUM_STREAMS"))
+                self.threads = max(int(compiled.get_property("INFERENCE_NUM_THREADS")) // max(self.streams, 1), 1)
+        except RuntimeError as error:
+            raise EdgeError(f"OpenVINO cannot load {path} ({one_line(error)}).") from None
+        self.how, self._clock, self._path = f"AsyncInferQueue of {len(self._queue)} requests", clock, path
+        self._queue.set_callback(self._ended)
+
+    def _ended(self, request: Any, asked: tuple[int, Done]) -> None:
+        begun, done = asked
+        done(begun, self._clock())
+
+    def start(self, blob: np.ndarray, done: Done) -> None:
+        self._queue.get_idle_request_id()  # waits for one, so that the time before is not the request's
+        try:
+            self._queue.start_async({0: blob}, (self._clock(), done), share_inputs=True)
+        except RuntimeError as error:
+            raise EdgeError(f"{self._path} cannot be run ({one_line(error)}).") from None
+
+    def finish(self) -> None:
+        try:
+            self._queue.wait_all()
+        except RuntimeError as error:
+            raise EdgeError(f"{self._path} cannot be run ({one_line(error)}).") from None
+
+    def close(self) -> None:
+        del self._queue
 
 
 class OpenVino:

@@ -37,7 +37,7 @@ def version_text(number: int) -> str:
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
 
 
-def _one_size(content: bytes, hw: tuple[int, int] | None) -> dict[str, str]:
+def _one_size(content: bytes, hw: tuple[int, int] | None, batch: int) -> dict[str, str]:
     """Options that let TensorRT build a file without a fixed size for the one size that it will run.
 
     Otherwise it would build at the first run, and again whenever another size came along.
@@ -46,7 +46,7 @@ def _one_size(content: bytes, hw: tuple[int, int] | None) -> dict[str, str]:
     known = isinstance(args, dict) and args.get("dynamic") and isinstance(size, (list, tuple)) and len(size) == 2
     if not known or b"\x0a\x06" + INPUT not in content:
         return {}
-    shape = f"{INPUT.decode()}:1x3x{size[0]}x{size[1]}"
+    shape = f"{INPUT.decode()}:{batch}x3x{size[0]}x{size[1]}"
     return {f"trt_profile_{end}_shapes": shape for end in ("min", "opt", "max")}
 
 
@@ -55,7 +55,7 @@ def _cache_root(tensorrt: TensorRT) -> Path:
     return Path(given) if given else Path.home() / ".cache" / "yolokd"
 
 
-def engine_key(path: Path, precision: str, hw: tuple[int, int] | None = None) -> str:
+def engine_key(path: Path, precision: str, hw: tuple[int, int] | None = None, batch: int = 1) -> str:
     """Name of the cache folder of an engine: another model, precision, size, library or device gets another one.
 
     ONNX Runtime itself would load an engine that was built elsewhere or by another version.
@@ -68,6 +68,7 @@ def engine_key(path: Path, precision: str, hw: tuple[int, int] | None = None) ->
         gpu_architecture(),
         precision,
         hw,
+        *([batch] if batch > 1 else []),  # engines of a single image keep the names they have
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
@@ -78,7 +79,7 @@ def engine_options(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict
     int8 = b"QuantizeLinear" in content  # quantised in the graph: needs no calibration table, but the flag
     half = settings.fp16 or says_fp16(content)
     precision = "+".join(["fp32"] + ["fp16"] * half + ["int8"] * int8)
-    folder = _cache_root(settings) / f"{path.stem}-{engine_key(path, precision, settings.hw)}"
+    folder = _cache_root(settings) / f"{path.stem}-{engine_key(path, precision, settings.hw, settings.batch)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,7 +97,7 @@ def engine_options(path: Path, settings: TensorRT) -> tuple[dict[str, Any], dict
     # An ONNX Runtime refuses the options that it does not know yet.
     if runtime >= (1, 15):
         options["trt_timing_cache_enable"] = "True"  # kept beside the engines
-        options.update(_one_size(content, settings.hw))
+        options.update(_one_size(content, settings.hw, settings.batch))
     slow = version and version.startswith("10.") and int(version.split(".")[1]) < 8 and b"NonMaxSuppression" in content
     if slow and runtime >= (1, 21):  # of those before, 1.20 leaves these nodes out by itself
         options["trt_op_types_to_exclude"] = "NonMaxSuppression,NonZero,RoiAlign"  # very slow inside TensorRT then
