@@ -384,7 +384,7 @@ def test_a_defect_ends_with_70_and_a_traceback(folder: Path, images: Path, monke
 def test_a_video_or_an_image_of_too_many_pixels_says_what_it_is(folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"x")
     assert cli.main(["bench", "--model", str(folder), "--source", str(tmp_path / "clip.mp4"), "--quick"]) == 2
-    assert "clip.mp4 is a video, and images are needed here" in capsys.readouterr().err
+    assert "clip.mp4 cannot be opened as a video" in capsys.readouterr().err
 
 
 def test_an_unknown_provider_is_named_before_the_files_that_a_bundle_holds(folder: Path, images: Path, capsys) -> None:

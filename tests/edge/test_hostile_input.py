@@ -388,7 +388,9 @@ def test_every_line_that_the_runtime_prints_is_looked_at_here() -> None:
         "board_files/deepstream_check.py": 5,  # names of images, and paths that the user gave
         "profiling.py": 1,
         "live.py": 1,
-        "cli.py": 6,  # errors, bench, doctor twice, verify twice
+        "layers.py": 1,
+        "load/command.py": 1,
+        "cli.py": 7,  # errors, bench, capture, doctor twice, verify twice
         "detect.py": 2,
         "bench/sweep.py": 1,  # a number of seconds
         "bench/workers.py": 1,  # a word to the parent
