@@ -29,8 +29,10 @@ from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import ParityError, UsageError, as_path, printable
 from yolokd.onnx import (
+    calibration,
     export,
     hand_over,
+    likeness,
     metadata,
     parity,
     profile,
@@ -38,8 +40,10 @@ from yolokd.onnx import (
     quantize,
     rounding,
     summary,
+    trials,
     validation,
 )
+from yolokd.onnx.output_error import OutputError
 from yolokd_edge.boxes import PAD
 from yolokd_edge.bundle import BUNDLE_SCHEMA, EXPECTED, EXPECTED_RAW, MANIFEST, open_bundle
 from yolokd_edge.common import PACKAGE
@@ -58,9 +62,6 @@ RTDETR_OPSET = 17  # in half precision ONNX Runtime 1.14 writes LayerNormalizati
 EVERY = ("cpu", "cuda", "trt")
 PROVIDERS = {"fp32": EVERY, "fp16": EVERY, "int8": EVERY, "cpu": ("cpu",), "trt": ("trt", "cuda")}
 MAX_DROP = 5.0  # points of mAP50-95 that a twin may lose against the FP32 file
-# How far the mean colours of calibration and validation images may be apart, in grey levels, and the spread of their
-# grey levels, as a ratio, before they are said to look unlike each other.
-UNLIKE_LEVEL, UNLIKE_SPREAD = 40.0, 2.0
 
 FITTING: dict[str, dict[str, Any]] = {  # how a frame becomes the input, for the manifest
     "letterbox": {
@@ -81,6 +82,9 @@ def bundle(
     imgsz: int | list[int] | None = None,
     source: str | Path | None = None,
     calib: int = CALIBRATION,
+    calibrator: str = trials.AUTO,
+    float_layers: int | None = None,
+    max_error: float | None = None,
     max_drop: float = MAX_DROP,
     handover: str | Sequence[str] | None = None,
     trust: bool = False,
@@ -99,6 +103,12 @@ def bundle(
         source: image or folder for the parity pack; by default images of the validation split, else two photographs
             that Ultralytics installs.
         calib: most training images to calibrate on.
+        calibrator: what gives INT8 its ranges: minmax, percentile, entropy, or auto for the one that changes the
+            detections least.
+        float_layers: how many layers stay in float in the INT8 files, those that cost most, found by measurement; none
+            by default.
+        max_error: percent that detections of the INT8 files may be off; as many layers stay in float as that takes, at
+            most `float_layers` where both are given.
         max_drop: most points of mAP50-95 that an FP16 or INT8 file may lose against the FP32 file.
         handover: add what another program needs: `deepstream`, `triton`, or both as a list or joined by a comma.
         trust: whether the checkpoint may hold what runs as code: you answer for it.
@@ -112,16 +122,21 @@ def bundle(
             written.
     """
     checkpoint = as_path("model", model)
+    wishes = trials.Wishes(calibrator, float_layers, max_error)
     target = _check_request(checkpoint, out, {"fp16": fp16, "int8": int8, "trust": trust}, calib, max_drop)
+    wishes.check()
     programs = hand_over.read(handover)
     student = export.open_detector(checkpoint, trust)
     hand_over.refuse(programs, student, contract)
     dataset = find_data(data) if data else export.training_data(student.ckpt)
     trained = is_quantized(student.model)  # for INT8: its files need no calibration
-    if trained and calib != CALIBRATION:
+    given = [*([f"calib={calib}"] if calib != CALIBRATION else []), *wishes.given()]
+    if trained and given:
         raise UsageError(
-            f"calib={calib}: {checkpoint} was trained for INT8 and has its ranges, nothing is calibrated: leave it out."
+            f"{given[0]}: {checkpoint} was trained for INT8 and has its ranges, nothing is calibrated: leave it out."
         )
+    if not int8 and wishes.given():
+        raise UsageError(f"{wishes.given()[0]} is for the INT8 files: add int8=True, or leave it out.")
     if (fp16 or int8 and not trained) and not dataset:
         raise UsageError(
             "fp16= and int8= need the data set, to calibrate on and to measure with: give its YAML, data=my.yaml."
@@ -130,7 +145,8 @@ def bundle(
         split_images(dataset, "train")  # that it has images must be seen before a minute of exporting
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        models = _models(checkpoint, root, student, dataset, fp16, int8, contract, imgsz, source, calib, trust)
+        how = {"contract": contract, "source": source, "trust": trust, **({} if imgsz is None else {"imgsz": imgsz})}
+        models = _models(checkpoint, root, student, dataset, fp16, int8, how, calib, wishes)
         validation.refuse_losses(models, max_drop)
         images = list_images(str(source)) if source else _candidates(dataset)
         tolerance = _parity_pack(root, models, images)
@@ -167,40 +183,56 @@ def _check_request(checkpoint: Path, out: str | Path | None, flags: dict[str, An
 
 def _models(
     checkpoint: Path, root: Path, student: YOLO, dataset: dict[str, Any] | None, fp16: bool, int8: bool,
-    contract: str, imgsz: Any, source: Any, calib: int, trust: bool,
+    how: dict[str, Any], calib: int, wishes: trials.Wishes,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write the ONNX files; their manifest entries by file name, the FP32 one first."""
     full = root / "model.onnx"
-    size = {} if imgsz is None else {"imgsz": imgsz}
     # older versions of Ultralytics choose what their torch can write, which boards cannot read
-    opset = RTDETR_OPSET if isinstance(student, RTDETR) else MOST_OPSET
-    how = {"source": source, "trust": trust, "opset": opset, **size}
+    how = {**how, "opset": RTDETR_OPSET if isinstance(student, RTDETR) else MOST_OPSET}
     rounded = root / "model_int8.onnx" if is_quantized(student.model) else None
     with tempfile.TemporaryDirectory() as folder:
         exact = checkpoint
         if rounded:
             LOGGER.info("The student was trained for INT8: its INT8 file has the training's ranges, none is calibrated")
-            export.export(checkpoint, rounded, contract, **how)
+            export.export(checkpoint, rounded, **how)
             metadata.change(rounded, date=None)
             exact = qdq.float_twin(checkpoint, Path(folder) / checkpoint.name)
-        export.export(exact, full, contract, **how)
+        export.export(exact, full, **how)
     metadata.change(full, date=None)  # all that differs between two exports of one checkpoint
     models = {full.name: _entry(full, "fp32", "fp32")}
     if fp16:
         models["model_fp16.onnx"] = _entry(quantize.fp16(full, root / "model_fp16.onnx"), "fp16", "fp16")
     if rounded:
         models[rounded.name] = _entry(rounded, "int8", "int8")
-    elif int8 and dataset:
-        images = list(filter(parity.readable, _spread(split_images(dataset, "train"), calib)))
-        compare_sets(images, list(filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES))))
-        for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
-            file = quantize.int8(full, root / f"model_int8_{name}.onnx", images, scheme)
-            models[file.name] = _entry(file, "int8", name)
     if dataset:
+        _measured_twins(root, models, dataset, calib if int8 and not rounded else 0, wishes)
         validation.measure(root, models, dataset)
     elif known := metadata.description(metadata.read(full))["accuracy"]:
         models[full.name]["accuracy"] = known
     return models
+
+
+def _measured_twins(
+    root: Path, models: dict[str, dict[str, Any]], dataset: dict[str, Any], calib: int, wishes: trials.Wishes
+) -> None:
+    """Add the calibrated INT8 files, if any images are to be calibrated on, and the output error of every twin."""
+    full = root / next(iter(models))
+    if not calib and len(models) == 1:
+        return
+    images, held, split = calibration.image_sets(dataset, calib)
+    measure = OutputError(full, held)
+    if calib:
+        likeness.warn_if_unlike(*(calibration.spread(i, CANDIDATES) for i in (images, split_images(dataset, "val"))))
+        tries = trials.Trials(full, images, measure, wishes)
+        for name, scheme in (("cpu", quantize.CPU), ("trt", quantize.TENSORRT)):
+            file = root / f"model_int8_{name}.onnx"
+            tried = tries.write(file, scheme)
+            models[file.name] = {**_entry(file, "int8", name), "trials": tried}
+    for name in list(models)[1:] if measure else ():
+        models[name]["output_error"] = {"value": round(measure.of(root / name), 6), "split": split, "n": len(held)}
+    on_cpu = [name for name in list(models)[1:] if "cpu" in models[name]["providers"]]
+    times = {name: measure.relative_time(root / name) for name in on_cpu}  # for the log only: a bundle tells no machine
+    LOGGER.info(summary.tried(models, times))
 
 
 def _entry(file: Path, precision: str, providers: str) -> dict[str, Any]:
@@ -223,36 +255,11 @@ def _entry(file: Path, precision: str, providers: str) -> dict[str, Any]:
     }
 
 
-def compare_sets(calibration: Sequence[Path], validation: Sequence[Path]) -> None:
-    """Warn where the images that give INT8 its ranges look unlike those that it is measured on."""
-    (level, spread), (wanted, wanted_spread) = (_look(images) for images in (calibration, validation))
-    ratio = (spread + 1) / (wanted_spread + 1)
-    if np.abs(level - wanted).max() > UNLIKE_LEVEL or max(ratio.max(), 1 / ratio.min()) > UNLIKE_SPREAD:
-        LOGGER.warning(
-            f"The calibration images look unlike the validation images: mean grey level {level.mean():.0f} against "
-            f"{wanted.mean():.0f} of 255, spread {spread.mean():.0f} against {wanted_spread.mean():.0f}. INT8 needs "
-            "training images such as it will see."
-        )
-
-
-def _look(images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (3,) of the grey levels of each colour, over at most 64 images made small."""
-    small = [cv2.resize(read_image(p), (32, 32), interpolation=cv2.INTER_AREA) for p in _spread(images, CANDIDATES)]
-    pixels = np.stack(small).reshape(-1, 3).astype(np.float64)
-    return pixels.mean(0), pixels.std(0)
-
-
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def _spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most the given number, evenly over the list."""
-    places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)
-    return [paths[k] for k in places]
-
-
 def _candidates(dataset: dict[str, Any] | None) -> list[Path]:
-    own = filter(parity.readable, _spread(split_images(dataset, "val"), CANDIDATES)) if dataset else ()
+    own = filter(parity.readable, calibration.spread(split_images(dataset, "val"), CANDIDATES)) if dataset else ()
     return [*own, *parity.stock_images()]
 
 

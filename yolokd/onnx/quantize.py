@@ -7,27 +7,28 @@ eight bits damage most.
 from __future__ import annotations
 
 import ast
-import hashlib
-import logging
+import copy
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import QuantizationMode, load_model_with_shape_infer
 
-from yolokd.errors import UsageError, printable
+from yolokd.errors import UsageError
 from yolokd.onnx import metadata
-from yolokd_edge.detector import Detector
-from yolokd_edge.images import read_image
-from yolokd_edge.progress import Progress
 
 # U8S8 with 7-bit weights: CPUs without VNNI add two products in 16 bits, which 8-bit weights would overflow.
 CPU = {"activation": "uint8", "weight": "int8", "symmetric": False, "reduce_range": True, "bias": "int32"}
 # What TensorRT takes: zero point 0, a bias that is not quantized, and no rounding between a convolution and what
 # follows it, so that it can fuse the two.
 TENSORRT = {"activation": "int8", "weight": "int8", "symmetric": True, "reduce_range": False, "bias": "float32"}
+ACCEPTED = inspect.signature(QDQQuantizer).parameters
 TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
 
@@ -39,47 +40,72 @@ def fp16(file: Path, target: Path) -> Path:
     return _save(graph, file, target, 16, {})
 
 
-def int8(file: Path, target: Path, images: Sequence[Path], scheme: dict[str, Any]) -> Path:
+def int8(
+    file: Path,
+    target: Path,
+    ranges: TensorsData,
+    scheme: dict[str, Any],
+    floats: Collection[str] = (),
+    figures: dict[str, Any] | None = None,
+) -> Path:
     """Write an INT8 twin in QDQ form: convolutions outside the head, weights by channel, activations by their range.
 
     Args:
         file: the FP32 file.
         target: the file to write.
-        images: training images whose activations give the ranges (smallest to largest value).
+        ranges: of the activations, see `calibration.ranges`.
         scheme: CPU or TENSORRT.
+        floats: names of convolutions that are left in float beside the head's.
+        figures: what else the file says of its quantization.
     """
-    graph = onnx.load(file)
-    extra: dict[str, Any] = {"ActivationSymmetric": scheme["symmetric"], "WeightSymmetric": True}
-    if scheme["bias"] == "float32":
-        extra |= {"QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
-    excluded = head_convolutions(graph, file)
-    options = {
-        "quant_format": QuantFormat.QDQ,
-        "op_types_to_quantize": ["Conv"],
-        "per_channel": True,
-        "reduce_range": scheme["reduce_range"],
-        "activation_type": TYPES[scheme["activation"]],
-        "weight_type": TYPES[scheme["weight"]],
-        "extra_options": extra,
-    }
-    logging.disable(logging.WARNING)  # advice on a preparation that an exported, fused graph does not need
-    try:
-        quantize_static(str(file), str(target), _Reader(file, images, target), nodes_to_exclude=excluded, **options)
-    finally:
-        logging.disable(logging.NOTSET)
-    figures = {
+    graph = load_model_with_shape_infer(file)
+    head = head_convolutions(graph, file)
+    excluded = f"the head, {len(head)} convolutions" + (f"; and {len(floats)} more" if floats else "")
+    said = {
         "scheme": f"{scheme['activation']} activations, {scheme['weight']} weights",
         "symmetric": scheme["symmetric"],
         "per_channel": True,
         "reduce_range": scheme["reduce_range"],
         "bias": scheme["bias"],
-        "excluded": f"the head, {len(excluded)} convolutions",
-        "calib_n": len(images),
-        "calib_sha": _digest(images),
+        "excluded": excluded,
+        **(figures or {}),
     }
-    quantized = onnx.load(target)
-    _feed_unrounded(quantized.graph, set(excluded))
-    return _save(quantized, file, target, 8, {"int8": figures})
+    return _save(rounded(graph, ranges, scheme, {*head, *floats}), file, target, 8, {"int8": said})
+
+
+def rounded(
+    graph: onnx.ModelProto, ranges: TensorsData, scheme: dict[str, Any], floats: Collection[str]
+) -> onnx.ModelProto:
+    """A graph with all convolutions in eight bits but those named.
+
+    Args:
+        graph: with the shapes of its tensors; stays as it is.
+        ranges: of the activations.
+        scheme: CPU or TENSORRT.
+        floats: names of convolutions.
+    """
+    extra: dict[str, Any] = {"ActivationSymmetric": scheme["symmetric"], "WeightSymmetric": True}
+    if scheme["bias"] == "float32":
+        extra |= {"QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
+    # ONNX Runtime 1.17 must also be told the only thing that it can do
+    older = {"mode": QuantizationMode.QLinearOps, "static": True} if "static" in ACCEPTED else {}
+    quantizer = QDQQuantizer(
+        model=copy.deepcopy(graph),
+        per_channel=True,
+        reduce_range=scheme["reduce_range"],
+        weight_qType=TYPES[scheme["weight"]],
+        activation_qType=TYPES[scheme["activation"]],
+        tensors_range=ranges,
+        nodes_to_quantize=[],
+        nodes_to_exclude=sorted(floats),
+        op_types_to_quantize=["Conv"],
+        extra_options=extra,
+        **older,
+    )
+    quantizer.quantize_model()
+    model: onnx.ModelProto = quantizer.model.model
+    _feed_unrounded(model.graph, set(floats))
+    return model
 
 
 def head_convolutions(graph: onnx.ModelProto, file: Path) -> list[str]:
@@ -100,31 +126,6 @@ def _feed_unrounded(graph: onnx.GraphProto, names: set[str]) -> None:
     for node in graph.node:
         if node.name in names and (back := makers.get(node.input[0])) and back.op_type == "DequantizeLinear":
             node.input[0] = makers[back.input[0]].input[0]
-
-
-class _Reader(CalibrationDataReader):
-    """Feeds images to the calibration, preprocessed as at run time."""
-
-    def __init__(self, file: Path, images: Sequence[Path], target: Path) -> None:
-        self.detector, self.images = Detector(file, threads=1), iter(images)
-        self.name = self.detector.session.get_inputs()[0].name
-        self.progress, self.given = Progress(f"calibrating {printable(target.name)}", len(images)), 0
-
-    def get_next(self) -> dict[str, Any] | None:
-        if self.given:  # what was given before has been used by now
-            self.progress.step()
-        self.given, path = self.given + 1, next(self.images, None)
-        if path is None:
-            self.progress.end()
-            return None
-        return {self.name: self.detector.preprocess(read_image(path))[0]}
-
-
-def _digest(images: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in images:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _save(graph: onnx.ModelProto, source: Path, target: Path, bits: int, figures: dict[str, Any]) -> Path:

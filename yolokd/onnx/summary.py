@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolokd_edge.runtimes.table import PROVIDERS
@@ -10,14 +11,55 @@ Models = dict[str, dict[str, Any]]  # file name -> its manifest entry, the FP32 
 
 
 def table(models: Models) -> str:
-    """The files with size and accuracy; changes in points of mAP50-95 against the first."""
-    rows = [["file", "MB", "mAP50", "mAP50-95", "change"]]
+    """The files with size, accuracy (changes in points of mAP50-95 against the first) and output error in percent."""
+    rows = [["file", "MB", "mAP50", "mAP50-95", "change", "off by"]]
     for name, entry in models.items():
         known = entry["accuracy"]
         figures = [f"{100 * known[key]:.2f}" for key in ("map50", "map50_95")] if known else ["-", "-"]
         change = f"{100 * entry['change']['map50_95']:+.2f}" if entry["change"] else "-"
-        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change])
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+        error = entry.get("output_error")
+        off = f"{100 * error['value']:.2f} %" if error else "-"
+        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change, off])
+    return _aligned(rows)
+
+
+def tried(models: Models, times: Mapping[str, float]) -> str:
+    """What was measured without labels: how far each twin's detections are off, and by what this was decided.
+
+    Args:
+        models: the entries, `trials` in those of calibrated files.
+        times: file -> its time on this machine, as a share of the first's.
+    """
+    measured = {name: entry["output_error"] for name, entry in models.items() if "output_error" in entry}
+    if not measured:
+        return "Nothing is detected in the images that were held out, so nothing was compared."
+    of = next(iter(measured.values()))
+    where = "training images that nothing is calibrated on" if of["split"] == "train" else "validation images"
+    rows = [["file", "off by", "time on this CPU"]]
+    for name, error in measured.items():
+        time = f"{times[name]:.2f} x FP32" if name in times else "-"
+        rows.append([name, f"{100 * error['value']:.2f} %", time])
+    parts = [f"How far detections are off, in {of['n']} {where}:\n{_aligned(rows)}"]
+    parts += [_trials(name, entry) for name, entry in models.items() if "trials" in entry]
+    return "\n".join(parts)
+
+
+def _trials(name: str, entry: dict[str, Any], most: int = 10) -> str:
+    """The calibrators and layers that were tried for a file; of the layers those that cost most."""
+    trials = entry["trials"]
+    errors = ", ".join(f"{one} {100 * error:.2f} %" for one, error in trials["calibrators"].items())
+    lines = [f"{name}: {errors}; {trials['chosen']} is taken"]
+    if trials["layers"]:
+        alone = [[row["layer"], f"{100 * row['error']:.2f} %"] for row in trials["layers"][:most]]
+        lines.append(_aligned([["rounded alone", "off by"], *alone]))
+    if trials["left"]:
+        left = [[r["layer"], f"{100 * r['error']:.2f} %", f"{r['bytes'] / 1e6:.2f}"] for r in trials["left"]]
+        lines.append(_aligned([["left in float, with those above", "off by", "MB"], *left]))
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
