@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
@@ -131,10 +132,7 @@ def test_what_is_measured_on_is_not_calibrated_on(scenes) -> None:
     images, held, split = calibration.image_sets(data, 8)
     assert len(images) == 8 and split == "val" and len(held) == 8  # 16 training images left are too few
     assert all("train" in p.parts for p in images) and all("val" in p.parts for p in held)
-    few = {**data, "train": data["train"]}
-    training = calibration.spread(list_images(scenes.parent / "images/train"), 24)
-    assert set(images) <= set(training)
-    assert calibration.image_sets(few, 0)[0] == []
+    assert calibration.image_sets(data, 0)[0] == []
 
 
 def test_held_out_training_images_where_there_are_enough(scenes, tmp_path: Path) -> None:
@@ -182,33 +180,39 @@ def rounded_convolutions(file: Path) -> set[str]:
     return {n.name for n in graph.node if n.op_type == "Conv" and makers.get(n.input[1]) == "DequantizeLinear"}
 
 
-@pytest.mark.parametrize("scheme", [quantize.CPU, quantize.TENSORRT], ids=["cpu", "trt"])
-def test_the_layer_that_costs_most_is_found_and_stays_in_float(scheme, fragile, images, held, tmp_path: Path) -> None:
+# What TensorRT takes has no rounding behind a convolution: there the layer that reads the large channel suffers alone.
+@pytest.mark.parametrize(
+    ("scheme", "costly"),
+    [(quantize.CPU, {"model.0", "model.1"}), (quantize.TENSORRT, {"model.1"})],
+    ids=["cpu", "trt"],
+)
+def test_the_layer_that_costs_most_is_found_and_stays_in_float(
+    scheme: dict, costly: set[str], fragile: Path, images: list[Path], held: list[Path], tmp_path: Path
+) -> None:
     measure = OutputError(fragile, held)
     assert measure
     plain = Trials(fragile, images[:8], measure, Wishes(MINMAX))
     before = plain.write(tmp_path / "all.onnx", scheme)
     assert before["layers"] == before["left"] == [] and before["chosen"] == MINMAX
-    tries = Trials(fragile, images[:8], measure, Wishes(MINMAX, float_layers=2))
+    tries = Trials(fragile, images[:8], measure, Wishes(MINMAX, float_layers=len(costly)))
     tries.layers = tries.layers[:4]  # a minute's measuring would find the same
     tried = tries.write(tmp_path / "left.onnx", scheme)
     names = [r["layer"] for r in tried["layers"]]
     errors = [r["error"] for r in tried["layers"]]
     assert errors == sorted(errors, reverse=True) and {"model.0", "model.1", "head cv2", "head cv3"} <= set(names)
-    assert names[0] == "model.1" and errors[0] > 3 * errors[names.index("model.2.cv1")]
+    assert set(names[: len(costly)]) == costly and errors[len(costly) - 1] > 3 * errors[names.index("model.2.cv1")]
     left = tried["left"]
-    assert [r["layer"] for r in left] == [n for n in names if not n.startswith("head")][:2]
+    assert [r["layer"] for r in left] == names[: len(costly)]
     everything = measure.of(tmp_path / "all.onnx")
     assert everything == pytest.approx(before["calibrators"][MINMAX], abs=1e-6)
     assert measure.of(tmp_path / "left.onnx") == pytest.approx(left[-1]["error"], abs=1e-6)
-    assert left[-1]["error"] < everything
+    assert left[-1]["error"] < everything / 2
     graph = onnx.load(tmp_path / "left.onnx")
-    stay = set(quantize.head_convolutions(graph, fragile)) | {"/model.0/conv/Conv", "/model.1/conv/Conv"}
+    stay = {*quantize.head_convolutions(graph, fragile), *(f"/{layer}/conv/Conv" for layer in costly)}
     convolutions = {n.name for n in graph.graph.node if n.op_type == "Conv"}
-    if {r["layer"] for r in left} == {"model.0", "model.1"}:
-        assert convolutions - rounded_convolutions(tmp_path / "left.onnx") == stay
-    assert left[0]["bytes"] < left[1]["bytes"] < fragile.stat().st_size
-    assert "and 2 more" in Detector(tmp_path / "left.onnx").contract.meta["int8"]["excluded"]
+    assert convolutions - rounded_convolutions(tmp_path / "left.onnx") == stay
+    assert fragile.stat().st_size / 4 < left[0]["bytes"] < fragile.stat().st_size / 2
+    assert f"and {len(costly)} more" in Detector(tmp_path / "left.onnx").contract.meta["int8"]["excluded"]
 
 
 def test_layers_stay_in_float_until_the_error_is_within_the_limit(full, images, measure, monkeypatch) -> None:
@@ -289,11 +293,16 @@ def test_more_float_layers_than_layers_are_refused(full, images, measure) -> Non
         Trials(full, images[:2], measure, Wishes(float_layers=999))
 
 
-def test_without_detections_nothing_is_chosen(full, images) -> None:
-    nothing = OutputError(full, [])
-    for wishes in (Wishes(), Wishes(MINMAX, float_layers=1), Wishes(MINMAX, max_error=1)):
+def test_without_detections_nothing_is_compared(full, images, tmp_path: Path, monkeypatch) -> None:
+    nothing, warned = OutputError(full, []), list[str]()
+    assert not nothing
+    for wishes in (Wishes(float_layers=1), Wishes(MINMAX, max_error=1)):
         with pytest.raises(UsageError, match="nothing is detected in the 0 images that INT8 is measured on"):
             Trials(full, images[:2], nothing, wishes)
+    monkeypatch.setattr(trials.LOGGER, "warning", warned.append)
+    tried = Trials(full, images[:2], nothing, Wishes()).write(tmp_path / "a.onnx", quantize.CPU)
+    assert len(warned) == 1 and "calibrator=minmax is taken" in warned[0]
+    assert tried == {"calibrators": {}, "chosen": MINMAX, "layers": [], "left": []}
 
 
 def test_what_was_tried_is_told() -> None:
@@ -310,7 +319,8 @@ def test_what_was_tried_is_told() -> None:
     assert "in 32 training images that nothing is calibrated on" in said
     assert "b.onnx  2.13 %  1.50 x FP32" in said and "f.onnx  0.01 %  -" in said
     assert "b.onnx: minmax 5.00 %, entropy 3.00 %; entropy is taken" in said
-    assert "model.1                         2.13 %  1.23" in said and "head cv2       1.00 %" in said
+    assert "head cv2       1.00 %" in said and "left in float, with those above  off by  MB\n" in said
+    assert re.search(r"^model\.1 +2\.13 %  1\.23$", said, re.M)
     assert "nothing was compared" in summary.tried({"a.onnx": {}}, {})
 
 

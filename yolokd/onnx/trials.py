@@ -68,7 +68,7 @@ class Trials:
         wishes: checked.
 
     Raises:
-        UsageError: nothing is detected to measure by, or fewer layers are there than should stay in float.
+        UsageError: nothing is detected to find layers by, or there are fewer layers than should stay in float.
     """
 
     def __init__(self, file: Path, images: Sequence[Path], measure: OutputError, wishes: Wishes) -> None:
@@ -78,15 +78,24 @@ class Trials:
         self.head = quantize.head_convolutions(self.graph, file)
         self.layers = [name for name in convolutions if name not in set(self.head)]
         self._check()
-        tried = calibration.CALIBRATORS if wishes.calibrator == AUTO else (wishes.calibrator,)
-        self.ranges = calibration.ranges(file, images, tried)
+        self.ranges = calibration.ranges(file, images, self._tried())
+
+    def _tried(self) -> Sequence[str]:
+        if self.wishes.calibrator != AUTO:
+            return (self.wishes.calibrator,)
+        if self.measure:
+            return calibration.CALIBRATORS
+        LOGGER.warning(
+            f"Nothing is detected in the {len(self.measure.inputs)} images that INT8 is measured on, so the "
+            f"calibrators cannot be compared: calibrator={calibration.MINMAX} is taken."
+        )
+        return (calibration.MINMAX,)
 
     def _check(self) -> None:
-        decides = self.wishes.calibrator == AUTO or self.wishes.searches
-        if decides and not self.measure:
+        if self.wishes.searches and not self.measure:
             raise UsageError(
-                f"nothing is detected in the {len(self.measure.inputs)} images that INT8 is measured on: "
-                f"give calibrator={calibration.MINMAX}, and neither float_layers= nor max_error=."
+                f"nothing is detected in the {len(self.measure.inputs)} images that INT8 is measured on, so no layers "
+                "can be found to stay in float: leave out float_layers= and max_error=."
             )
         if (self.wishes.float_layers or 0) > len(self.layers):
             raise UsageError(
@@ -129,7 +138,7 @@ class Trials:
         """Name, convolutions and error of each layer, and of each branch of the head, when only it is rounded."""
         branches: dict[str, list[str]] = {}
         for name in self.head:
-            branches.setdefault(f"head {name.split('/')[2]}", []).append(name)
+            branches.setdefault(f"head {name.split('/')[2].partition('.')[0]}", []).append(name)
         parts = {**{short(name): [name] for name in self.layers}, **branches}
         everything = {*self.layers, *self.head}
         costs = []
