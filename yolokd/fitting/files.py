@@ -23,7 +23,7 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 from yolokd import compat
 from yolokd.detectors.opening import open_student
 from yolokd.fitting.candidates import Candidate, Family, yaml_of
-from yolokd.onnx.bundle import MOST_OPSET
+from yolokd.onnx.twins import MOST_OPSET
 from yolokd.quiet import quiet
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import read_image
