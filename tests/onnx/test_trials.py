@@ -118,7 +118,7 @@ def test_merged_bins_hold_the_same_values() -> None:
     values = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     end = np.abs(values).max()
     counts, edges = np.histogram(values, 2062, range=(-end, end))
-    merged, coarse, extra = calibration._coarser(counts, edges, np.float32(3))
+    merged, coarse, extra = calibration.coarser(counts, edges, np.float32(3))
     assert len(merged) <= calibration.COARSE and len(merged) % 2 == 0 and extra == 3
     again, _ = np.histogram(values, coarse)
     assert np.abs(np.cumsum(merged) - np.cumsum(again)).max() <= 2  # values on an edge
@@ -369,7 +369,7 @@ def test_the_distance_is_kolmogorovs_and_smirnovs() -> None:
     for _ in range(20):
         ours, theirs = rng.integers(0, 9, 7) * 1.0, rng.integers(2, 12, 5) * 1.0
         shares = [abs(np.mean(ours <= x) - np.mean(theirs <= x)) for x in np.arange(-1, 13, 0.5)]
-        assert likeness._distance(ours, theirs) == pytest.approx(max(shares))
+        assert likeness.ks_distance(ours, theirs) == pytest.approx(max(shares))
 
 
 def test_the_warning_names_what_differs(scenes, tmp_path: Path, monkeypatch) -> None:

@@ -73,7 +73,7 @@ def bundle(
     imgsz: int | list[int] | None = None,
     source: str | Path | None = None,
     calib: int = CALIBRATION,
-    calibrator: str = trials.AUTO,
+    calibrator: str = "auto",
     float_layers: int | None = None,
     max_error: float | None = None,
     max_drop: float = MAX_DROP,

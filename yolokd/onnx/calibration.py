@@ -69,13 +69,13 @@ def _computed(calibrator: CalibraterBase, name: str) -> TensorsData:
         return TensorsData(CalibrationMethod.Percentile, collector.compute_percentile())
     fine = collector.histogram_dict
     collector.num_quantized_bins = LEVELS
-    collector.histogram_dict = {tensor: _coarser(*histogram) for tensor, histogram in fine.items()}
+    collector.histogram_dict = {tensor: coarser(*histogram) for tensor, histogram in fine.items()}
     computed = collector.compute_entropy()
     collector.histogram_dict = fine
     return TensorsData(CalibrationMethod.Entropy, computed)
 
 
-def _coarser(counts: np.ndarray, edges: np.ndarray, *limits: np.ndarray) -> tuple[np.ndarray, ...]:
+def coarser(counts: np.ndarray, edges: np.ndarray, *limits: np.ndarray) -> tuple[np.ndarray, ...]:
     """A histogram around 0 with bins merged, so that at most COARSE are left; still around 0."""
     half = len(counts) // 2
     merged = -(-half // (COARSE // 2))  # bins into one

@@ -45,14 +45,14 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float] | None
         ours: (n, 6) features of one set, in the order of FEATURES.
         theirs: (m, 6) of the other.
     """
-    found = {name: _distance(a, b) for name, a, b in zip(FEATURES, ours.T, theirs.T, strict=True)}
+    found = {name: ks_distance(a, b) for name, a, b in zip(FEATURES, ours.T, theirs.T, strict=True)}
     name = max(found, key=lambda feature: found[feature])
     # Smirnov's limit for large samples: P(distance > d) < 2 exp(-2 d^2 n m / (n + m)); for small ones it errs upwards
     by_chance = math.sqrt(math.log(2 * len(FEATURES) / CHANCE) / 2 * (1 / len(ours) + 1 / len(theirs)))
     return (name, found[name]) if found[name] >= max(FAR, by_chance) else None
 
 
-def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+def ks_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Kolmogorov and Smirnov's distance of two samples (n,) and (m,)."""
     values = np.concatenate([ours, theirs])
     below = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (ours, theirs)]
