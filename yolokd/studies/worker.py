@@ -101,11 +101,29 @@ def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str,
     teacher.add_callback("on_val_start", lambda validator: _set_threads(threads))
     given = {k: v for k, v in arguments.items() if k not in ("model", "class_map", "trust")}
     data = checked_data(arguments["data"], given.get("split"), trust=trust)
-    names = check_det_dataset(str(data))["names"]
-    classes = None if arguments.get("single_cls") else match_classes(names, teacher.names, arguments.get("class_map"))
-    validator = None if classes is None else renamed(teacher._smart_load("validator"), classes, len(teacher.names))
+    known = check_det_dataset(str(data))
+    asked = arguments.get("class_map")
+    classes = None if arguments.get("single_cls") else match_classes(known["names"], teacher.names, asked)
+    validator = teacher._smart_load("validator")
+    if teacher.task == "pose" and list(teacher.model.model[-1].kpt_shape) != list(known["kpt_shape"]):
+        validator = by_boxes(validator)
+    validator = validator if classes is None else renamed(validator, classes, len(teacher.names))
     metrics = teacher.val(validator, **given, plots=False, save_dir=str(folder / "val"))
     return _accuracy(metrics.results_dict)
+
+
+def by_boxes(validator: type) -> type:
+    """A validator of Ultralytics for keypoints that counts boxes alone, for a teacher with others than the data has."""
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    class ByBoxes(validator):
+        def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+            images: list[dict[str, Any]] = DetectionValidator.postprocess(self, preds)
+            for image in images:
+                image["keypoints"] = image.pop("extra").new_zeros(len(image["cls"]), *self.kpt_shape)
+            return images
+
+    return ByBoxes
 
 
 def renamed(validator: type, classes: ClassMap, count: int) -> type:
