@@ -18,7 +18,7 @@ from yolokd.distill.outlook import doubt_of
 from yolokd.distill.teacher import round_up_to_stride
 from yolokd.errors import one_line
 from yolokd.init import transfer
-from yolokd.studies.worker import renamed
+from yolokd.studies.worker import counting
 
 FEW = 100  # validation images, on fewer of which a lead may be chance
 KEPT = ("imgsz", "batch", "device", "workers", "single_cls", "iou", "max_det", "classes")  # of a training's arguments
@@ -53,7 +53,9 @@ def scores(
     how |= {"data": str(trainer.args.data), "batch": trainer.batch_size, "imgsz": int(trainer.args.imgsz)}
     how |= {"device": trainer.args.device, "plots": False, "save_dir": str(trainer.save_dir / "val")}
     pairs = zip(options.teacher, plans, strict=True)
-    found = [teacher_score(file, plan, student.task, options, how) for file, plan in pairs]
+    found = [
+        teacher_score(file, plan, student.task, options, how, trainer.data.get("kpt_shape")) for file, plan in pairs
+    ]
     found.append(student_score("as it is", student, start, how))
     teacher = plans[0].teacher
     teacher.model.to(trainer.device)
@@ -65,8 +67,8 @@ def scores(
     return found
 
 
-def teacher_score(file: str, plan: Plan, task: str, options: Any, how: dict[str, Any]) -> Score:
-    """What a teacher scores; its classes count as those of the data that they stand for."""
+def teacher_score(file: str, plan: Plan, task: str, options: Any, how: dict[str, Any], keypoints: Any = None) -> Score:
+    """What a teacher scores; its classes count as those of the data that they stand for, which has these keypoints."""
     name = title(file)
     if not file.endswith((".pt", ".onnx")):
         return Score("teacher", name, None, None, "it has no detections")
@@ -78,10 +80,8 @@ def teacher_score(file: str, plan: Plan, task: str, options: Any, how: dict[str,
             return Score("teacher", name, None, None, f"it is for the task {teacher.task}, and the labels for {task}")
         if options.teacher_imgsz:
             how = {**how, "imgsz": round_up_to_stride(options.teacher_imgsz, max(plan.teacher.strides))}
-        kind = teacher._smart_load("validator")
-        if plan.classes is not None and not how.get("single_cls"):
-            kind = renamed(kind, plan.classes, len(teacher.names))
-        return validated("teacher", name, teacher, kind, how)
+        classes = None if how.get("single_cls") else plan.classes
+        return validated("teacher", name, teacher, counting(teacher, classes, keypoints), how)
     except Exception as error:  # of an ONNX file, a dozen types
         if not file.endswith(".onnx"):
             raise

@@ -104,12 +104,26 @@ def validate(folder: Path, arguments: dict[str, Any], threads: int) -> dict[str,
     known = check_det_dataset(str(data))
     asked = arguments.get("class_map")
     classes = None if arguments.get("single_cls") else match_classes(known["names"], teacher.names, asked)
-    validator = teacher._smart_load("validator")
-    if teacher.task == "pose" and list(teacher.model.model[-1].kpt_shape) != list(known["kpt_shape"]):
-        validator = by_boxes(validator)
-    validator = validator if classes is None else renamed(validator, classes, len(teacher.names))
+    validator = counting(teacher, classes, known.get("kpt_shape"))
     metrics = teacher.val(validator, **given, plots=False, save_dir=str(folder / "val"))
     return _accuracy(metrics.results_dict)
+
+
+def counting(teacher: Any, classes: ClassMap | None, keypoints: Any) -> type:
+    """Ultralytics' validator for a teacher, whose detections count as of the data's classes; one with other keypoints
+    than the data's is scored by its boxes alone.
+
+    Args:
+        teacher: a YOLO or RTDETR.
+        classes: what its classes are in the data, None where they are the same.
+        keypoints: the data's number of them and of their values, None where it has none.
+    """
+    validator: type = teacher._smart_load("validator")
+    model: Any = teacher.model  # of an ONNX teacher a path
+    own = None if isinstance(model, (str, Path)) else getattr(model.model[-1], "kpt_shape", None)
+    if own is not None and keypoints is not None and list(own) != list(keypoints):
+        validator = by_boxes(validator)
+    return validator if classes is None else renamed(validator, classes, len(teacher.names))
 
 
 def by_boxes(validator: type) -> type:
