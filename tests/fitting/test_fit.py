@@ -277,7 +277,7 @@ def test_in_earnest(tmp_path, monkeypatch, tmp_path_factory, teacher, scenes):
     training = {k: v for k, v in TINY.items() if k not in ("imgsz", "device")} | {"epochs": 2}
     bench = {"bench.quick": True, "bench.threads": 1, "bench.time_limit": 2.0}
     found = fit(
-        teacher, scenes, "infer.p50=1s", widths=[0.125], depths=[0.5], sizes=[96, 64], search=0, **training, **bench
+        teacher, scenes, "infer.p50=1s", widths=[0.125], depths=[0.5], sizes=[96], search=0, **training, **bench
     )
     assert found["student"]["name"] == "w0.125-d0.5-96" and 0 < found["student"]["measured_ms"] < 1000
     assert Detector("runs/fit/student.onnx", threads=1).contract.hw == (96, 96)
@@ -285,9 +285,9 @@ def test_in_earnest(tmp_path, monkeypatch, tmp_path_factory, teacher, scenes):
     assert weights["train_args"]["imgsz"] == 96
     written = contents(tmp_path)
     assert (
-        fit(
-            teacher, scenes, "infer.p50=1s", widths=[0.125], depths=[0.5], sizes=[96, 64], search=0, **training, **bench
-        )["student"]
+        fit(teacher, scenes, "infer.p50=1s", widths=[0.125], depths=[0.5], sizes=[96], search=0, **training, **bench)[
+            "student"
+        ]
         == found["student"]
     )
     assert contents(tmp_path).keys() == written.keys()

@@ -25,9 +25,10 @@ TOOLS = (
 def use_lines(lines: list[str]) -> dict:
     """What telemetry makes of lines, which never raises."""
     nothing = {"gpu_hz": None, "gpu_load": None, "cpu_khz": None, "temps": {}, "cooling": {}, "oc": {}, "rails": {}}
+    nothing |= dict.fromkeys(("nvml_mw", "nvml_mhz", "nvml_load", "nvml_reasons"))
     sensors = SimpleNamespace(
         limits=lambda: {"governor": None, "cpu_khz": None, "gpu_hz": None}, of=lambda kind: sensors,
-        read=lambda: {"fan": None}, passive_trip=lambda: 99.0, curves=lambda reading: {},
+        find=lambda kind: None, read=lambda: {"fan": None}, passive_trip=lambda: 99.0, curves=lambda reading: {},
     )  # fmt: skip
     stamps = [round(k * 1e9) for k in range(len(lines))]
     monitor = SimpleNamespace(
