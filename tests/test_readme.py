@@ -59,12 +59,12 @@ OWN_DATA = {
         ("total p50", "verdict"), ("runs/bench/bench/report.json",), short="quick=True"
     ),
     f"yolokd bundle model={BEST}.pt data=my.yaml int8=True": Outcome(
-        ("Bundled", "model_int8_cpu.onnx", "mAP50-95"), (f"{BEST}-edge.zip",)
-    ),
+        ("Bundled", "model_int8_cpu.onnx", "mAP50-95"), (f"{BEST}-edge.zip",), short="calibrator=minmax"
+    ),  # others are compared in a test of their own
     "yolokd study methods=builtin,default model=yolo11n.pt teacher=big.pt data=my.yaml seeds=3 epochs=100": Outcome(
         ("student", "builtin", "default"),
         ("runs/study/compare.json", "runs/study/report.html"),
-        short=f"{BUDGET} seeds=1",
+        short=f"{BUDGET} seeds=1 init=head",  # the race between starts is in the training's command
     ),
 }
 # After unpacking the bundle; README.md gives the first command in full and of the others the last word. Their options
