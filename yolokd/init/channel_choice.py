@@ -55,5 +55,5 @@ class ChannelChoice:
 
 
 def evenly(width: int, count: int) -> Tensor:
-    """Every k-th of so many channels, from the first on."""
+    """Evenly spaced channels, from the first on."""
     return torch.arange(count) * width // count

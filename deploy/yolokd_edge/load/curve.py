@@ -1,4 +1,4 @@
-"""Throughput against latency: inputs kept flowing, with so many images in each and so many at the same time."""
+"""Throughput against latency: inputs kept flowing, by images in each and by inputs at the same time."""
 
 from __future__ import annotations
 

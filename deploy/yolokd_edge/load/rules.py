@@ -33,7 +33,7 @@ RULES = {
 
 
 def proves(queries: int, late: int, percentile: float) -> bool:
-    """Whether so few late queries among so many show, at 99 % confidence, that the percentile is not late.
+    """Whether the late queries are few enough to show, at 99 % confidence, that the percentile is not late.
 
     F(t; h + t, 1 - p) = I(p; h, t + 1) <= 1 - c, with t late and h other queries.
     """

@@ -22,7 +22,7 @@ from yolokd_edge.runtimes.base import Meta, Opened, Port, TensorRT, timed_sessio
 ADDRESS, VARIABLE = "http://localhost:8000", "YOLOKD_TRITON"
 TIMEOUT = 60.0  # seconds for one answer; a server that hangs is an error, not a wait without end
 DATATYPES = {"FP32": ("tensor(float)", np.float32), "FP16": ("tensor(float16)", np.float16)}
-JSON_LENGTH = "Inference-Header-Content-Length"  # what comes behind so many bytes is binary
+JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON, behind which all is binary
 
 
 def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
