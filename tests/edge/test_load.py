@@ -39,7 +39,7 @@ MS = 1_000_000  # ns
 
 
 def chance(late: int, queries: int, percentile: float) -> float:
-    """P[at most so many late] of a device whose percentile is just late: a sum of binomial terms."""
+    """Probability of at most `late` late queries of a device whose percentile is just late: a sum of binomial terms."""
     q = 1 - percentile
     return sum(math.comb(queries, k) * q**k * (1 - q) ** (queries - k) for k in range(late + 1))
 

@@ -379,6 +379,7 @@ def test_the_trainer_lets_the_starts_race_and_leaves_every_random_stream(set_up,
     ("init", "more", "rate"),
     [
         ("teacher", {"optimizer": "AdamW"}, 0.0),
+        ("teacher", {"optimizer": "adamw"}, 0.0),
         ("teacher", {"optimizer": "AdamW", "warmup_bias_lr": 0.05}, 0.05),
         ("teacher", {"optimizer": "SGD"}, 0.1),
         ("own", {"optimizer": "AdamW"}, 0.1),

@@ -27,7 +27,7 @@ from yolokd.init.channel_choice import ChannelChoice
 from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
 
-ADAMS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
+ADAMS = ("adam", "adamw", "adamax", "nadam", "radam")  # Ultralytics takes them in any case
 STARTS = {  # what the student starts with
     "own": "its own weights",
     "head": "its own weights, and the end of its head (an RT-DETR's decoder) solved from the teacher's",
@@ -95,7 +95,7 @@ class StartMixin(BaseTrainer):
         ranks, whose starts arrive later; a value of the user's own is kept.
         """
         how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
-        usual = self.args.warmup_bias_lr == DEFAULT_CFG.warmup_bias_lr and self.args.optimizer in ADAMS
+        usual = self.args.warmup_bias_lr == DEFAULT_CFG.warmup_bias_lr and str(self.args.optimizer).lower() in ADAMS
         if usual and isinstance(student, RTDETRReader) and transfer.candidates(how, student, plan.teacher, frozen):
             self.args.warmup_bias_lr = 0.0
             if RANK in {-1, 0}:
@@ -125,7 +125,8 @@ class StartMixin(BaseTrainer):
     def _race(self, starts: dict[str, State]) -> tuple[dict[str, float], Weights]:
         """The loss that each start comes to after a few steps, and the best one's weights then."""
         args, side = self.args, int(self.args.imgsz)
-        rate = args.lr0 if args.optimizer in ("Adam", "AdamW") else 0.002 * 5 / (4 + self.data["nc"])  # as upstream
+        given = str(args.optimizer).lower() in ("adam", "adamw")
+        rate = args.lr0 if given else 0.002 * 5 / (4 + self.data["nc"])  # as upstream
         with self._sample(side, max(self.batch_size, BATCH)) as sample:
             steps = min(STEPS, max(len(sample.seen) // BATCH, 1))
 
