@@ -9,6 +9,7 @@ import pytest
 from helpers.training import TINY
 
 import yolokd
+from yolokd.config.recipes import with_options
 from yolokd.config.schedule import Gain
 from yolokd.detectors.opening import scaled_yaml
 
@@ -43,8 +44,30 @@ def test_one_epoch_has_the_whole_gain():
     assert values(1, schedule="cosine") == [1.0]
 
 
+def test_a_student_from_its_teacher_may_have_a_gain_of_its_own():
+    assert Gain(gain=0.1, started=2.0, stop=1).of_started() == Gain(gain=2.0, started=2.0, stop=1)
+    assert Gain(gain=0.1).of_started().gain == 0.1
+
+
+def test_a_gain_that_the_user_gives_holds_for_every_start():
+    recipe = {"pkd": {"gain": 0.1, "started": 2.0}}
+    assert with_options(recipe, {}) == recipe
+    assert with_options(recipe, {"pkd.gain": 1}) == {"pkd": {"gain": 1.0}}
+    assert with_options(recipe, {"pkd.gain": 1, "pkd.started": 3}) == {"pkd": {"gain": 1.0, "started": 3}}
+    assert with_options(recipe, {"pkd.started": 3}) == {"pkd": {"gain": 0.1, "started": 3}}
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"gain": -1}, {"floor": 1.5}, {"warmup": "x"}, {"stop": 1.5}, {"stop": True}, {"schedule": "steps"}]
+    "wrong",
+    [
+        {"gain": -1},
+        {"floor": 1.5},
+        {"warmup": "x"},
+        {"stop": 1.5},
+        {"stop": True},
+        {"schedule": "steps"},
+        {"started": -1},
+    ],
 )
 def test_what_is_out_of_range_is_named(wrong):
     (name, value), *_ = wrong.items()

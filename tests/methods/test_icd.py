@@ -70,7 +70,7 @@ def reference(method, batch, asked):
         real_count = sum(one[3] for image in asked for one in image)
         count = sum(map(len, asked))
         for b, image in enumerate(asked):
-            t, s = sequence(teacher.neck, method.teacher_maps, b), sequence(student.neck, method.adapters, b)
+            t, s = sequence(teacher.neck, method.teacher_maps, b), sequence(student.neck, method.student_maps, b)
             keys = [
                 linear(
                     [v + p for v, p in zip(cell, linear(waves(place, o.width), method.place), strict=True)], method.key
@@ -165,7 +165,9 @@ def test_the_student_learns_by_the_distance_only_and_the_decoder_by_its_own_task
     found = []
     for method in (weak, strong):
         value = method(replace(pair.student, neck=tuple(neck)), pair.teacher, pair.batch)
-        grads = torch.autograd.grad(value, [*neck, method.key.weight, method.value.weight, method.adapters[0].weight])
+        grads = torch.autograd.grad(
+            value, [*neck, method.key.weight, method.value.weight, method.student_maps[0].weight]
+        )
         found.append(grads)
     for k in (0, 1, 4):
         torch.testing.assert_close(found[0][k], found[1][k])

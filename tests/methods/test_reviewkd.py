@@ -84,7 +84,7 @@ def reference(method: ReviewKD):
         s_maps, t_maps = getattr(student, method.tap), getattr(teacher, method.tap)
         x, losses = None, []
         for level in reversed(range(len(s_maps))):
-            own = conv1x1(s_maps[level], method.adapters[level])
+            own = conv1x1(s_maps[level], method.laterals[level])
             x = own if x is None else fuse(own, x, method.gates[level])
             t = resize(t_maps[level], len(x[0][0]), len(x[0][0][0]))
             values = [v for image in t for plane in image for row in plane for v in row]
@@ -119,7 +119,7 @@ def test_width_is_bounded():
     pair = make_pair()
     large = replace(pair.teacher_spec, channels={"neck": (300, 512), "backbone": (300, 512)})
     method = ReviewKD(pair.student_spec, large, "neck", ReviewKD.Options())
-    assert [conv.out_channels for conv in method.adapters] == [256, 256]
+    assert [conv.out_channels for conv in method.laterals] == [256, 256]
     assert [conv.out_channels for conv in method.outputs] == [300, 512]
 
 
@@ -133,7 +133,7 @@ def test_equal_maps_cost_nothing_if_the_convs_reproduce_them():
     pair = make_pair(widths=((3, 3), (3, 3)))
     method = build("reviewkd", pair)
     with torch.no_grad():
-        for conv in (*method.adapters, *method.outputs):
+        for conv in (*method.laterals, *method.outputs):
             torch.nn.init.dirac_(conv.weight)
             torch.nn.init.zeros_(conv.bias)
         for gate in method.gates:  # the own map only

@@ -63,6 +63,8 @@ def with_options(methods: dict[str, dict[str, Any]], dotted: dict[str, Any]) -> 
         check_dotted(name, value, methods)
         key, _, option = name.rpartition(".")
         options[key][option] = value
+        if option == "gain" and f"{key}.started" not in dotted:
+            options[key].pop("started", None)  # the recipe's: what the user asks for holds for every start
     return {key: check_options(key, own) for key, own in options.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from yolokd.config.parse import is_number, shortened
@@ -20,15 +20,22 @@ class Gain:
     floor: float = 0.0  # share of the gain that a decay ends at
     warmup: float = 0.0  # epochs over which the weight rises from near 0
     stop: int = 0  # last epochs without the term, such as those without mosaic
+    started: float | None = None  # the gain where the student starts from its teacher; None: as elsewhere
 
     def __post_init__(self) -> None:
         _check("gain", self.gain, math.inf)
         _check("floor", self.floor, 1.0)
         _check("warmup", self.warmup, math.inf)
+        if self.started is not None:
+            _check("started", self.started, math.inf)
         if isinstance(self.stop, bool) or not isinstance(self.stop, int) or self.stop < 0:
             raise ValueError(f"stop={shortened(self.stop)} is not a whole number of epochs, 0 or more.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule} is not one of {', '.join(SCHEDULES)}.")
+
+    def of_started(self) -> Gain:
+        """The same for a student that starts from its teacher."""
+        return self if self.started is None else replace(self, gain=self.started)
 
     def at(self, epoch: int, epochs: int) -> float:
         """Weight in an epoch, counted from 0, of a training of this number of epochs."""

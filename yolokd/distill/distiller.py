@@ -66,6 +66,11 @@ class Distiller(nn.Module):
         """The methods of every pairing, whose adapters learn with the student."""
         return nn.ModuleList([pairing.methods for pairing in self.pairings])
 
+    def begin_from_teacher(self) -> None:
+        """Take the gains that are for a student which starts from its teacher."""
+        self.schedules = {name: gain.of_started() for name, gain in self.schedules.items()}
+        self.gains = {name: schedule.gain for name, schedule in self.schedules.items()}
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set the gains of an epoch, counted from 0, of a training of `epochs`; counts begin anew."""
         self.images, self.taught = dict.fromkeys(self.images, 0), [0] * len(self.pairings)

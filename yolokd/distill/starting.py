@@ -28,6 +28,8 @@ from yolokd.init.race import BATCH, STEPS, UNSEEN, Weights, race
 from yolokd.init.transfer import State
 
 ADAMS = ("adam", "adamw", "adamax", "nadam", "radam")  # Ultralytics takes them in any case
+FROM_TEACHER = ("neck", "teacher")  # starts in which the student's maps are its teacher's, as far as its width allows
+WARMUP = 1.0  # epochs, for a student that started from its teacher
 STARTS = {  # what the student starts with
     "own": "its own weights",
     "head": "its own weights, and the end of its head (an RT-DETR's decoder) solved from the teacher's",
@@ -69,40 +71,56 @@ class StartMixin(BaseTrainer):
 
     args: Any
     data: Any
+    world_size: int
     distillation: DistillOptions
     distiller: Distiller
     start: str  # how the student started, one of STARTS: found out by the run, saved beside the options
 
-    def _starts(self, student: Reader, plan: Plan) -> dict[str, State]:
-        """The starts in question, by name. A resumed run has started, and other ranks get the first one's weights."""
+    def _starts(self, student: Reader, plan: Plan) -> tuple[dict[str, State], torch.Tensor | None]:
+        """The starts in question, by name, and the images that they were solved on.
+
+        A resumed run has started, and other ranks get the first one's weights.
+        """
         if self.resume:
-            return {self.start: {}}
+            return {self.start: {}}, None
         how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
         if RANK not in {-1, 0} or not transfer.candidates(how, student, plan.teacher, frozen):
-            return {"own": {}}
+            return {"own": {}}, None
         layout = memory_layout(self.device)  # on CPUs a seventh faster
         plan.teacher.model.to(self.device, memory_format=layout)
         side = round_up_to_stride(int(self.args.imgsz), max(plan.teacher.strides))
         images = self._some_images(side).contiguous(memory_format=layout)
         choice = ChannelChoice(self.distillation.init_channels, int(self.args.seed))
-        return transfer.start(how, student, plan.teacher, images, plan.classes, frozen, choice)
+        return transfer.start(how, student, plan.teacher, images, plan.classes, frozen, choice), images
 
-    def _spare_biases(self, student: Reader, plan: Plan) -> None:
-        """Let the warm-up of biases begin at 0 where an RT-DETR may start from its teacher.
+    def _shorten_warmup(self, student: Reader) -> None:
+        """Let the learning rate rise over one epoch instead of three where the student started from its teacher, whose
+        head is no new one; and for an RT-DETR that of biases begin at 0.
 
         Adam moves a bias by its rate in every step. Ultralytics' warm-up begins at a rate of 0.1 for biases, except
-        where it chooses the optimizer itself, and a few steps at that rate undo a solved decoder. The same on all
-        ranks, whose starts arrive later; a value of the user's own is kept.
+        where it chooses the optimizer itself, and a few steps at that rate undo a solved decoder. Other values than
+        Ultralytics' defaults are the user's own and are kept.
         """
-        how, frozen = self.distillation.init, frozen_layers(self.args.freeze)
-        usual = self.args.warmup_bias_lr == DEFAULT_CFG.warmup_bias_lr and str(self.args.optimizer).lower() in ADAMS
-        if usual and isinstance(student, RTDETRReader) and transfer.candidates(how, student, plan.teacher, frozen):
-            self.args.warmup_bias_lr = 0.0
-            if RANK in {-1, 0}:
-                LOGGER.info(
-                    f"warmup_bias_lr=0: the usual {DEFAULT_CFG.warmup_bias_lr:g} would undo a decoder's start under "
-                    f"{self.args.optimizer}; give another value to set it yourself"
-                )
+        args, said = self.args, []
+        if self.start in FROM_TEACHER and args.warmup_epochs == DEFAULT_CFG.warmup_epochs:
+            args.warmup_epochs = WARMUP
+            said.append(f"warmup_epochs={WARMUP:g} instead of {DEFAULT_CFG.warmup_epochs:g}, since no layer is new")
+        usual = args.warmup_bias_lr == DEFAULT_CFG.warmup_bias_lr and str(args.optimizer).lower() in ADAMS
+        if self.start != "own" and usual and isinstance(student, RTDETRReader):
+            args.warmup_bias_lr = 0.0
+            said.append(
+                f"warmup_bias_lr=0: the usual {DEFAULT_CFG.warmup_bias_lr:g} would undo a decoder's start under "
+                f"{args.optimizer}"
+            )
+        if said and RANK in {-1, 0}:
+            LOGGER.info(f"{'; '.join(said)}; give another value to set it yourself")
+
+    def _agreed(self, start: str) -> str:
+        """The start that the first rank has chosen."""
+        said = [start]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(said, 0, device=self.device)
+        return said[0]
 
     def _choose_start(self, starts: dict[str, State]) -> str:
         """The name of the best start, with whose weights the student begins."""

@@ -41,10 +41,11 @@ from yolokd.distill.provenance import sign, trained
 from yolokd.distill.pruned import PrunedMixin
 from yolokd.distill.quantization import QuantizationMixin
 from yolokd.distill.saving import SavingMixin
-from yolokd.distill.starting import STARTS
+from yolokd.distill.starting import FROM_TEACHER, STARTS
 from yolokd.distill.teacher import memory_layout
 from yolokd.distill.together import is_loss_of_another, one_at_a_time
 from yolokd.errors import UsageError, one_line, printable
+from yolokd.init.adapters import solve_adapters
 from yolokd.init.channel_choice import SOLVED
 
 
@@ -124,14 +125,18 @@ class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
             channels_last = getattr(self.args, "channels_last", None)
             if any(one.terms for one in made) and self.device.type == "cpu" and channels_last is not False:
                 student.to(memory_format=memory_layout(self.device))  # as Ultralytics does on CUDA only
-            starts = self._starts(reader, made[0])
-            if not self.resume:
-                self._spare_biases(reader, made[0])
+            starts, images = self._starts(reader, made[0])
             best, cached = distillation.best, distillation.cache is not None
             detects = cached or distillation.fade  # its detections are stored, or scored
             pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
-            self.start = self._choose_start(starts)
+            self.start = self._agreed(self._choose_start(starts))
+            if self.start != "own" and images is not None:
+                solve_adapters(self.distiller, images)
+            if self.start in FROM_TEACHER:
+                self.distiller.begin_from_teacher()
+            if not self.resume:
+                self._shorten_warmup(reader)
             if distillation.quantize:
                 self.quantize_student(student)
             # for checkpoints, from which a run resumes

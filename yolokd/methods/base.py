@@ -24,7 +24,8 @@ class Method(nn.Module):
     A subclass is built as ``Method(student_spec, teacher_spec, tap, options)`` and raises ``ValueError`` with one
     sentence when it cannot work on the pair. ``forward`` returns one unweighted finite scalar, normalised so that a
     gain of 1 means the same for any image size, batch size and number of levels. The distiller applies gains and
-    schedules and writes the log.
+    schedules and writes the log. What a method calls ``adapters`` leads from the student's maps of its tap (crosskd's:
+    of its towers) to the teacher's, one for each map; `yolokd.init.adapters` solves those that are 1x1 convolutions.
     """
 
     # level of the review's taxonomy (arXiv:2508.03317): backbone, neck, roi or head of CNN detectors, query, feature

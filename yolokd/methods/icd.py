@@ -94,7 +94,7 @@ class ICD(Method):
         super().__init__(student, teacher, tap, options)
         pairs, width = ops.widths("icd", student, teacher, tap, self.taps), options.width
         self.classes, self.calls = student.classes, 0
-        self.adapters = ops.adapters([(s, width) for s, _ in pairs])
+        self.student_maps = ops.adapters([(s, width) for s, _ in pairs])
         self.teacher_maps = ops.adapters([(t, width) for _, t in pairs])
         self.describe = mlp(self.classes + width + 2 * OCTAVES, width, width)
         # what is added to all keys alike changes no attention, so these have no bias
@@ -121,7 +121,7 @@ class ICD(Method):
 
     def sequences(self, student: View, teacher: View) -> tuple[Tensor, Tensor]:
         """S and T of the module's docstring, (B, cells, width) twice."""
-        maps = ops.paired(student, teacher, self.tap, self.adapters)
+        maps = ops.paired(student, teacher, self.tap, self.student_maps)
         s = [adapter(x).flatten(2).mT for adapter, x, _ in maps]
         t = [conv(x).flatten(2).mT for conv, (_, _, x) in zip(self.teacher_maps, maps, strict=True)]
         return ops.wide(torch.cat(s, 1)), ops.wide(torch.cat(t, 1))

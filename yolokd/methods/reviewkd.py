@@ -66,7 +66,7 @@ class ReviewKD(Method):
         super().__init__(student, teacher, tap, options)
         pairs = ops.widths("reviewkd", student, teacher, tap, self.taps)
         width = min(WIDTH, max(t for _, t in pairs))
-        self.adapters = nn.ModuleList(nn.Conv2d(s, width, 1) for s, _ in pairs)
+        self.laterals = nn.ModuleList(nn.Conv2d(s, width, 1) for s, _ in pairs)
         self.gates = nn.ModuleList(nn.Conv2d(2 * width, 2, 1) for _ in pairs[1:])
         self.outputs = nn.ModuleList(nn.Conv2d(width, t, 3, padding=1) for _, t in pairs)
 
@@ -85,7 +85,7 @@ class ReviewKD(Method):
         x: Tensor | None = None
         found: list[Tensor] = []
         gates = [*self.gates, None]
-        for adapter, gate, s in reversed(list(zip(self.adapters, gates, maps, strict=True))):
+        for adapter, gate, s in reversed(list(zip(self.laterals, gates, maps, strict=True))):
             own = adapter(ops.wide(s))
             if gate is not None and x is not None:
                 coarser = F.interpolate(x, own.shape[-2:], mode="nearest")
