@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.cli import contents
 from helpers.training import ASSETS, TINY, rows
@@ -110,11 +112,36 @@ def test_trainers_that_cannot_be_tuned(given, tmp_path):
     for arguments, said in (
         ({"trainer": yolokd.KDPoseTrainer}, "give trainer=yolokd.KDTrainer"),
         ({"trainer": dict}, "is not one of yolokd's"),
-        ({"trainer": yolokd.KDTrainer, "use_ray": True}, "use_ray=True cannot tune"),
     ):
         with pytest.raises(UsageError, match=said):
             model.tune(iterations=1, **arguments, **given)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_that_is_not_installed_is_named_with_its_command(given):
+    with pytest.raises(UsageError, match=r"needs Ray: pip install 'yolokd\[ray\]'"):
+        yolokd.YOLO(ASSETS / "student.pt").tune(trainer=yolokd.KDTrainer, use_ray=True, iterations=1, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_two_trainings_by_ray(given, tmp_path, monkeypatch):
+    """Ultralytics' Ray tuner trains under the teacher, and over ranges of options that only yolokd has."""
+    from ray import tune
+
+    model = yolokd.YOLO(ASSETS / "student.pt")
+    search = {"trainer": yolokd.KDTrainer, "use_ray": True, "iterations": 2, "search_alg": "random"}
+    with pytest.raises(UsageError, match="teacher=gone.pt"):
+        model.tune(**search, **{**given, "teacher": "gone.pt"})
+    with pytest.raises(UsageError, match="did you mean 'kd'"):
+        model.tune(**search, **given, space={"kdd": tune.uniform(0.5, 2.0)})
+    space = {"lr0": tune.uniform(1e-4, 1e-2), "kd": tune.uniform(0.5, 2.0)}
+    found = model.tune(**search, space=space, **{**given, "epochs": 1})
+    assert not found.errors and len(found) == 2
+    assert all(0.5 <= one.config["kd"] <= 2 for one in found)
+    made = [torch.load(file, weights_only=False)["yolokd"]["gain"] for file in tmp_path.rglob("best.pt")]
+    assert sorted(made) == pytest.approx(sorted(one.config["kd"] for one in found))
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +190,65 @@ class YOLO(ultralytics.YOLO):
             return super().tune(use_ray, iterations, *args, **arguments)
         if not (isinstance(trainer, type) and issubclass(trainer, KDMixin)):
             raise UsageError(f"trainer={trainer} is not one of yolokd's: give trainer=yolokd.KDTrainer.")
-        if use_ray or args:
-            raise UsageError("use_ray=True cannot tune a distilled training: leave it out.")
+        if args:
+            raise UsageError(f"tune() was given {args[0]!r} without a name: give what follows iterations by name.")
         if trainer is not (fitting := trainer_for(self.model)):
             raise UsageError(
                 f"trainer={trainer.__name__} does not fit the model: give trainer=yolokd.{fitting.__name__}."
             )
-        return tune(iterations=iterations, model=str(self.ckpt_path or self.overrides["model"]), **arguments)
+        arguments["model"] = str(self.ckpt_path or self.overrides["model"])
+        return tune_by_ray(iterations, **arguments) if use_ray else tune(iterations, **arguments)
+
+
+class RayStudent(ultralytics.YOLO):
+    """A student whose trainings are distilled, which is what Ultralytics' Ray tuner asks of a model.
+
+    Args:
+        model: the student's file.
+        ours: arguments of every training that Ultralytics does not know.
+    """
+
+    def __init__(self, model: str, ours: dict[str, Any]) -> None:
+        super().__init__(model)
+        self.ours = ours
+
+    def train(self, *args: Any, **config: Any) -> Any:
+        """As upstream, by the trainer that fits."""
+        return super().train(trainer_for(self.model), **{**self.ours, **config})
+
+
+def tune_by_ray(iterations: int, **arguments: Any) -> Any:
+    """Ultralytics' search by Ray Tune, over distilled trainings: several at a time, on one or more machines.
+
+    Args:
+        iterations: trainings.
+        **arguments: as for `tune`, but `space` has Ray's own ranges, such as `ray.tune.uniform(0.5, 2)`; and
+            `grace_period`, `gpu_per_trial`, `search_alg` as Ultralytics has them.
+
+    Returns:
+        Ray's ResultGrid.
+
+    Raises:
+        UsageError: Ray is not installed, or something asked for cannot be done; nothing was written.
+    """
+    if not find_spec("ray"):
+        raise UsageError("use_ray=True needs Ray: pip install 'yolokd[ray]'.")
+    import ultralytics.utils.tuner as theirs
+
+    known = signature(theirs.run_ray_tune).parameters.keys() - {"model"}
+    of_ray = {k: v for k, v in arguments.items() if k in known}
+    kept = {k: arguments[k] for k in ("project", "name", "resume") if k in arguments}
+    mine = {k: v for k, v in arguments.items() if k not in (*of_ray, *kept)}
+    mine.setdefault("optimizer", "AdamW")  # as in `tune`
+    if not mine.get("teacher"):
+        raise UsageError("no teacher: give the trained big model, teacher=big.pt.")
+    unknown = [k for k in of_ray.get("space") or {} if k not in DEFAULT_CFG_DICT]
+    try:
+        # a trial begins in a folder of its own, so files have absolute paths
+        arm = preflight_arm(Arm("tune", {**mine, **{k: 1.0 for k in unknown}})).arguments
+    except UsageError as error:
+        raise UsageError(str(error).removeprefix("arm tune: ")) from error
+    arm = {k: v for k, v in arm.items() if k not in unknown}
+    ours = {k: arm.pop(k) for k in list(arm) if k not in DEFAULT_CFG_DICT or k in ("classes", "cache")}
+    student = RayStudent(arm.pop("model"), ours)
+    return ultralytics.YOLO.tune(student, True, iterations, **{**of_ray, **arm, **kept})
