@@ -237,7 +237,7 @@ def tune_by_ray(iterations: int, **arguments: Any) -> Any:
 
     known = signature(theirs.run_ray_tune).parameters.keys() - {"model"}
     of_ray = {k: v for k, v in arguments.items() if k in known}
-    kept = {k: arguments[k] for k in ("project", "name", "resume") if k in arguments}
+    kept: dict[str, Any] = {k: arguments[k] for k in ("project", "name", "resume") if k in arguments}
     mine = {k: v for k, v in arguments.items() if k not in (*of_ray, *kept)}
     mine.setdefault("optimizer", "AdamW")  # as in `tune`
     if not mine.get("teacher"):
@@ -251,4 +251,5 @@ def tune_by_ray(iterations: int, **arguments: Any) -> Any:
     arm = {k: v for k, v in arm.items() if k not in unknown}
     ours = {k: arm.pop(k) for k in list(arm) if k not in DEFAULT_CFG_DICT or k in ("classes", "cache")}
     student = RayStudent(arm.pop("model"), ours)
-    return ultralytics.YOLO.tune(student, True, iterations, **{**of_ray, **arm, **kept})
+    given: dict[str, Any] = {**of_ray, **arm, **kept}
+    return ultralytics.YOLO.tune(student, True, iterations, **given)
