@@ -132,7 +132,7 @@ def trainer(scenes, tmp_path_factory) -> Any:
 def metric(trainer: Any, classes: ClassMap | None = None, names: int = 10, change: int = 0) -> Any:
     told = [copy.deepcopy(b) for b in trainer.test_loader]
     pairing: Any = SimpleNamespace(teacher=Told(told, names, change), classes=classes)
-    assert fading.can_score(pairing)
+    assert fading.can_score(pairing, "detect")
     box = teacher_metric(trainer, pairing)
     return box, shared_ap(box, pairing)
 
@@ -156,6 +156,16 @@ def test_classes_that_the_teacher_does_not_know_do_not_count(trainer):
     assert float(box.all_ap.mean()) < 0.5, "over all classes it would look bad"
     none: Any = SimpleNamespace(classes=ClassMap([], []))
     assert all(math.isnan(x) for x in shared_ap(box, none))
+
+
+def test_upright_boxes_are_not_scored_against_rotated_ones(trainer):
+    """Ultralytics' metric of boxes ends in an assertion there, so that a detector could not teach an obb model."""
+    told: Any = SimpleNamespace(teacher=Told([], 10, 0), classes=None)
+    where = SimpleNamespace(
+        args=SimpleNamespace(val=True, task="obb"), distiller=SimpleNamespace(pairings=[told]),
+        distillation=SimpleNamespace(itself=None),
+    )  # fmt: skip
+    assert math.isnan(fading.FadingMixin.score_teachers(where).teachers[0])
 
 
 # --- the trainer ----------------------------------------------------------------------------------------------------

@@ -87,9 +87,10 @@ def weight(student: float, teacher: float) -> float:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-def can_score(pairing: Pairing) -> bool:
-    """Whether the teacher's views have the boxes and class scores of detections, and some class of the data."""
-    shared = pairing.classes is None or bool(pairing.classes.shared)
+def can_score(pairing: Pairing, task: str) -> bool:
+    """Whether the teacher's views have the boxes and class scores of detections, and some class of the data; upright
+    boxes cannot be held against the rotated ones of the task obb."""
+    shared = task != "obb" and (pairing.classes is None or bool(pairing.classes.shared))
     return shared and pairing.teacher.fields >= NEEDS and pairing.teacher.reader.spec.provides >= NEEDS
 
 
@@ -157,7 +158,7 @@ class FadingMixin(BaseTrainer):
         scores = []
         for i, pairing in enumerate(self.distiller.pairings):
             map50, score = (math.nan, math.nan)
-            if self.args.val and can_score(pairing) and i != self.distillation.itself:
+            if self.args.val and can_score(pairing, self.args.task) and i != self.distillation.itself:
                 box = teacher_metric(self, pairing)
                 map50, score = shared_ap(box, pairing) if RANK in {-1, 0} else (0.0, 0.0)
             scores.append(score)
