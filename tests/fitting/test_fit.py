@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.cli import contents
 from helpers.training import TINY
+from ultralytics.utils import LOGGER
 
 from yolokd import cli
 from yolokd.detectors import opening
@@ -217,28 +218,42 @@ def test_what_a_busy_machine_measured_is_measured_again(place, timed, teacher, s
 
 
 def test_a_board_measures_what_it_is_given(place, timed, teacher, scenes, capsys):
-    assert fitted(teacher, scenes, device="board", search=30) is None and timed == []
+    asked = {"search": 30, "bench.threads": 1, "bench.cache": "a folder", "bench.allow_fallback": True}
+    assert fitted(teacher, scenes, device="board", **asked) is None and timed == []
     out = place / "runs/fit"
     with zipfile.ZipFile(out / "board.zip") as archive:
         names = archive.namelist()
         script = archive.read("measure.sh").decode()
     assert "models/detections.onnx" in names and "models/w0.125-d0.5-96.onnx" in names
     assert "yolokd_edge/__main__.py" in names and "README.md" in names and "requirements-cpu.txt" in names
-    assert sum(n.startswith("images/") for n in names) == 8 and "--profile smoke" in script
+    assert sum(n.startswith("images/") for n in names) == 8
+    assert "--apart --profile smoke --threads 1 --cache 'a folder' --allow-fallback --out" in script
     with pytest.raises(UsageError, match="exists already"):
-        fitted(teacher, scenes, device="board", search=30)
+        fitted(teacher, scenes, device="board", **asked)
 
     def report(name, files, **about):
         (place / name).write_text(json.dumps([record(file, "a board", **about) for file in files]))
         return name
 
     files = sorted((out / "models").iterdir())
-    found = fitted(teacher, scenes, device=report("report.json", files), search=30)
+    found = fitted(teacher, scenes, device=report("report.json", files), **asked)
     assert found["student"]["name"] == "w0.0625-d0.5-96" and found["student"]["measured_ms"] is None
-    assert "then give both reports, device=report.json,student.json" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "--source images --apart --profile smoke --threads 1" in told, "as the candidates were measured"
+    assert "then give both reports, device=report.json,student.json" in told
     report("student.json", [out / "student.onnx"])
-    found = fitted(teacher, scenes, device="report.json,student.json", search=30)
+    found = fitted(teacher, scenes, device="report.json,student.json", **asked)
     assert found["student"]["measured_ms"] == pytest.approx(3.11, abs=0.01)
+
+
+def test_a_boards_report_that_is_invalid_by_itself_is_told(place, caplog, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    (place / "detections.onnx").write_text("detections")
+    found = {**record(place / "detections.onnx"), "stability": {"verdict": "invalid", "reasons": ["contended"]}}
+    (place / "report.json").write_text(json.dumps([found]))
+    journal = measuring.Journal(place, "report.json")
+    measuring.read_reports(journal, [place / "report.json"], {"detections.onnx": sha256(place / "detections.onnx")})
+    assert "1 of 1 measurements are invalid, such as that of detections.onnx: contended" in caplog.text
 
 
 def test_another_devices_report_is_refused(place):

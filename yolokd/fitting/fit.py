@@ -196,8 +196,8 @@ def make_bundle(request: Request, times: Times, images: Path) -> None:
     some = spread_out(request.candidates, times.works, measuring.ON_A_BOARD)
     names = [DETECTIONS, *(f"{c.name}.onnx" for c in dict.fromkeys([request.largest, *some]))]
     files = model_files(request, images, names)
-    profile_name = str(request.bench.get("profile", "smoke"))
-    measuring.write_hashes(request.out, measuring.write_bundle(target, files, images, request.budget, profile_name))
+    hashes = measuring.write_bundle(target, files, images, request.budget, request.bench)
+    measuring.write_hashes(request.out, hashes)
     size = target.stat().st_size / 1e6
     print(
         f"Wrote {target} ({size:.1f} MB, {len(names) - 1} candidates). On the board: unzip it, install what its "

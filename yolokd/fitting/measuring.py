@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -47,7 +48,7 @@ SCRIPT = """#!/bin/sh
 set -e
 folder="$(cd "$(dirname "$0")" && pwd)"
 python3 "$folder/yolokd_edge" bench --model "$folder"/models/*.onnx --source "$folder/images" \\
-    --apart --profile {profile} --out "$folder/report.json" "$@"
+    {options} --out "$folder/report.json" "$@"
 """
 
 
@@ -106,12 +107,16 @@ def measure(files: Sequence[Path], images: Path, folder: Path, options: dict[str
     report.parent.mkdir(parents=True)
     write_report(records, series, report)
     print(f"Measured {len(files)} files: {report}", flush=True)
+    warn_of_invalid(records, report)
+    return records
+
+
+def warn_of_invalid(records: Sequence[dict[str, Any]], report: Path) -> None:
+    """Say which measurements call their own figures invalid, and why."""
     if doubtful := [r for r in records if is_invalid(r)]:
         reasons = "; ".join(map(str, schema.get(doubtful[0], "stability.reasons") or []))
-        LOGGER.warning(
-            printable(f"{len(doubtful)} of them are invalid, such as {doubtful[0]['model']['file']}: {reasons}")
-        )
-    return records
+        count, first = f"{len(doubtful)} of {len(records)}", doubtful[0]["model"]["file"]
+        LOGGER.warning(printable(f"{report}: {count} measurements are invalid, such as that of {first}: {reasons}"))
 
 
 def measure_here(
@@ -160,6 +165,7 @@ def read_reports(journal: Journal, reports: Sequence[Path], hashes: dict[str, st
                     f"device={report} is about another {file} than this run's, by its checksum: measure again with "
                     "this run's board.zip."
                 )
+        warn_of_invalid(records, report)
         journal.add(records)
     if lacking := [file for file in hashes if file not in journal.records and file != FINAL]:
         raise UsageError(
@@ -168,8 +174,20 @@ def read_reports(journal: Journal, reports: Sequence[Path], hashes: dict[str, st
         )
 
 
-def write_bundle(target: Path, models: Sequence[Path], images: Path, budget: Budget, profile: str) -> dict[str, str]:
-    """Write a zip file with models, images and the runtime; returns the models' checksums by name."""
+def as_flags(options: dict[str, Any]) -> str:
+    """Options of `yolokd bench` as flags for the board's shell."""
+    words = []
+    for name, value in {"apart": True, "profile": "smoke", **options}.items():
+        if value is not False and value is not None:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [shlex.quote(str(value))])]
+    return " ".join(words)
+
+
+def write_bundle(
+    target: Path, models: Sequence[Path], images: Path, budget: Budget, options: dict[str, Any]
+) -> dict[str, str]:
+    """Write a zip file with models, images and the runtime, which measures with options of `yolokd bench`; returns the
+    models' checksums by name."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "models").mkdir()
@@ -180,7 +198,7 @@ def write_bundle(target: Path, models: Sequence[Path], images: Path, budget: Bud
         for file in sorted(BOARD_FILES.glob("*.txt")):
             shutil.copy(file, root)
         (root / "README.md").write_text(README.format(budget=budget), encoding="utf-8")
-        (root / "measure.sh").write_text(SCRIPT.format(profile=profile), encoding="utf-8")
+        (root / "measure.sh").write_text(SCRIPT.format(options=as_flags(options)), encoding="utf-8")
         part = target.with_name(f"{target.name}.part")
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for file in sorted(p for p in root.rglob("*") if p.is_file()):

@@ -12,6 +12,7 @@ from yolokd.errors import DoubtError
 from yolokd.fitting import picture
 from yolokd.fitting.candidates import Candidate
 from yolokd.fitting.files import FINAL
+from yolokd.fitting.measuring import as_flags
 from yolokd.fitting.ranking import Rank
 from yolokd.fitting.request import SCHEMA, Request
 from yolokd.fitting.search import Round
@@ -131,8 +132,10 @@ def write(told: Told) -> dict[str, Any]:
     )
     if told.measured is None:
         print(
-            f"Not measured yet: copy {FINAL} into the unzipped {out.name} bundle on the board and run\n"
-            f"    python3 yolokd_edge bench --model {FINAL} --source images --out student.json\n"
+            f"Not measured yet: copy {FINAL} into the unzipped {out.name} bundle on the board and run, with whatever "
+            "you gave to measure.sh behind it,\n"
+            f"    python3 yolokd_edge bench --model {FINAL} --source images {as_flags(told.request.bench)} "
+            "--out student.json\n"
             f"then give both reports, device={told.request.device},student.json."
         )
     return content
