@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolokd_edge.common import EdgeError, one_line
-from yolokd_edge.images import IMAGE_SUFFIXES, list_images
+from yolokd_edge.images import IMAGE_SUFFIXES
 
 MOST = 1e-2  # by which a coordinate may lie outside 0 to 1, as Ultralytics tolerates it
 
@@ -125,13 +126,13 @@ def _row(
 
 
 def _of_folder(folder: Path) -> list[Path]:
+    """The images of a folder, or of the folder `images` in it, and of those inside."""
     inner = folder / "images"
     held = [p for p in (folder, inner) if p.is_dir() and any(f.suffix.lower() in IMAGE_SUFFIXES for f in p.iterdir())]
-    if not held:
-        below = [str(p) for p in sorted(inner.iterdir()) if p.is_dir()] if inner.is_dir() else []
-        hint = f": give one of {', '.join(below)}" if below else ""
-        raise EdgeError(f"The folder {folder} holds no image{hint}.")
-    return list_images(held[0])
+    below = [str(p) for p in sorted(inner.iterdir()) if p.is_dir()] if inner.is_dir() else []
+    if not held and below:  # the splits of a data set, which are not measured together
+        raise EdgeError(f"The folder {folder} holds no image: give one of {', '.join(below)}.")
+    return _listed(held[0] if held else folder)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -164,9 +165,11 @@ def _places(file: Path, content: Mapping[str, Any], split: str) -> list[Path]:
 
 
 def _listed(place: Path) -> list[Path]:
-    """The images of a folder and of those inside it, or of a text file with one path a line."""
+    """The images of a folder and of those inside it, or of a text file with one path a line, as Ultralytics finds them:
+    links to folders are followed, and hidden files are none."""
     if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        names = glob.iglob(str(Path(glob.escape(str(place))) / "**" / "*.*"), recursive=True)
+        found = sorted(p for p in map(Path, names) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not found:
             raise EdgeError(f"The folder {place} holds no image.")
         return found

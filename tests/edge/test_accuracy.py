@@ -12,6 +12,7 @@ import yaml
 from helpers.edge import export, measured
 from ultralytics import YOLO
 
+from yolokd.data import splits
 from yolokd.data.splits import find_data
 from yolokd.demo.scenes import compose
 from yolokd_edge import cli, ground_truth
@@ -114,6 +115,24 @@ def test_folders_lists_and_other_orders_of_classes_are_one_data_set(model, data,
     assert np.array_equal(
         objects(image, (160, 160), whole.classes)[0], objects(whole.images[0], (160, 160), whole.classes)[0]
     )
+
+
+def test_images_in_folders_inside_count_as_in_a_training(tmp_path):
+    """A folder had only its own images measured, and a YAML left out what a link leads to."""
+    names = {0: "bag"}
+    for place in ("images/val", "images/val/a b", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "x.jpg").touch()
+    (tmp_path / "images/val/._x.jpg").touch()  # what a Mac leaves beside a file
+    (tmp_path / "images/val/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "labels/val").mkdir(parents=True)
+    (tmp_path / "labels/val/x.txt").touch()
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump({"path": str(tmp_path), "train": "images/val", "val": "images/val", "names": names}))
+    expected = sorted(map(str, splits.split_images(find_data(file), "val")))
+    assert len(expected) == 3
+    for place in (file, tmp_path / "images/val"):
+        assert sorted(map(str, ground_truth.read(place, "val", names).images)) == expected
 
 
 def test_polygons_are_their_boxes_and_doubles_count_once(tmp_path):
