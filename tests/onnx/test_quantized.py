@@ -98,6 +98,20 @@ def test_the_smallest_file_within_the_loss_is_recommended():
     assert "none is recommended" in summary.advice({"model.onnx": entry(None, 1, "cpu")}, 1.0)
 
 
+def test_masks_and_keypoints_are_shown_and_count():
+    """A bundle's README showed boxes alone: a file whose masks had lost a point was told to have lost 0.2."""
+    models = {"model.onnx": entry(0.0, 4_000_000, "cpu"), "model_int8_cpu.onnx": entry(-0.002, 1_000_000, "cpu")}
+    for (by, masks), one in zip(((0.0, 0.3), (-0.01, 0.29)), models.values(), strict=True):
+        one["change"]["map50_95_masks"] = by
+        one["accuracy"] = {"map50": 0.6, "map50_95": 0.5, "map50_95_masks": masks}
+    header, full, small = (line.split() for line in summary.table(models).splitlines())
+    assert header[2:] == ["mAP50", "mAP50-95", "change", "masks", "change", "off", "by"]
+    assert full[2:] == ["60.00", "50.00", "+0.00", "30.00", "+0.00", "-"]
+    assert small[4:] == ["-0.20", "29.00", "-1.00", "-"]
+    assert summary.recommended(models, 0.5) == {"cpu": "model.onnx"}
+    assert "instead of 4.00 MB, -0.20 points of boxes, -1.00 points of masks" in summary.advice(models, 2.0)
+
+
 # --- with nvidia-modelopt -------------------------------------------------------------------------------------------
 
 

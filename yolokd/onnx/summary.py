@@ -8,18 +8,23 @@ from typing import Any
 from yolokd_edge.runtimes.table import PROVIDERS
 
 Models = dict[str, dict[str, Any]]  # file name -> its manifest entry, the FP32 file first
+BOXES = "map50_95"  # in an accuracy; that of what a task adds has its name behind, such as map50_95_masks
 
 
 def table(models: Models) -> str:
     """The files with size, accuracy (changes in points of mAP50-95 against the first) and output error in percent."""
-    rows = [["file", "MB", "mAP50", "mAP50-95", "change", "off by"]]
+    first = next(iter(models.values()))["accuracy"] or {}
+    added = [key for key in first if key.startswith(f"{BOXES}_")]  # of masks or keypoints, beside that of boxes
+    titles = [title for key in added for title in (key.removeprefix(f"{BOXES}_"), "change")]
+    rows = [["file", "MB", "mAP50", "mAP50-95", "change", *titles, "off by"]]
     for name, entry in models.items():
-        known = entry["accuracy"]
-        figures = [f"{100 * known[key]:.2f}" for key in ("map50", "map50_95")] if known else ["-", "-"]
-        change = f"{100 * entry['change']['map50_95']:+.2f}" if entry["change"] else "-"
+        known, change = entry["accuracy"] or {}, entry["change"] or {}
+        figures = [f"{100 * known['map50']:.2f}" if known else "-"]
+        for key in (BOXES, *added):
+            figures += [f"{100 * known[key]:.2f}" if known else "-", f"{100 * change[key]:+.2f}" if change else "-"]
         error = entry.get("output_error")
         off = f"{100 * error['value']:.2f} %" if error else "-"
-        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, change, off])
+        rows.append([name, f"{entry['static']['bytes'] / 1e6:.2f}", *figures, off])
     return _aligned(rows)
 
 
@@ -78,8 +83,17 @@ def recommended(models: Models, max_drop: float) -> dict[str, str]:
 
 
 def lost(entry: dict[str, Any]) -> float:
-    """Points of mAP50-95 that a file lost against the FP32 file; below 0 where it gained."""
-    return -100 * float(entry["change"]["map50_95"])
+    """The most points of mAP50-95, of boxes or of masks or keypoints, that a file lost against the FP32 file; below 0
+    where it gained."""
+    return max(-100 * float(by) for key, by in entry["change"].items() if key.startswith(BOXES))
+
+
+def changes(entry: dict[str, Any]) -> str:
+    """What changed against the FP32 file, in words."""
+    found = {key: by for key, by in entry["change"].items() if key.startswith(BOXES)}
+    parts = [key.removeprefix(f"{BOXES}_") if key != BOXES else "boxes" for key in found]
+    said = [f"{100 * by:+.2f} points" for by in found.values()]
+    return said[0] if len(said) == 1 else ", ".join(f"{by} of {part}" for by, part in zip(said, parts, strict=True))
 
 
 def advice(models: Models, max_drop: float) -> str:
@@ -95,11 +109,11 @@ def advice(models: Models, max_drop: float) -> str:
     ]
     for file in dict.fromkeys(chosen.values()):
         where = ", ".join(f"`{provider}`" for provider, name in chosen.items() if name == file)
-        size, change = models[file]["static"]["bytes"] / 1e6, -lost(models[file])
+        size = models[file]["static"]["bytes"] / 1e6
         why = (
             "no smaller one is within it"
             if file == next(iter(models))
-            else f"instead of {first:.2f} MB, {change:+.2f} points"
+            else f"instead of {first:.2f} MB, {changes(models[file])}"
         )
         lines.append(f"- {where}: `{file}`, {size:.2f} MB, {why}")
     return "\n".join([*lines, "", "The smallest need not be the fastest: `bench` measures."])
