@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from yolokd_edge import ground_truth, scores
 from yolokd_edge.accuracy_record import SCHEMA, model_sum
-from yolokd_edge.common import EdgeError, check_writable, json_text, one_line, printable
+from yolokd_edge.common import EdgeError, check_writable, json_text, one_line, printable, tell
 from yolokd_edge.contract import OBB, SEGMENT
 from yolokd_edge.detect import engine_settings
 from yolokd_edge.detector import Detector, load
@@ -129,6 +130,5 @@ def val_command(args: argparse.Namespace) -> None:
     detector = load(args.model, args.provider, args.threads, args.precision, **THRESHOLDS, **engine_settings(args))
     detector.validating = True
     record = measure(detector, ground_truth.read(args.data, args.split, detector.names))
-    print(json_text(record, indent=1) if args.json else as_text(record))  # first: no fault of a file may lose it
-    if out is not None:
-        write(record, out)
+    text = json_text(record, indent=1) if args.json else as_text(record)
+    tell(text, None if out is None else partial(write, record, out))

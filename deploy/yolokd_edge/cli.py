@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from yolokd_edge.bench.report import text_table
 from yolokd_edge.bench.sweep import measure_models
 from yolokd_edge.bench.workers import worker_main
 from yolokd_edge.bundle import is_bundle, open_bundle, own_bundle
-from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable
+from yolokd_edge.common import DEFECT, PARITY, EdgeError, json_text, printable, tell
 from yolokd_edge.contract import PRECISIONS
 from yolokd_edge.detect import detect_command, engine_settings
 from yolokd_edge.doctor import ERROR, diagnose
@@ -135,9 +136,7 @@ def _bench_camera(options: BenchOptions, out: str | None) -> None:
     if out is not None:
         check_place(out)
     record = measure_capture(options)
-    print(capture_text(record))
-    if out is not None:
-        write_record(record, out)
+    tell(capture_text(record), None if out is None else partial(write_record, record, out))
 
 
 def _throughput_arguments(verb: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ class EdgeError(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(printable(message))  # it names files, classes and nodes, which others may have written
         self.code = code
+
+
+def tell(text: str, keep: Callable[[], object] | None) -> None:
+    """Print what was measured, then keep it in a file: first in print, as no fault of a file may lose it, and in the
+    file also where the reader of the output has gone, as `| head` does."""
+    try:
+        print(text)
+    finally:
+        if keep is not None:
+            keep()
 
 
 def printable(text: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from ultralytics import YOLO
 from yolokd.data import splits
 from yolokd.data.splits import find_data
 from yolokd.demo.scenes import compose
-from yolokd_edge import cli, ground_truth
+from yolokd_edge import accuracy, cli, ground_truth
 from yolokd_edge.accuracy_record import SCHEMA, matching, model_sum
 from yolokd_edge.common import EdgeError
 from yolokd_edge.detector import Detector
 from yolokd_edge.ground_truth import label_file, objects
+from yolokd_edge.load import command
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,27 @@ def test_images_in_folders_inside_count_as_in_a_training(tmp_path):
     assert len(expected) == 3
     for place in (file, tmp_path / "images/val"):
         assert sorted(map(str, ground_truth.read(place, "val", names).images)) == expected
+
+
+@pytest.mark.parametrize("words", [["val", "--data", "x", "--model", "m"], ["throughput", "--random", "--model", "m"]])
+def test_a_record_is_kept_where_the_reader_of_the_output_has_gone(words, tmp_path, monkeypatch):
+    """`val --out record.json | head -3` measured for minutes, ended with 0 and left no file, with Python unbuffered."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("load", "measure", "as_text"):
+        monkeypatch.setattr(accuracy, name, lambda *_, **__: SimpleNamespace(names={}))
+    monkeypatch.setattr(ground_truth, "read", lambda *_: None)
+    monkeypatch.setattr(accuracy, "write", lambda record, out: out.write_text("kept"))
+    for name in ("measure_load", "as_text", "check_served"):
+        monkeypatch.setattr(command, name, lambda *_: None)
+    monkeypatch.setattr(command, "write", lambda record, out: Path(out).write_text("kept"))
+
+    def gone(*text, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert cli.main([*words, "--out", "record.json"]) == 0
+    assert Path("record.json").read_text() == "kept"
 
 
 def test_polygons_are_their_boxes_and_doubles_count_once(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from yolokd_edge.bench.options import BenchOptions
-from yolokd_edge.common import EdgeError, check_writable, printable
+from yolokd_edge.common import EdgeError, check_writable, printable, tell
 
 
 def bench(
@@ -74,8 +75,7 @@ def bench_into(
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
 
     folder = Path(increment_path(runs / str(name or "bench"), exist_ok=exist_ok))
-    print(text_table(records))
-    write_report(records, series, folder / "report.json", overwrite=exist_ok)
+    tell(text_table(records), partial(write_report, records, series, folder / "report.json", overwrite=exist_ok))
 
     from yolokd.latency.drawing import latency
 
@@ -95,8 +95,7 @@ def _bench_camera(asked: BenchOptions, runs: Path, name: str, exist_ok: bool) ->
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
 
     folder = Path(increment_path(runs / name, exist_ok=exist_ok))
-    print(as_text(record))
-    write(record, folder / "capture.json")
+    tell(as_text(record), partial(write, record, folder / "capture.json"))
     print(printable(f"Report: {folder}"))
     return [record], folder
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from yolokd.latency.bench import with_options
-from yolokd_edge.common import EdgeError, check_writable, printable
+from yolokd_edge.common import EdgeError, check_writable, printable, tell
 from yolokd_edge.load.options import LoadOptions
 
 
@@ -47,8 +48,7 @@ def throughput(
     from ultralytics.utils.files import increment_path  # imports torch: after measuring, not before
 
     folder = Path(increment_path(runs / str(name or "throughput"), exist_ok=exist_ok))
-    print(as_text(record))
-    write(record, folder / "throughput.json")
+    tell(as_text(record), partial(write, record, folder / "throughput.json"))
     if "points" in record["results"]:
         from yolokd.latency.drawing import throughput_curve
 

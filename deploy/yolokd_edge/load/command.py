@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from yolokd_edge.board.system import cpu_times, load_average
+from yolokd_edge.common import tell
 from yolokd_edge.detector import Detector
 from yolokd_edge.load.curve import WARM_UP_S, Point, measure_curve, saturate
 from yolokd_edge.load.inputs import (
@@ -93,7 +95,5 @@ def throughput_command(args: argparse.Namespace) -> None:
     if args.out:
         check_place(args.out)
     record = measure_load(options)
-    print(as_text(record))
-    if args.out:
-        write(record, args.out)
+    tell(as_text(record), partial(write, record, args.out) if args.out else None)
     check_served(record)
