@@ -218,6 +218,8 @@ def test_keypoints_of_another_number_are_left_out():
     [
         ("yolo11n-obb", "yolo11n", "bckd_box", "bckd_box needs boxes, which the student yolo11n-obb does not show"),
         ("yolo11n-obb", "yolo11n-obb", "ld", "needs bins, which the student yolo11n-obb does not show"),
+        ("yolo11n-obb", "yolo26n-obb", "ld_rotated", "the teacher yolo26n-obb does not show|teacher yolo26n-obb has none"),
+        ("yolo11n", "yolo11n-obb", "ld_rotated", "ld_rotated needs rotated"),
         ("yolo11n", "yolo11n-obb", "probiou", "probiou needs rotated, which the student yolo11n does not show"),
         ("yolo11n-seg", "yolo11n-pose", "masks", "which the teacher yolo11n-pose does not show"),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from yolokd.detectors.reader import Reader
 from yolokd.distill import teacher_selection
 from yolokd.distill.applicability import Plan, is_head_term, needs
+from yolokd.distill.moving_average import MovingAverage
 from yolokd.distill.teacher import Teacher
 from yolokd.views import View, ViewsAt
 
@@ -38,7 +39,8 @@ class Pairing(nn.Module):
         teacher_branches = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
         self.teacher_branches = teacher_branches
         teacher_fields = self.fields | teacher_selection.NEEDS if needs_detections else self.fields
-        teacher = Teacher(plan.teacher, teacher_fields, teacher_branches, device, plan.scale)
+        kind = MovingAverage if plan.follows else Teacher
+        teacher = kind(plan.teacher, teacher_fields, teacher_branches, device, plan.scale)
         object.__setattr__(self, "teacher", teacher)  # no child module: never in parameters or checkpoints
 
     def loss(self, teacher: ViewsAt, batch: dict[str, Any]) -> Tensor:

@@ -27,7 +27,7 @@ from yolokd.methods.gid import GID
 from yolokd.methods.icd import ICD
 from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.lad import LAD
-from yolokd.methods.ld import LD
+from yolokd.methods.ld import LD, RotatedLD
 from yolokd.methods.logit import Logit
 from yolokd.methods.masks import Masks
 from yolokd.methods.match import Match
@@ -63,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
     "bckd_cls": BCKDCls,
     "bckd_box": BCKDBox,
     "ld": LD,
+    "ld_rotated": RotatedLD,
     "lad": LAD,
     "bounded": Bounded,
     "dist": DIST,
