@@ -10,7 +10,7 @@ from yolokd.methods.at import AT
 from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.bounded import Bounded
-from yolokd.methods.clock import CLoCK
+from yolokd.methods.clock import CLoCK, CLoCKMemory
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
 from yolokd.methods.d3etr import D3ETR
@@ -81,6 +81,7 @@ METHODS: dict[str, type[Method]] = {
     "kd_detr": KDDETR,
     "clock": CLoCK,
     "detr_feat": DETRFeat,
+    "clock_mem": CLoCKMemory,
     "detr_logit": DETRLogit,
     "d3etr": D3ETR,
     "qskd": QSKD,
