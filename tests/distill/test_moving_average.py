@@ -98,7 +98,7 @@ def paired(name: str, method: str) -> tuple[Distiller, Pairing]:
         ("yolo11n", "pkd"),
         ("yolo11n", "ld,logit"),
         ("yolo26n", "logit"),
-        ("rtdetr-l", "kd_detr,pkd"),
+        ("rtdetr-3-20-32", "kd_detr,pkd"),
         ("yolo11n-obb", "probiou"),
     ],
 )
@@ -133,6 +133,22 @@ def test_a_student_that_is_not_yet_built_for_the_data_has_its_classes():
     (plan,) = plans(student, asked, {"names": {0: "a", 1: "b"}, "channels": 3}, 64, False)
     assert plan.follows and plan.classes is None, "a class map is about teachers of other data"
     assert plan.coverage.startswith("all 2 classes of the data are taught by")
+
+
+def test_adapters_begin_as_the_identity():
+    """Else the term would ask the student for other maps than those that it shares with its average."""
+    distiller, pairing = paired("yolo11n", "pkd")
+    x = torch.rand(1, pairing.methods["pkd_loss"].adapters[0].in_channels, 4, 4)
+    torch.testing.assert_close(pairing.methods["pkd_loss"].adapters[0](x), x)
+    average = distiller.module.eval()
+    pairing.teacher.follow(average)
+    images = torch.rand(2, 3, 64, 64).contiguous(memory_format=pairing.teacher.layout)
+    average.to(memory_format=pairing.teacher.layout)
+    with distiller.reader.record(pairing.fields) as recorded, torch.no_grad():
+        average(images)
+    views = [distiller.reader.views(recorded, pairing.fields, (8, 16, 32)), pairing.teacher(images)((8, 16, 32))]
+    value = pairing.methods["pkd_loss"](*(next(iter(v.values())) for v in views), {"img": images})
+    assert value.item() == pytest.approx(0, abs=1e-5)
 
 
 def test_in_a_race_of_starts_it_has_no_say():
@@ -211,5 +227,7 @@ def test_beside_another_teacher_after_a_race_of_starts(scenes, teacher, tmp_path
     student = train(model=pico("yolo11"), teacher=f"{teacher},ema", method="pkd", **given)
     big, own = student.trainer.fading.teachers
     assert big == big and own != own, "only the file is scored"
+    own, theirs = student.trainer.distiller.pairings[1].teacher.model.state_dict(), student.trainer.ema.ema.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
     assert student.trainer.start in ("own", "head", "neck", "teacher")
     assert [one.teacher.fuse for one in student.trainer.distiller.pairings] == [True, False]

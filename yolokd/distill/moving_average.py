@@ -9,6 +9,7 @@ the teacher is at every moment what would be saved. A resumed run has it from it
 - The paper raises the term's weight over the first epochs, in which the average is no better than the student: that
   is the option `warmup` of every method. YOLOv6 (Li et al., 2022, arXiv:2209.02976) lets its self-distillation decay
   along a cosine, `schedule=cosine floor=0.01`; its teacher is a network like the student that was trained before.
+- Adapters of maps begin as the identity.
 - How the teacher's terms fade and how the student starts do not ask this teacher: it is always about as good as the
   student, which starts as it is.
 """
@@ -46,18 +47,32 @@ class FollowingMixin(BaseTrainer):
     def _model_train(self) -> None:
         """As upstream, once per epoch; by now the student has its start or what a checkpoint says."""
         super()._model_train()
-        self.follow()
+        self.follow(self.ema.ema)
 
     def optimizer_step(self) -> None:
         """As upstream, which moves the average."""
         super().optimizer_step()
-        self.follow()
+        self.follow(self.ema.ema)
 
-    def follow(self) -> None:
-        """Give the teacher the average's weights, if there is such a teacher."""
+    def follow(self, average: nn.Module) -> None:
+        """Give the teacher these weights, if there is such a teacher."""
         for pairing in self.distiller.pairings:
             if isinstance(pairing.teacher, MovingAverage):
-                pairing.teacher.follow(self.ema.ema)
+                pairing.teacher.follow(average)
+
+
+@torch.no_grad()
+def begin_as_identity(methods: nn.ModuleDict) -> None:
+    """Let adapters change nothing at first: the student's maps are its average's, and a random adapter would ask for
+    others.
+    """
+    for method in methods.values():
+        for adapter in getattr(method, "adapters", ()):
+            plain = isinstance(adapter, nn.Conv2d) and adapter.kernel_size == (1, 1) and adapter.groups == 1
+            if plain and adapter.in_channels == adapter.out_channels:
+                nn.init.dirac_(adapter.weight)
+                if adapter.bias is not None:
+                    nn.init.zeros_(adapter.bias)
 
 
 def weights_in_race(pairings: Any) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from yolokd.detectors.reader import Reader
 from yolokd.distill import teacher_selection
 from yolokd.distill.applicability import Plan, is_head_term, needs
-from yolokd.distill.moving_average import MovingAverage
+from yolokd.distill.moving_average import MovingAverage, begin_as_identity
 from yolokd.distill.teacher import Teacher
 from yolokd.views import View, ViewsAt
 
@@ -31,6 +31,8 @@ class Pairing(nn.Module):
         super().__init__()
         terms = plan.terms
         self.methods = nn.ModuleDict({name: term.method for name, term in terms.items()}).to(device)
+        if plan.follows:
+            begin_as_identity(self.methods)
         self.gains = {name: term.gain for name, term in terms.items()}
         self.places = {name: term.place for name, term in terms.items()}
         self.classes = None if plan.classes is None else plan.classes.to(device)

@@ -132,6 +132,7 @@ class KDMixin(PrunedMixin, FollowingMixin, FadingMixin, QuantizationMixin, Savin
             pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             self.start = self._agreed(self._choose_start(starts))
+            self.follow(student)  # an average of it begins where it does
             if self.start != "own" and images is not None:
                 solve_adapters(self.distiller, images)
             if self.start in FROM_TEACHER:
