@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.models import NAMES, build
 from helpers.training import TINY, pico, read, rows
 from ultralytics import YOLO
 
+from yolokd.checks.payoff import Score, judge
 from yolokd.config import options
 from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
@@ -24,6 +26,7 @@ from yolokd.distill.pairing import Pairing
 from yolokd.distill.trainer import KDTrainer, trainer_for
 from yolokd.distill.training import train
 from yolokd.errors import UsageError
+from yolokd.reports.subject import Subject
 
 slow = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -149,6 +152,11 @@ def test_adapters_begin_as_the_identity():
     views = [distiller.reader.views(recorded, pairing.fields, (8, 16, 32)), pairing.teacher(images)((8, 16, 32))]
     value = pairing.methods["pkd_loss"](*(next(iter(v.values())) for v in views), {"img": images})
     assert value.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_it_is_neither_scored_nor_expected_to_lead():
+    assert judge([Score("student", "as it is", 40.0, 30.0)], 10, 10) == []
+    assert Subject("train", Path("run"), teachers=("big.pt", "ema")).teacher_files == ("big.pt",)
 
 
 def test_in_a_race_of_starts_it_has_no_say():
