@@ -31,7 +31,7 @@ def test_a_fields_shape_is_that_of_its_type(name):
 def test_the_sets_are_those_that_the_detectors_were_written_for():
     assert views.MAPS == ("backbone", "neck", "towers")
     assert views.DENSE == ("backbone", "neck", "towers", "logits", "boxes", "bins")
-    assert views.TASK == ("boxes", "rotated", "keypoints", "coefficients", "prototypes")
+    assert views.TASK == ("boxes", "rotated", "rotated_bins", "keypoints", "coefficients", "prototypes")
     assert views.AT_POINTS == ("logits", "boxes", "rotated", "keypoints", "coefficients")
     assert SEVERAL == (*views.MAPS, "layer_queries", "layer_logits", "layer_boxes", "attention")
 

@@ -74,6 +74,8 @@ class View:
     bins: Tensor | None = about("predictions", "cells", dense=True)
     # (B, N, 5), centre and sides in input pixels, angle of the first side in radians
     rotated: Tensor | None = about("predictions", "rotated", task=True)
+    # (B, N, 4, R), box distribution logits for a rotated box's sides, along and across its angle
+    rotated_bins: Tensor | None = about("predictions", "cells", task=True)
     # (B, N, J, 2 or 3), x and y in input pixels and, if it has any, visibility logit
     keypoints: Tensor | None = about("predictions", "points", task=True)
     # (B, N, P): mask logits of a point are their combination of the prototypes

@@ -22,7 +22,7 @@ from ultralytics.utils.ops import xywhr2xyxyxyxy
 from yolokd import cli
 from yolokd.config.options import DistillOptions
 from yolokd.config.recipes import asked_methods
-from yolokd.detectors import read
+from yolokd.detectors import read, yolo
 from yolokd.detectors.reader import Reader
 from yolokd.distill.applicability import Plan, plan
 from yolokd.distill.distiller import Distiller
@@ -99,6 +99,15 @@ def test_predictions_are_those_ultralytics_decodes(family, branch, fused):
         found = with_probabilities(field, getattr(view, field))
         torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-6)
         assert found.std(1).min() > 1e-3, "the check is empty when all are alike"
+
+
+def test_a_rotated_boxs_sides_are_the_means_of_their_distributions():
+    """Left and right along the angle, top and bottom across it, in the cells that the box is measured in."""
+    teacher = Teacher(read(build("yolo11n-obb")), frozenset({"rotated", "rotated_bins"}), ("one2many",), CPU)
+    view = teacher(images(1, 64, 64))(teacher.reader.strides)["one2many"]
+    sides = yolo.expected(view.rotated_bins)
+    cells = torch.cat([torch.full((side**2,), 64 // side) for side in (8, 4, 2)])[:, None]
+    torch.testing.assert_close((sides[..., :2] + sides[..., 2:]) * cells, view.rotated[..., 2:4])
 
 
 @pytest.mark.parametrize("task", OWN)
@@ -218,6 +227,13 @@ def test_keypoints_of_another_number_are_left_out():
     [
         ("yolo11n-obb", "yolo11n", "bckd_box", "bckd_box needs boxes, which the student yolo11n-obb does not show"),
         ("yolo11n-obb", "yolo11n-obb", "ld", "needs bins, which the student yolo11n-obb does not show"),
+        (
+            "yolo11n-obb",
+            "yolo26n-obb",
+            "ld_rotated",
+            "the teacher yolo26n-obb does not show|teacher yolo26n-obb has none",
+        ),
+        ("yolo11n", "yolo11n-obb", "ld_rotated", "ld_rotated needs rotated"),
         ("yolo11n", "yolo11n-obb", "probiou", "probiou needs rotated, which the student yolo11n does not show"),
         ("yolo11n-seg", "yolo11n-pose", "masks", "which the teacher yolo11n-pose does not show"),
     ],

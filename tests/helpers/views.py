@@ -26,7 +26,7 @@ OTHER_SIZES = [  # H, W a level of (student, teacher)
 ]
 BINS = 4
 JOINTS = 3  # keypoints of an object
-OF_TASKS = {"rotated", "keypoints", "coefficients", "prototypes"}  # what no detection head shows
+OF_TASKS = {"rotated", "rotated_bins", "keypoints", "coefficients", "prototypes"}  # what no detection head shows
 SET_FIELDS = frozenset(set(FIELDS) - {"towers", "bins", *OF_TASKS} | {"decode"})
 HEAD = "head"  # stands for the tap of a method that has none
 DENSE = "dense/dense"  # kinds of heads, student/teacher
@@ -175,6 +175,7 @@ def make_view(
         bins=normal(batch, points, 4, BINS),
         finish=finish,
         rotated=torch.cat((centres, 2 * sides, normal(batch, points, 1)), -1),
+        rotated_bins=normal(batch, points, 4, BINS),
         keypoints=normal(batch, points, JOINTS, 3) * normal(3).new_tensor([12, 12, 1]),
         coefficients=normal(batch, points, prototypes),
         prototypes=normal(batch, prototypes, *(2 * side for side in sizes[0])),

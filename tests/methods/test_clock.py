@@ -1,4 +1,4 @@
-"""CLoCKDistill's queries against their equation in scalar loops, and where the queries are put."""
+"""CLoCKDistill's two parts against their equations in scalar loops, and where the queries are put."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.boxes import boxes_of, giou, iou_and_diou
-from helpers.regions import exact
-from helpers.views import answer, bce, build, change, check, make_pair, sigmoid
+from helpers.regions import exact, touched
+from helpers.views import STRIDES, answer, bce, build, change, check, make_pair, sigmoid
 
 from yolokd.methods import METHODS
 from yolokd.methods.clock import on_objects
@@ -104,3 +104,82 @@ def test_is_blind_to_the_order_of_the_teachers_queries():
 def test_refuses_options_out_of_range(option, value):
     with pytest.raises(ValueError, match=rf"^clock\.{option}=.* is not allowed"):
         METHODS["clock"].Options(**{option: value})
+
+
+# --- the memory -----------------------------------------------------------------------------------------------------
+
+
+def memory_reference(method, batch):
+    o = method.options
+
+    def loss(student, teacher) -> float:
+        levels = []
+        for adapter, stride, s_map, t_map in zip(method.adapters, STRIDES, student.neck, teacher.neck, strict=True):
+            weight, bias = adapter.weight.flatten(1).tolist(), adapter.bias.tolist()
+            fg, bg = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]  # weights, weighted error, weighted energy
+            for b, (s, t) in enumerate(zip(s_map, t_map, strict=True)):
+                places = [(y, x) for y in range(len(s[0])) for x in range(len(s[0][0]))]
+                boxes = boxes_of(batch, b)
+                size = {i: sum(touched([g], y, x, stride) for y, x in places) for i, g in enumerate(boxes)}
+                on = {p: [size[i] for i, g in enumerate(boxes) if touched([g], *p, stride)] for p in places}
+                free = sum(not found for found in on.values())
+                for y, x in places:
+                    column = [plane[y][x] for plane in s]
+                    adapted = [
+                        sum(w * v for w, v in zip(r, column, strict=True)) + c
+                        for r, c in zip(weight, bias, strict=True)
+                    ]
+                    error = sum((a - plane[y][x]) ** 2 for a, plane in zip(adapted, t, strict=True)) / len(t)
+                    energy = sum(plane[y][x] ** 2 for plane in t) / len(t)
+                    part, w = (fg, 1 / min(on[y, x])) if on[y, x] else (bg, 1 / free)
+                    for i, v in enumerate((w, w * error, w * energy)):
+                        part[i] += v
+            parts = [p[1] / (p[2] if o.relative else p[0]) if p[0] else 0.0 for p in (fg, bg)]
+            levels.append(o.alpha * parts[0] + o.beta * parts[1])
+        return sum(levels) / len(levels)
+
+    return loss
+
+
+@pytest.mark.parametrize("options", [{}, {"relative": False}, {"alpha": 0.5, "beta": 2.0}, {"alpha": 0.0, "beta": 1.0}])
+def test_memory_equals_reference(options):
+    for seed in range(3):
+        pair = exact(make_pair(seed, batch=seed + 1))
+        method = build("clock_mem", pair, "neck", seed, **options)
+        check(method, pair, memory_reference(method, pair.batch), ["neck"], seed)
+
+
+def test_memory_of_a_small_object_weighs_as_that_of_a_large_one():
+    pair = exact(make_pair(batch=1, widths=((1, 1), (1, 1))))
+    pair.batch.update(img=torch.zeros(1, 3, 32, 48), cls=torch.zeros(2, 1), batch_idx=torch.zeros(2))
+    pair.batch["bboxes"] = torch.tensor([[4 / 48, 4 / 32, 0.1, 0.1], [0.7, 0.5, 0.5, 0.9]], dtype=torch.float64)
+    method = build("clock_mem", pair, relative=False, beta=0.0)
+    with torch.no_grad():
+        for adapter in method.adapters:
+            adapter.weight.fill_(1.0)
+            adapter.bias.zero_()
+
+    def value(columns) -> float:
+        neck = tuple(t.clone() for t in pair.teacher.neck)
+        neck[0][..., columns] += 1.0
+        return method(replace(pair.student, neck=neck), pair.teacher, pair.batch).item()
+
+    small = value(slice(0, 1)), value(slice(2, 6))  # the columns of the one and of the other at stride 8
+    assert small[0] == pytest.approx(small[1], rel=1e-6) == pytest.approx(0.25, rel=1e-6)
+
+
+def test_memory_without_objects_is_the_background_alone():
+    pair = exact(make_pair())
+    bare = {**pair.batch, **{key: pair.batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}}
+    method = build("clock_mem", pair, alpha=9.0, beta=1.0)
+    expected = build("fitnet", pair, "neck")
+    expected.load_state_dict(method.state_dict())
+    assert method(pair.student, pair.teacher, bare).item() == pytest.approx(
+        expected(pair.student, pair.teacher, bare).item(), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("alpha", -1), ("beta", math.inf), ("relative", 2)])
+def test_memory_refuses_options_out_of_range(option, value):
+    with pytest.raises(ValueError, match=rf"^clock_mem\.{option}=.* is not allowed"):
+        METHODS["clock_mem"].Options(**{option: value})

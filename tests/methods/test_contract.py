@@ -53,6 +53,7 @@ ON_POINTS = {"gid", "pgd"}  # methods on maps that also pair anchor points
 ACROSS_CELLS = {"mgd", "reviewkd", "fbkd"}  # methods whose 3x3 convs see other neighbours on a finer grid
 BY_NUMBER = {
     "ld",
+    "ld_rotated",
     "rm",
     "lad",
     "pgd",
@@ -60,6 +61,7 @@ BY_NUMBER = {
 }  # methods that take a fixed number of points for each object, of which a finer grid has more
 LEARNS = {  # what a head method trains, if not logits
     "bckd_box": "boxes", "bounded": "boxes", "ld": "bins", "crosskd": "towers", "probiou": "rotated",
+    "ld_rotated": "rotated_bins",
     "oks": "keypoints", "masks": "coefficients",
 }  # fmt: skip
 LAYERED = {

@@ -23,7 +23,7 @@ from helpers.views import (
 )
 
 from yolokd.methods import METHODS, ops
-from yolokd.methods.fgd import FGD, regions
+from yolokd.methods.fgd import FGD
 
 PARTS = ("alpha", "beta", "gamma", "lam")
 
@@ -149,12 +149,14 @@ def test_without_objects_equals_reference():
 def test_masks_by_hand():
     """The smaller of two boxes on one place counts; a box that touches no edge of a cell from inside keeps its own."""
     boxes = torch.tensor([[0.0, 0, 24, 16], [9, 9, 10, 10], [8, 0, 16, 8]], dtype=torch.float64)
-    found, free = regions(boxes, torch.tensor([0, 0, 2]), torch.zeros(3, 1, 3, 4), 8)
+    found, free = ops.objects_and_rest(boxes, torch.tensor([0, 0, 2]), torch.zeros(3, 1, 3, 4), 8)
     assert found[0].tolist() == [[1 / 6, 1 / 6, 1 / 6, 0], [1 / 6, 1, 1 / 6, 0], [0, 0, 0, 0]]
     assert found[1].sum() == 0 and found[2].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert free[0].tolist() == [[0, 0, 0, 1 / 6], [0, 0, 0, 1 / 6], [1 / 6] * 4]
     assert free[1].tolist() == [[1 / 12] * 4] * 3
-    everywhere, nowhere = regions(torch.tensor([[-5.0, -5, 99, 99]]), torch.tensor([0]), torch.zeros(1, 1, 2, 2), 8)
+    everywhere, nowhere = ops.objects_and_rest(
+        torch.tensor([[-5.0, -5, 99, 99]]), torch.tensor([0]), torch.zeros(1, 1, 2, 2), 8
+    )
     assert everywhere.tolist() == [[[0.25] * 2] * 2] and nowhere.sum() == 0
 
 

@@ -13,7 +13,16 @@ from helpers.views import STRIDES, build, change, make_pair, sigmoid, trainable
 from helpers.views import check as check_against
 
 from yolokd.methods import METHODS, ops
-from yolokd.methods.ld import LDOptions, any_object, regions
+from yolokd.methods.ld import (
+    SATURATED,
+    LDOptions,
+    RotatedLDOptions,
+    any_object,
+    around,
+    distributions,
+    regions,
+    two_bins,
+)
 
 SMALL = {"side": 2.0, "topk": 4}  # anchors and candidates that suit images of a few cells
 
@@ -198,3 +207,104 @@ def test_refuses_options_out_of_range(option, value):
 def test_refuses_to_do_nothing():
     with pytest.raises(ValueError, match="ld.main, ld.vlr and ld.cls are all 0"):
         LDOptions(main=0, vlr=0)
+
+
+# --- rotated boxes --------------------------------------------------------------------------------------------------
+
+
+def weights_around(batch, image: int, options) -> list[float]:
+    """The weight of each anchor point in the region on and around the objects."""
+    levels = cells(batch)
+    points = [point for level in levels for point in level]
+    weights = [0.0] * len(points)
+    for g in boxes_of(batch, image):
+        middle = ((g[0] + g[2]) / 2, (g[1] + g[3]) / 2)
+        half = options.side / 2
+        ious = [iou_and_diou((x - half * s, y - half * s, x + half * s, y + half * s), g)[0] for x, y, s in points]
+        values, start = [], 0
+        for level in levels:
+            order = sorted(
+                range(len(level)), key=lambda i: math.hypot(level[i][0] - middle[0], level[i][1] - middle[1])
+            )
+            values += [ious[start + i] for i in order[: options.topk]]
+            start += len(level)
+        mean = sum(values) / len(values)
+        theta = mean + math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        weights = [max(w, v if v >= options.gamma * theta else 0.0) for w, v in zip(weights, ious, strict=True)]
+    return weights
+
+
+def share_of(angle: float) -> list[float]:
+    """Two bins' logits whose mean the angle is."""
+    p = min(max(angle / math.pi + 0.25, SATURATED), 1 - SATURATED)
+    return [0.0, math.log(p / (1 - p))]
+
+
+def rotated_reference(options, batch):
+    def loss(student, teacher) -> float:
+        total = sides = classes = 0.0
+        for image in range(len(student.logits)):
+            for n, w in enumerate(weights_around(batch, image, options)):
+                s, t = ([*v.rotated_bins[image][n], share_of(v.rotated[image][n][4])] for v in (student, teacher))
+                each = [divergence([a], [b], options.tau) for a, b in zip(s, t, strict=True)]
+                total, sides = total + w, sides + w * sum(each) / 5
+                if options.cls:
+                    logits = ([v.logits[image][n]] for v in (student, teacher))
+                    classes += w * divergence(*logits, options.cls_tau)
+        assert total > 0, "the check is empty without the region"
+        return (sides + options.cls * classes) / total
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SMALL, {**SMALL, "tau": 1.0, "gamma": 0.9}, {"side": 1.0, "topk": 2, "gamma": 0.0}, {**SMALL, "cls": 0.24}],
+)
+def test_rotated_equals_reference(options):
+    for seed in range(3):
+        pair = exact(make_pair(seed, batch=seed + 1))
+        angles = {"rotated": lambda x: torch.cat((x[..., :4], x[..., 4:].tanh() * 0.9), -1)}
+        pair = replace(
+            pair,
+            student=change(pair.student, angles["rotated"], ("rotated",)),
+            teacher=change(pair.teacher, angles["rotated"], ("rotated",)),
+        )
+        method = build("ld_rotated", pair, **options)
+        fields = ["rotated_bins", "rotated", *(["logits"] if "cls" in options else [])]
+        check_against(method, pair, rotated_reference(method.options, pair.batch), fields, seed)
+
+
+def test_the_angle_is_the_mean_of_its_two_bins():
+    view = make_pair().student
+    angle = torch.linspace(-0.7, 2.3, view.rotated.shape[1], dtype=torch.float64)
+    turned = replace(view, rotated=torch.cat((view.rotated[..., :4], angle.expand(2, -1)[..., None]), -1))
+    weights = two_bins(distributions(turned)[1][0]).softmax(-1)[:, 0]
+    torch.testing.assert_close(weights @ torch.tensor([-math.pi / 4, 3 * math.pi / 4], dtype=torch.float64), angle)
+
+
+def test_rotated_regions_are_those_of_the_box_around_a_turned_object():
+    image = {"img": torch.zeros(1, 3, 64, 64), "batch_idx": torch.tensor([0.0])}
+    turned = {**image, "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.125, math.pi / 2]])}
+    upright = {**image, "bboxes": torch.tensor([[0.5, 0.5, 0.125, 0.5]])}
+    centres, sizes = ops.points(image, (8,), torch.zeros(1, 64, 1))
+    found = [
+        around(ops.ground_truth(batch)[0], centres, sizes, RotatedLDOptions(side=2.0)) for batch in (turned, upright)
+    ]
+    assert found[0].count_nonzero() > 0
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"tau": 0}, "ld_rotated.tau=0 "), ({"topk": 2.5}, "ld_rotated.topk=2.5"), ({"cls": -1}, "ld_rotated.cls=-1")],
+)
+def test_rotated_refuses_options_out_of_range(options, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        METHODS["ld_rotated"].Options(**options)
+
+
+def test_rotated_refuses_heads_without_distributions():
+    pair = make_pair()
+    with pytest.raises(ValueError, match="ld_rotated compares box distributions, and teacher large has none.*probiou"):
+        build("ld_rotated", replace(pair, teacher_spec=replace(pair.teacher_spec, bins=0)))

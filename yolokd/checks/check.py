@@ -25,7 +25,7 @@ from yolokd.data.mirror import spread
 from yolokd.data.splits import read_data
 from yolokd.data.verdict import files_of, summary
 from yolokd.detectors import read
-from yolokd.detectors.teachers import load_teacher
+from yolokd.detectors.teachers import EMA, load_teacher
 from yolokd.distill.applicability import rounded_imgsz
 from yolokd.distill.outlook import examine
 from yolokd.distill.preflight import Ready, preflight
@@ -145,7 +145,7 @@ class Work:
             with self.collecting():
                 self.ready = preflight(self.student, self.folded, trust)
         elif self.folded:
-            for file in self.folded["kd"]["teacher"]:
+            for file in (file for file in self.folded["kd"]["teacher"] if file != EMA):
                 with self.collecting():
                     load_teacher(file, trust=trust)
         if self.student and data:

@@ -52,11 +52,13 @@ def scores(
     how = {k: arguments[k] for k in KEPT if k in arguments}
     how |= {"data": str(trainer.args.data), "batch": trainer.batch_size, "imgsz": int(trainer.args.imgsz)}
     how |= {"device": trainer.args.device, "plots": False, "save_dir": str(trainer.save_dir / "val")}
-    pairs = zip(options.teacher, plans, strict=True)
+    pairs = [(file, plan) for file, plan in zip(options.teacher, plans, strict=True) if not plan.follows]
     found = [
         teacher_score(file, plan, student.task, options, how, trainer.data.get("kpt_shape")) for file, plan in pairs
     ]
     found.append(student_score("as it is", student, start, how))
+    if not pairs:
+        return found
     teacher = plans[0].teacher
     teacher.model.to(trainer.device)
     side = round_up_to_stride(how["imgsz"], max(teacher.strides))
@@ -116,6 +118,8 @@ def judge(found: list[Score], images: int, total: int) -> list[Finding]:
     for score in found:
         if score.map50 is not None:
             known[score.of].append(score.map50)
+    if not any(score.of == "teacher" for score in found):
+        return []  # the student's own average, of which nobody expects a lead
     if not known["teacher"]:
         reasons = "; ".join(f"{s.name}: {s.why}" for s in found if s.why)
         return [Finding(NOTE, f"whether the teacher is better than the student is not known ({reasons}).")]

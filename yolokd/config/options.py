@@ -30,7 +30,7 @@ from yolokd.config.recipes import asked_methods
 from yolokd.data.unlabeled import list_folder
 from yolokd.detectors.onnx import CONTRACTS
 from yolokd.detectors.quantized import require
-from yolokd.detectors.teachers import digest, locate_all, title
+from yolokd.detectors.teachers import EMA, digest, locate_all, title
 from yolokd.errors import UsageError, as_path
 
 OURS = (  # beside the dotted ones
@@ -65,7 +65,7 @@ class CacheOptions:
 class DistillOptions:
     """What a user asks of a distillation. The names of the fields are the keys under which they are written to disk."""
 
-    teacher: tuple[str, ...]  # paths of the teachers' files
+    teacher: tuple[str, ...]  # paths of the teachers' files; the last may be EMA, the student's moving average
     gain: float = 1.0  # kd=: every term's gain is multiplied by it; 0 is the student alone
     init: str = "own"  # how the student starts: one of INIT
     methods: MethodOptions | None = None  # each must apply; None with a recipe
@@ -86,6 +86,11 @@ class DistillOptions:
     cache: CacheOptions | None = None  # how teacher responses are stored; None for not at all
     trust: bool = False  # whether the user answers for files that may run code when they are opened
     init_channels: str = "solved"  # how a start from the teacher is made: one of CHANNELS
+
+    @property
+    def of_student(self) -> tuple[int, ...]:
+        """Which of the teachers are the student itself, so that what they score says nothing of what it may learn."""
+        return tuple(i for i, file in enumerate(self.teacher) if file == EMA or i == self.itself)
 
     @property
     def best(self) -> bool:
@@ -197,7 +202,7 @@ def fold_resumed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]
         raise UsageError(f"{fixed[0]}={ours[fixed[0]]} cannot change in a resumed run: leave it out.")
     if caches_teacher(theirs):
         raise UsageError(f"cache={theirs['cache']}: whether teachers are cached cannot change in a resumed run.")
-    anew: dict[str, Any] = {"teacher": locate_all(ours["teacher"])} if ours.get("teacher") else {}
+    anew: dict[str, Any] = {"teacher": locate_with_ema(ours["teacher"])} if ours.get("teacher") else {}
     anew |= {"trust": True} if true_or_false("trust", ours.get("trust", False)) else {}
     return {**theirs, **({"kd": anew} if anew else {})}
 
@@ -207,8 +212,8 @@ def resumed(stored: Any, given: Mapping[str, Any] | None) -> dict[str, Any] | No
     if not isinstance(stored, dict) or not stored.keys() & {"methods", "recipe"}:
         return None
     plain = {**{k: v for k, v in stored.items() if k != "trust"}, **(given or {})}  # a file cannot vouch for itself
-    found, before = locate_all(plain["teacher"]), list(stored["teacher"])
-    if len(found) != len(before):
+    found, before = locate_with_ema(plain["teacher"]), list(stored["teacher"])
+    if len(found) != len(before) or (EMA in found) != (EMA in before):
         raise UsageError(
             f"teacher={','.join(found)} cannot change in a resumed run, which began with {len(before)} of them: give "
             f"{','.join(map(title, before))}."
@@ -227,15 +232,18 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     gain = non_negative("kd", ours.get("kd", 1.0))
     quantize = read_quantize(ours.get("quantize"))
     teachers, itself = read_teachers(ours["teacher"], theirs.get("model"), quantize)
+    alone = itself == 0 or teachers[0] == EMA  # the student is its only teacher, and starts as it is
     dotted = {k: v for k, v in ours.items() if "." in k and k not in OURS}
     values: dict[str, Any] = {
         # a student alone starts as it is, unless told otherwise
-        "init": one_of("init", ours.get("init", "auto" if gain and itself != 0 else "own"), INIT),
+        "init": one_of("init", ours.get("init", "auto" if gain and not alone else "own"), INIT),
         "quantize": quantize,
         "itself": itself,
         **asked_methods(ours.get("method") or "default", dotted),
         **read_teacher_options(ours, teachers),
     }
+    if teachers[0] == EMA:
+        values["init"] = own_start(values["init"])
     if "init.channels" in ours:
         values["init_channels"] = read_channels(ours["init.channels"], values["init"])
     if (balance := ours.get("balance", "off")) != "off" and balance is not False:  # which YAML makes of off
@@ -250,9 +258,24 @@ def read_options(ours: dict[str, Any], theirs: dict[str, Any]) -> DistillOptions
     unlabeled = read_unlabeled(ours)
     values["trust"] = true_or_false("trust", ours.get("trust", False))
     cache = read_cache(ours, theirs)
+    if cache and EMA in teachers:
+        raise UsageError(
+            f"cache=teacher stores what a teacher answers, and the answers of teacher={EMA} change with every step: "
+            "leave one of the two out."
+        )
     if gain:  # a student alone sees its images as without a teacher
         values |= {"cache": cache, **unlabeled}
     return DistillOptions(teachers, gain, **values)
+
+
+def own_start(init: str) -> str:
+    """The start of a student that has no teacher but its own moving average, which starts as the student does."""
+    if init not in ("auto", "own"):
+        raise UsageError(
+            f"init={init} starts the student from a teacher, and teacher={EMA} is the student itself: leave init= out, "
+            f"or give a teacher before it, teacher=big.pt,{EMA}."
+        )
+    return "own"
 
 
 def read_channels(value: Any, init: str) -> str:
@@ -282,9 +305,14 @@ def read_quantize(value: Any) -> int | None:
 def read_teachers(given: Any, student: Any, quantize: int | None) -> tuple[tuple[str, ...], int | None]:
     """The teachers' locations, and which of them, the last, is the student itself before it is quantized."""
     words = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    if EMA in [str(word).strip() for word in words] and quantize is not None:
+        raise UsageError(
+            f"teacher={EMA} is rounded to eight bits as the student is with quantize=8, and would teach it its errors: "
+            f"give teacher=big.pt,{SELF} instead."
+        )
     others = [word for word in words if str(word).strip() != SELF]
     if len(others) == len(words):
-        return tuple(locate_all(given)), None
+        return tuple(locate_with_ema(given)), None
     if quantize is None:
         raise UsageError(f"teacher={SELF} is the student before it is quantized: add quantize=8, or leave it out.")
     if not isinstance(student, (str, Path)) or not str(student).strip().endswith(".pt"):
@@ -292,6 +320,15 @@ def read_teachers(given: Any, student: Any, quantize: int | None) -> tuple[tuple
             f"teacher={SELF} is the student before it is quantized, and model={student} is not trained: give its .pt."
         )
     return tuple(locate_all([*others, *[str(student).strip()] * (len(words) - len(others))])), len(others)
+
+
+def locate_with_ema(given: Any) -> list[str]:
+    """As `locate_all`; the student's moving average, which has no file, comes last."""
+    words = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    others = [word for word in words if str(word).strip() != EMA]
+    if len(words) - len(others) > 1:
+        raise UsageError(f"teacher={EMA} is given twice: keep one.")
+    return [*(locate_all(others) if others else []), *[EMA] * (len(words) - len(others))]
 
 
 def read_teacher_options(ours: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class ForeignReader(Reader):
     def __init__(self, model: nn.Module) -> None:
         self.model, self.head = model, model
 
-    def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
+    def freeze(self, fields: frozenset[str], branches: tuple[str, ...], fuse: bool = True) -> None:
         """No gradient and eval mode; no part of the model is left out."""
         self.model.requires_grad_(False).eval()
 

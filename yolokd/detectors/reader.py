@@ -47,10 +47,12 @@ class Reader:
         """One view per branch of a recorded pass, with these fields and only the levels at these strides."""
         raise NotImplementedError
 
-    def freeze(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        """Make the model a teacher, irreversibly: no gradient, fused, without work that these fields do not need."""
+    def freeze(self, fields: frozenset[str], branches: tuple[str, ...], fuse: bool = True) -> None:
+        """Make the model a teacher, irreversibly: no gradient, fused if it may be, without work that these fields do
+        not need.
+        """
         self.model.requires_grad_(False).eval()
-        self._freeze_head(fields, branches)
+        self._freeze_head(fields, branches, fuse)
         self._give_raw()
         if fields <= {"backbone", "neck"}:
             self.head = self.model.model[-1] = _without_head(self.head)
@@ -59,8 +61,9 @@ class Reader:
         """Let a head in eval mode output raw predictions, without decoding and top-k."""
         self.head.training = True  # the flag alone: its children stay in eval mode
 
-    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        self.model.fuse(verbose=False)
+    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...], fuse: bool) -> None:
+        if fuse:
+            self.model.fuse(verbose=False)
 
     def spec_at(self, strides: tuple[int, ...]) -> Spec:
         """The spec with only the levels at the given strides."""

@@ -49,8 +49,8 @@ class RTDETRReader(Reader):
         """1: RT-DETR's loss is a mean over the objects of the batch."""
         return 1
 
-    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
-        super()._freeze_head(fields, branches)
+    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...], fuse: bool) -> None:
+        super()._freeze_head(fields, branches, fuse)
         self.head.decoder.training = bool(fields & (LAYERS | {"decode"}))  # the flag alone: every layer's predictions
 
     def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:

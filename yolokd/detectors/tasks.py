@@ -65,15 +65,17 @@ class PoseReader(YoloReader):
 class OBBReader(YoloReader):
     """Reads a model whose last layer is an OBB head. Its sides are along its angle, not those of an upright box."""
 
-    fields = frozenset({*MAPS, "logits", "rotated"})
+    fields = frozenset({*MAPS, "logits", "rotated", "rotated_bins"})
     raw = (*YoloReader.raw, "angle")
 
     def _predictions(
         self, rows: dict[str, Tensor], anchors: Tensor, stride: Tensor, fields: frozenset[str]
     ) -> dict[str, Tensor]:
         predictions = super()._predictions(rows, anchors, stride, fields & self.fields)
+        sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
+        if "rotated_bins" in fields and self.spec.bins:
+            predictions["rotated_bins"] = sides
         if "rotated" in fields:
-            sides = rows["boxes"].unflatten(-1, (4, self.spec.bins)) if self.spec.bins else rows["boxes"]
             predictions["rotated"] = decode_rotated(sides, rows["angle"], anchors, stride)
         return predictions
 

@@ -14,6 +14,8 @@ from yolokd.detectors.onnx import OnnxDetector
 from yolokd.detectors.opening import open_teacher, refuse_non_finite
 from yolokd.errors import UsageError, as_path
 
+EMA = "ema"  # among teacher=: the student's own moving average, which has no file
+
 
 def locate_all(teacher: Any) -> list[str]:
     """Locations of the teachers in teacher=: one, or several separated by commas or as a list."""
@@ -29,6 +31,10 @@ def locate(teacher: Any) -> str:
 
     A transformer of timm is named timm:NAME, or timm:NAME@FILE with a file of its weights.
     """
+    if str(teacher) == EMA:
+        raise UsageError(
+            f"teacher={EMA} is the moving average of a student in training, for `yolokd train` only: give a file here."
+        )
     if not isinstance(teacher, (str, Path)) or not str(teacher):
         raise UsageError(f"teacher={teacher!r} is not a path: give the trained model's checkpoint, teacher=big.pt.")
     if str(teacher).startswith(vit.PREFIX):
@@ -72,6 +78,8 @@ def title(path: str) -> str:
 
 def digest(path: str) -> str | None:
     """SHA-256 of a teacher's file; None for an official name without a file."""
+    if path == EMA:
+        return None
     file = vit.split(path)[1] if path.startswith(vit.PREFIX) else Path(path)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 

@@ -49,14 +49,14 @@ class YoloReader(Reader):
         """The number of images: a Detect head's loss is a sum over them."""
         return images
 
-    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...]) -> None:
+    def _freeze_head(self, fields: frozenset[str], branches: tuple[str, ...], fuse: bool) -> None:
         head = self.head
-        if len(self.branches) > 1:
+        if fuse and len(self.branches) > 1:
             if len(branches) > 1:
                 head.fuse = types.MethodType(lambda _: None, head)  # keep both branches; the rest is fused
             else:
                 head.end2end = branches == ("one2one",)  # which branch fuse() keeps
-        self.model.fuse(verbose=False)
+        super()._freeze_head(fields, branches, fuse)
 
     def _hooks(self, recorded: Recorded, fields: frozenset[str]) -> list[Any]:
         hooks = super()._hooks(recorded, fields)

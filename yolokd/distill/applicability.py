@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from yolokd.config.schedule import GAIN, Gain
 from yolokd.detectors import read
 from yolokd.detectors.class_map import ClassMap, coverage, match_classes
 from yolokd.detectors.reader import Reader
-from yolokd.detectors.teachers import fit_channels, load_teacher, title
+from yolokd.detectors.teachers import EMA, fit_channels, load_teacher, title
 from yolokd.distill import response_cache, teacher_selection
 from yolokd.distill.teacher import round_up_to_stride
 from yolokd.errors import UsageError
@@ -44,6 +45,7 @@ class Plan:
     classes: ClassMap | None  # shared classes, None where teacher and data have the same
     scale: float  # sides of the teacher's images, as a multiple of the student's
     other_size: bool = False  # whether the teacher's images may be of another size than the student's even at scale 1
+    follows: bool = False  # whether the teacher is the student's moving average
     coverage: str = ""  # how many classes of the data the teacher teaches, and which it does not
 
 
@@ -107,7 +109,8 @@ def plan(
 
 def replan(student: Reader, before: Plan, distillation: DistillOptions, names: dict[int, str]) -> Plan:
     """The plan for the same student and teacher with other methods."""
-    return plan(student, before.teacher, distillation, names, before.classes, before.scale, before.other_size)
+    after = plan(student, before.teacher, distillation, names, before.classes, before.scale, before.other_size)
+    return replace(after, follows=before.follows, coverage=before.coverage)
 
 
 def rounded_imgsz(imgsz: Any, model: Any) -> int:
@@ -137,12 +140,20 @@ def plans(
     kept = kept_classes(kept, data["names"], single_cls)
     made = []
     for path in distillation.teacher:
-        model = load_teacher(path, distillation.teacher_contract, distillation.teacher_names, distillation.trust)
+        follows = path == EMA
+        if follows:
+            model = copied(student, data["names"])
+        else:
+            model = load_teacher(path, distillation.teacher_contract, distillation.teacher_names, distillation.trust)
         fit_channels(model, data.get("channels", 3))
-        class_names = distillation.classes
+        class_names = None if follows else distillation.classes
         if single_cls:
             class_names = {str(name): str(data["names"][0]) for name in class_names or model.names.values()}
         reader = read(model)
+        if follows:  # a student that the trainer has not yet built for the data has other classes
+            name = f"{student.spec.name}'s moving average"
+            spec = replace(reader.spec, name=name, classes=len(data["names"]), keypoints=student.spec.keypoints)
+            reader.spec = spec
         scale = round_up_to_stride(distillation.teacher_imgsz or side, max(reader.strides)) / side
         other_size = varied and max(reader.strides) > max(32, *student.strides)  # then it may see a larger image
         if distillation.best and (missing := teacher_selection.NEEDS - reader.spec.provides):
@@ -153,9 +164,16 @@ def plans(
         shared = match_classes(data["names"], model.names, class_names, kept)
         one = plan(student, reader, distillation, data["names"], shared, scale, other_size)
         said = coverage(data["names"], shared, title(path), kept) if model.names else f"{title(path)} knows no classes"
-        made.append(replace(one, coverage=said))
+        made.append(replace(one, coverage=said, follows=follows))
     check_truth(distillation, made)
     return made
+
+
+def copied(student: Reader, names: dict[int, str]) -> Any:
+    """A copy of the student's network, to become its moving average, for the data's classes."""
+    model = copy.deepcopy(student.model)
+    model.names = dict(names)
+    return model
 
 
 def check_truth(distillation: DistillOptions, made: list[Plan]) -> None:
@@ -199,7 +217,7 @@ def build_method(
     place = levels_for(key, cls, tap, student, teacher, levels == "resize")
     specs = replace(student.spec_at(place[0]), classes=classes), teacher.spec_at(place[1])
     if other_size:  # bins count the teacher's own cells
-        specs = specs[0], replace(specs[1], bins=0, provides=specs[1].provides - {"bins", "finish"})
+        specs = specs[0], replace(specs[1], bins=0, provides=specs[1].provides - {"bins", "rotated_bins", "finish"})
     if cls.classwise and shared is not None:
         specs = replace(specs[0], classes=shared.shared), replace(specs[1], classes=shared.shared)
     try:

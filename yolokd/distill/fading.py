@@ -158,7 +158,8 @@ class FadingMixin(BaseTrainer):
         scores = []
         for i, pairing in enumerate(self.distiller.pairings):
             map50, score = (math.nan, math.nan)
-            if self.args.val and can_score(pairing, self.args.task) and i != self.distillation.itself:
+            scored = i not in self.distillation.of_student and can_score(pairing, self.args.task)
+            if self.args.val and scored:
                 box = teacher_metric(self, pairing)
                 map50, score = shared_ap(box, pairing) if RANK in {-1, 0} else (0.0, 0.0)
             scores.append(score)

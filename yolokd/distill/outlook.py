@@ -21,7 +21,7 @@ from yolokd.data.splits import read_data
 from yolokd.data.verdict import findings, of_strays
 from yolokd.detectors import read
 from yolokd.detectors.opening import open_student, read_content
-from yolokd.detectors.teachers import title
+from yolokd.detectors.teachers import EMA, title
 from yolokd.distill.applicability import kept_classes, rounded_imgsz
 from yolokd.distill.preflight import Ready
 from yolokd.errors import printable
@@ -53,6 +53,7 @@ def say(
     for split in splits:
         LOGGER.info(printable(f"Check: {describe(split)}"))
     scores = [stated(student.ckpt, data)]
+    teachers = [file for file in teachers if file != EMA]  # which will be about as good as the student
     scores += [stated(content_of(file, trust), data) for file in teachers]
     names = ["student", *map(title, teachers)]
     said = ", ".join(f"{n} {'unknown' if s is None else format(s, '.1f')}" for n, s in zip(names, scores, strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from yolokd.detectors.reader import Reader
 from yolokd.distill import teacher_selection
 from yolokd.distill.applicability import Plan, is_head_term, needs
+from yolokd.distill.moving_average import MovingAverage, begin_as_identity
 from yolokd.distill.teacher import Teacher
 from yolokd.views import View, ViewsAt
 
@@ -30,6 +31,8 @@ class Pairing(nn.Module):
         super().__init__()
         terms = plan.terms
         self.methods = nn.ModuleDict({name: term.method for name, term in terms.items()}).to(device)
+        if plan.follows:
+            begin_as_identity(self.methods)
         self.gains = {name: term.gain for name, term in terms.items()}
         self.places = {name: term.place for name, term in terms.items()}
         self.classes = None if plan.classes is None else plan.classes.to(device)
@@ -38,7 +41,8 @@ class Pairing(nn.Module):
         teacher_branches = tuple(b for b in branches if b in plan.teacher.branches) or plan.teacher.branches[:1]
         self.teacher_branches = teacher_branches
         teacher_fields = self.fields | teacher_selection.NEEDS if needs_detections else self.fields
-        teacher = Teacher(plan.teacher, teacher_fields, teacher_branches, device, plan.scale)
+        kind = MovingAverage if plan.follows else Teacher
+        teacher = kind(plan.teacher, teacher_fields, teacher_branches, device, plan.scale)
         object.__setattr__(self, "teacher", teacher)  # no child module: never in parameters or checkpoints
 
     def loss(self, teacher: ViewsAt, batch: dict[str, Any]) -> Tensor:

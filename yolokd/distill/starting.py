@@ -21,6 +21,7 @@ from yolokd.detectors.reader import Reader
 from yolokd.detectors.rtdetr import RTDETRReader
 from yolokd.distill.applicability import Plan
 from yolokd.distill.distiller import Distiller
+from yolokd.distill.moving_average import weights_in_race
 from yolokd.distill.teacher import memory_layout, round_up_to_stride
 from yolokd.init import transfer
 from yolokd.init.channel_choice import ChannelChoice
@@ -159,8 +160,10 @@ class StartMixin(BaseTrainer):
 
             names = ", ".join(starts)
             LOGGER.info(f"init=auto: trying the starts {names} for {steps} steps each, {BATCH} images a step")
+            runner = Distiller(self.distiller.reader, list(self.distiller.pairings), best=self.distiller.best)
+            runner.weights = weights_in_race(self.distiller.pairings)
             losses, best = race(
-                Distiller(self.distiller.reader, list(self.distiller.pairings), best=self.distiller.best),
+                runner,
                 starts,
                 lambda: batches(sample.seen, steps, args.seed),
                 lambda: batches(sample.unseen, UNSEEN // BATCH, args.seed),

@@ -29,6 +29,8 @@ class Teacher:
         scale: sides of the images that it sees, as a multiple of the student's.
     """
 
+    fuse = True  # whether batch norm is folded into the convolutions, for good
+
     def __init__(
         self,
         reader: Reader,
@@ -38,7 +40,7 @@ class Teacher:
         scale: float = 1.0,
     ) -> None:
         self.reader, self.fields, self.scale = reader, fields, scale
-        reader.freeze(fields, branches)
+        reader.freeze(fields, branches, self.fuse)
         self.layout = memory_layout(device)
         self.model = reader.model.to(device, memory_format=self.layout)
 

@@ -36,6 +36,7 @@ from yolokd.distill.applicability import Plan, plans, rounded_imgsz
 from yolokd.distill.distiller import Distiller
 from yolokd.distill.fading import KEY, Fading, FadingMixin
 from yolokd.distill.gradient_balance import Balance
+from yolokd.distill.moving_average import FollowingMixin
 from yolokd.distill.pairing import Pairing
 from yolokd.distill.provenance import sign, trained
 from yolokd.distill.pruned import PrunedMixin
@@ -49,7 +50,7 @@ from yolokd.init.adapters import solve_adapters
 from yolokd.init.channel_choice import SOLVED
 
 
-class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
+class KDMixin(PrunedMixin, FollowingMixin, FadingMixin, QuantizationMixin, SavingMixin):
     """Knowledge distillation over an Ultralytics trainer.
 
     Use it as ``YOLO("yolo11n.yaml").train(trainer=yolokd.KDTrainer, teacher="big.pt", data="my.yaml", ...)``; its own
@@ -131,6 +132,7 @@ class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
             pairings = [Pairing(reader, one, self.device, best or bool(detects and one.terms)) for one in made]
             self.model = self.distiller = Distiller(reader, pairings, best=best)
             self.start = self._agreed(self._choose_start(starts))
+            self.follow(student)  # an average of it begins where it does
             if self.start != "own" and images is not None:
                 solve_adapters(self.distiller, images)
             if self.start in FROM_TEACHER:
@@ -166,7 +168,7 @@ class KDMixin(PrunedMixin, FadingMixin, QuantizationMixin, SavingMixin):
     def _digests(self, made: list[Plan]) -> list[str | None]:
         """SHA-256 of the teachers' files: a resumed run must have the same."""
         return self.args.kd.get("sha256") or [
-            digest(file) or digest(str(getattr(plan.teacher.model, "pt_path", file)))
+            None if plan.follows else digest(file) or digest(str(getattr(plan.teacher.model, "pt_path", file)))
             for file, plan in zip(self.distillation.teacher, made, strict=True)
         ]
 

@@ -10,7 +10,7 @@ from yolokd.methods.at import AT
 from yolokd.methods.base import Method
 from yolokd.methods.bckd import BCKDBox, BCKDCls
 from yolokd.methods.bounded import Bounded
-from yolokd.methods.clock import CLoCK
+from yolokd.methods.clock import CLoCK, CLoCKMemory
 from yolokd.methods.crosskd import CrossKD
 from yolokd.methods.cwd import CWD
 from yolokd.methods.d3etr import D3ETR
@@ -27,7 +27,7 @@ from yolokd.methods.gid import GID
 from yolokd.methods.icd import ICD
 from yolokd.methods.kddetr import KDDETR
 from yolokd.methods.lad import LAD
-from yolokd.methods.ld import LD
+from yolokd.methods.ld import LD, RotatedLD
 from yolokd.methods.logit import Logit
 from yolokd.methods.masks import Masks
 from yolokd.methods.match import Match
@@ -63,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
     "bckd_cls": BCKDCls,
     "bckd_box": BCKDBox,
     "ld": LD,
+    "ld_rotated": RotatedLD,
     "lad": LAD,
     "bounded": Bounded,
     "dist": DIST,
@@ -80,6 +81,7 @@ METHODS: dict[str, type[Method]] = {
     "kd_detr": KDDETR,
     "clock": CLoCK,
     "detr_feat": DETRFeat,
+    "clock_mem": CLoCKMemory,
     "detr_logit": DETRLogit,
     "d3etr": D3ETR,
     "qskd": QSKD,

@@ -89,7 +89,7 @@ class FGD(Method):
         narrow: tuple[Tensor, ...] = ops.required(getattr(student, self.tap), self.tap)
         losses = []
         for i, ((s, t), stride) in enumerate(zip(pairs, student.strides, strict=True)):
-            objects, rest = (m.to(s.dtype) for m in regions(boxes, index, s, stride))
+            objects, rest = (m.to(s.dtype) for m in ops.objects_and_rest(boxes, index, s, stride))
             losses.append(self.one_level(i, ops.wide(narrow[i]), s, t, objects, rest))
         return ops.level_mean(losses)
 
@@ -164,12 +164,3 @@ def attentions(x: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     space = torch.softmax(strength.sum(1) / (channels * temperature), 1)
     channel = torch.softmax(strength.sum(2) / (cells * temperature), 1)
     return cells * space, channels * channel
-
-
-def regions(boxes: Tensor, index: Tensor, like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """O and N of the module's docstring; (M, 4), (M,), (B, ., H, W) -> (B, H, W) twice."""
-    rows, columns = ops.spans(boxes, (like.shape[-2], like.shape[-1]), stride)
-    cells = rows.sum(1) * columns.sum(1)
-    objects = ops.foreground(boxes, index, like, stride, 1 / cells.clamp(min=1).to(boxes.dtype))
-    free = (objects == 0).to(objects.dtype)
-    return objects, free / free.sum((1, 2), keepdim=True).clamp(min=1)

@@ -207,6 +207,17 @@ def foreground(boxes: Tensor, index: Tensor, like: Tensor, stride: int, value: T
     return mask.scatter_reduce(0, index[:, None, None].expand_as(values), values, "amax")
 
 
+def objects_and_rest(boxes: Tensor, index: Tensor, like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Masks whose sums count objects: 1 / (cells of the smallest box that touches a cell), 0 without one; and the even
+    share of the image's other cells, 0 on objects. Boxes (M, 4), (M,), map (B, ., H, W) -> (B, H, W) twice.
+    """
+    rows, columns = spans(boxes, (like.shape[-2], like.shape[-1]), stride)
+    cells = rows.sum(1) * columns.sum(1)
+    objects = foreground(boxes, index, like, stride, 1 / cells.clamp(min=1).to(boxes.dtype))
+    free = (objects == 0).to(objects.dtype)
+    return objects, free / free.sum((1, 2), keepdim=True).clamp(min=1)
+
+
 def region_error(error: Tensor, energy: Tensor, weight: Tensor, relative: bool) -> Tensor:
     """Weighted mean of cells' squared errors, divided by that of the teacher's squares if relative; 0 without weight.
 

@@ -99,7 +99,7 @@ def attention(subject: Subject, measured: Measured) -> list[Part]:
     shown = [given.images[i] for i in chosen(given, ATTENDED)]
     names = [given.files[i].name for i in chosen(given, ATTENDED)]
     files = [(m.name, m.file) for m in compared(subject, measured) if m.role != TEACHER]
-    files = [*((TEACHER, file) for file in subject.teachers[:1]), *files]
+    files = [*((TEACHER, file) for file in subject.teacher_files[:1]), *files]
     maps: dict[str, dict[int, list[Array]]] = {}
     parts: list[Part] = []
     for name, file in files:

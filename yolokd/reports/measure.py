@@ -102,7 +102,7 @@ def measure(subject: Subject) -> Measured:
 def run_teacher(subject: Subject, measured: Measured) -> None:
     """Run the first teacher; where it is slow, fewer images are scored."""
     assert measured.sample is not None
-    for file in subject.teachers[:1]:
+    for file in subject.teacher_files[:1]:
         name = title(file)
         try:
             model = images.open_any(file, "teacher", subject.trust)
@@ -119,8 +119,8 @@ def run_teacher(subject: Subject, measured: Measured) -> None:
             measured.models.append(Model(TEACHER, "", None, name, found, score(some.truths, found)))
         except Exception as error:
             measured.why.append(f"the teacher {name}: {one_line(error)}")
-    if len(subject.teachers) > 1:
-        measured.why.append(f"all teachers but the first of {len(subject.teachers)}")
+    if len(subject.teacher_files) > 1:
+        measured.why.append(f"all teachers but the first of {len(subject.teacher_files)}")
 
 
 def run_student(run: Run, measured: Measured) -> None:

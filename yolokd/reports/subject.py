@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from yolokd.detectors.opening import read_content
+from yolokd.detectors.teachers import EMA
 from yolokd.distill.applicability import term_name
 from yolokd.distill.provenance import Provenance
 from yolokd.errors import UsageError, as_path
@@ -115,6 +116,11 @@ class Subject:
     def arguments(self) -> dict[str, Any]:
         """Those that all runs have in common, or the one run's."""
         return self.runs[-1].arguments if self.runs else {}
+
+    @property
+    def teacher_files(self) -> tuple[str, ...]:
+        """Of the teachers, those that can be run again: a student's moving average was never written."""
+        return tuple(file for file in self.teachers if file != EMA)
 
     def of(self, role: str) -> list[Run]:
         """The runs of a role."""

@@ -9,7 +9,7 @@ from yolokd.verbs.declaration import Option, Verb
 TEACHERS, STUDENT, CACHE, FILES = "Teachers", "Another student", "Stored answers", "Data and files"
 PAIR = (
     Option("model", "the student: a .pt file, or a YAML for a new network", required=True),
-    Option("teacher", "the teacher, or several with commas between", required=True),
+    Option("teacher", "the teacher, or several with commas between; ema: the student's moving average", required=True),
     Option("data", "the data set's YAML, as for `yolo train`", required=True),
 )
 REPORT = Option("report", "False: leave no report.html in the end", "True", group=FILES)
