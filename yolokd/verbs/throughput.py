@@ -14,7 +14,7 @@ VERB = Verb(
     ),
     function="yolokd.latency.throughput.throughput",
     options=(
-        Option("model", "an ONNX file or bundle; for ncnn the folder of `yolo export format=ncnn`", required=True),
+        Option("model", "an ONNX file or bundle, or what `yolokd export format=` wrote", required=True),
     ),
     notes=(
         "A curve has a point for each batch and number of streams; those that no other beats are marked.",
