@@ -51,7 +51,7 @@ def script(tmp_path_factory, teacher) -> Path:
 
 
 def proven(model: Path, name: str, onnx: Path, frames: list[np.ndarray]) -> None:
-    """The model's own runtime finds what ONNX Runtime finds in the ONNX file, and the metadata says that it is proven."""
+    """The model's runtime finds what ONNX Runtime finds in the ONNX file, and the metadata says that it is proven."""
     provider = formats.PROVEN[name].provider
     own, other = load(model, provider, threads=1), Detector(onnx, threads=1)
     assert own.contract[:4] == other.contract[:4] and own.active == PROVIDERS[provider].names[0]
