@@ -21,6 +21,8 @@ from yolokd import cli, compat
 from yolokd.errors import ParityError, UsageError
 from yolokd.onnx import formats
 from yolokd_edge import cli as edge
+from yolokd_edge.bench import trial
+from yolokd_edge.bench.options import PROFILES, Limits
 from yolokd_edge.common import EdgeError
 from yolokd_edge.detector import Detector, load
 from yolokd_edge.runtimes.table import FORMATS, PROVIDERS, format_of
@@ -48,6 +50,13 @@ def script(tmp_path_factory, teacher) -> Path:
     """The teacher as TorchScript, which needs no package that is not there."""
     file = tmp_path_factory.mktemp("script") / "teacher.torchscript"
     return yolokd.export(teacher, file, format="torchscript", imgsz=[96, 160])
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """A measurement of a few frames."""
+    monkeypatch.setitem(PROFILES, "smoke", Limits(30, 0.0, 60.0, 0.01))
+    monkeypatch.setattr(trial, "WARM_UP_CPU_S", 0.0)
 
 
 def proven(model: Path, name: str, onnx: Path, frames: list[np.ndarray]) -> None:
