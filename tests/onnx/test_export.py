@@ -296,7 +296,7 @@ def test_rows_of_equal_score_may_come_in_any_order():
         ("contract=foo", "contract=foo is unknown; known are raw, e2e, nms"),
         ("contract=5", "contract=5 is unknown"),
         ("contract=e2e", "needs an NMS-free head"),
-        ("format=engine", "yolokd exports ONNX"),
+        ("format=engine", "does not end in .engine"),
         ("dynamic=True", "one fixed shape"),
         ("half=True", "yolokd bundle fp16=True"),
         ("quantize=8", "trained with quantize=8 becomes an INT8 file without it"),

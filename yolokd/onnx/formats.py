@@ -97,7 +97,7 @@ def write(student: Any, name: str, arguments: dict[str, Any]) -> Path:
         raise UsageError(
             f"Ultralytics' exporter for format={name} needs what is not installed ({one_line(error)})."
         ) from error
-    except (AssertionError, RuntimeError) as error:  # how exporters refuse an argument, such as opset=3 or 99
+    except (AssertionError, RuntimeError, ValueError) as error:  # how exporters refuse an argument, such as opset=99
         raise UsageError(f"Ultralytics refuses to export: {one_line(error)}.") from error
     except Exception as error:
         if name == "onnx":
