@@ -37,7 +37,11 @@ class LiteRt(WrittenModel):
         except (RuntimeError, ValueError) as error:
             raise EdgeError(f"{path} is not a model that LiteRT can load ({one_line(error)}).") from None
         (self._input, *others), self._found = self._net.get_input_details(), self._net.get_output_details()
-        if others or list(self._input["shape"]) != self.shape or any(d["dtype"] != np.float32 for d in self._found):
+        if (
+            others
+            or list(self._input["shape"]) != self.shape
+            or any(d["dtype"] != np.float32 for d in (self._input, *self._found))
+        ):
             raise EdgeError(
                 f"{path} does not take images {tuple(self.shape)} in FP32: export it with this version's format=litert."
             )
