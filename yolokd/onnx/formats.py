@@ -45,16 +45,17 @@ PROVEN = {
 }
 
 
-def check_format(name: Any) -> str:
+def check_format(given: Any) -> str:
     """The name of a format, of those that are proven or that Ultralytics writes.
 
     Raises:
         UsageError: there is no such format, or a package that it needs is absent.
     """
     known = {**dict.fromkeys(PROVEN), **endings()}
-    name = ALIASES.get(str(name).lower(), str(name).lower())
+    name = str(given).lower()
+    name = ALIASES.get(name, name)
     if name not in known:
-        raise UsageError(f"format={name} is unknown{did_you_mean(name, known)}.")
+        raise UsageError(f"format={given} is unknown{did_you_mean(name, known)}.")
     for package in PROVEN[name].packages if name in PROVEN else ():
         if not _installed(package):
             raise UsageError(
