@@ -19,6 +19,7 @@ _FUNCTIONS = (
     "label",
     "report",
     "study",
+    "throughput",
     "train",
     "tune",
 )
@@ -35,13 +36,14 @@ _HOME = {
     "export": "onnx.export",
     "bundle": "onnx.bundle",
     "bench": "reports.timed",
+    "throughput": "latency.throughput",
     "compare": "latency.gate",
     "study": "reports.trained",
     "report": "reports.make",
     "explain": "reports.explain",
     "tune": "tuning.tuner",
 }
-_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "YOLO", *_FUNCTIONS} - {"bench", "compare"}
+_STANDS_ON_ULTRALYTICS = {*_TRAINERS, "YOLO", *_FUNCTIONS} - {"bench", "compare", "throughput"}
 
 
 def __getattr__(name: str) -> Any:

@@ -143,6 +143,19 @@ def head_arguments(contract: str) -> dict[str, bool | None]:
 
 
 @contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Ultralytics without its habit of installing what it misses: a missing package is an error that names it."""
+    from ultralytics.utils import checks
+
+    before = getattr(checks, "AUTOINSTALL", False)
+    checks.AUTOINSTALL = False
+    try:
+        yield
+    finally:
+        checks.AUTOINSTALL = before
+
+
+@contextmanager
 def boxes_by_axis() -> Iterator[None]:
     """Ultralytics' predict with boxes mapped back to the image by each axis' own ratio, as its LetterBox rounds them.
 

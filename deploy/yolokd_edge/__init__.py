@@ -17,7 +17,8 @@ Where to look:
 - contract: what an exported file says of itself
 - detector: a file in, detections out; around it boxes (letterbox, NMS) and images
 - outputs: what a model's output means, a file for each kind of head
-- runtimes: ONNX Runtime, TensorRT, OpenVINO, ncnn, a Triton server, and the proof of where a model runs
+- runtimes: ONNX Runtime, TensorRT, OpenVINO, ncnn, MNN, LiteRT, TorchScript, a Triton server, and the proof of where a
+  model runs
 - bundle: opened and checked; provenance: who taught the model
 - detect, verify, doctor, bench: what the command line does; drawings: boxes drawn on frames
 - load: throughput against latency, scenarios of load, frames of a camera; layers: the first layer that goes wrong

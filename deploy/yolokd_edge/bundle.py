@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import onnxruntime
 
 from yolokd_edge.common import PACKAGE, EdgeError, one_line, sha256
-from yolokd_edge.runtimes.table import AUTO, PROVIDERS, check_provider, folder_format
+from yolokd_edge.runtimes.table import AUTO, PROVIDERS, check_provider, format_of
 
 BUNDLE_SCHEMA = "yolokd.bundle/1"
 MANIFEST = "bundle.json"
@@ -58,7 +58,7 @@ def _bundle_providers(provider: str) -> list[str]:
 
 def is_bundle(path: Path) -> bool:
     """Whether a path is to be read as a bundle: a zip file or a folder."""
-    return path.suffix.lower() == ".zip" or path.is_dir() and not folder_format(path)
+    return path.suffix.lower() == ".zip" or path.is_dir() and format_of(path) is None
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -16,7 +16,7 @@ from yolokd_edge.outputs import output_of
 from yolokd_edge.outputs.base import Limits
 from yolokd_edge.runtimes.base import TensorRT
 from yolokd_edge.runtimes.opening import open_first_active, open_model
-from yolokd_edge.runtimes.table import PROVIDERS, check_provider, folder_format
+from yolokd_edge.runtimes.table import PROVIDERS, check_provider, format_of
 
 INPUTS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # as ONNX Runtime names them
 OUTPUTS = (*INPUTS, "tensor(double)")
@@ -26,9 +26,9 @@ class Detector:
     """An exported detector on ONNX Runtime, box for box what Ultralytics predicts with `rect=False`.
 
     Args:
-        path: The ONNX file, or the folder for ncnn; its metadata says how to read its output.
+        path: The ONNX file, or what `yolokd export format=` wrote; its metadata says how to read its output.
         provider: cpu, cuda, trt, or auto (the first of trt, cuda, cpu that is really active); or another runtime in
-            place of ONNX Runtime, openvino or ncnn, which take small differences for granted.
+            place of ONNX Runtime (openvino, ncnn, mnn, litert, torchscript), which differ a little.
         threads: The runtime's threads within one run; all usable cores by default.
         conf: Detections at or below this score are dropped.
         iou: Overlap above which NMS drops the weaker box of a class (raw contract only).
@@ -59,7 +59,7 @@ class Detector:
         self.candidates = 0  # boxes above conf before NMS, of the latest frame
         self.bundle: Bundle | None = None  # where the file comes from, if `load` took it from one
         check_provider(provider)
-        if not self.path.is_file() and not folder_format(self.path):
+        if format_of(self.path) is None:
             raise EdgeError(f"There is no model file {self.path}.")
         tensorrt = (tensorrt or TensorRT())._replace(hw=hw)
         opened = (open_first_active if provider == "auto" or allow_fallback else open_model)(

@@ -212,7 +212,7 @@ FIELDS = """
 schema id created_utc tool{name,version,git} command seed
 model{file,sha256,bytes,format,opset,ir,task,nc,imgsz,output_contract,precision,int8,teacher,student,train_run,ultralytics_version,license}
 accuracy{dataset,split,n_images,map50,map50_95,ci95,conf,iou,source} parity
-runtime{python,onnxruntime,numpy,opencv,openvino,ncnn,triton,provider_requested,providers_active,ep_nodes,ep_coverage,fallback,intra_threads,inter_threads,spin,graph_opt,io_binding,trt,cuda}
+runtime{python,onnxruntime,numpy,opencv,openvino,ncnn,mnn,litert,torchscript,triton,provider_requested,providers_active,ep_nodes,ep_coverage,fallback,intra_threads,inter_threads,spin,graph_opt,io_binding,trt,cuda}
 device{kind,board_model,soc,l4t,jetpack,kernel,cpu_model,cores_online,gpu,mem_total_mb,serial_hash} clocks
 protocol{profile,n_min,t_min_s,t_max_s,warmup,repeats,streams,interleaved,images,percentile_rule,gc_disabled}
 cold{import_s,session_s,first_run_ms,engine_cache}

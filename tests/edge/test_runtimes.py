@@ -1,4 +1,4 @@
-"""Runtimes beside ONNX Runtime: OpenVINO and ncnn, real where they are installed, and played for what goes wrong."""
+"""Runtimes beside ONNX Runtime: real where they are installed, and played for what goes wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 import sys
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.edge import colour_frames, export, measured, metadata, toy
+from helpers.edge import colour_frames, entry, export, measured, metadata, toy
 from ultralytics import YOLO
 
 from yolokd.latency import gate
@@ -345,7 +346,9 @@ def test_the_wrong_kind_of_model_for_a_runtime_is_refused(folder: Path, tmp_path
     monkeypatch.setitem(sys.modules, "ncnn", fake_ncnn([]))
     with pytest.raises(EdgeError, match="is a model for ncnn: give the provider ncnn"):
         load(folder, "cpu")
-    with pytest.raises(EdgeError, match="a.onnx is not a folder of `yolo export format=ncnn`"):
+    with pytest.raises(
+        EdgeError, match="a.onnx is an ONNX file, and ncnn reads what `yolokd export format=ncnn` writes"
+    ):
         load(toy(tmp_path / "a.onnx", RAW, metadata()), "ncnn")
 
 
@@ -369,6 +372,71 @@ def test_a_missing_package_is_one_sentence_with_the_remedy(
         assert cli.main(["doctor", "--provider", provider, "--json"]) == 1
         findings = json.loads(capfd.readouterr().out)
         assert any(f"needs the Python package {absent}" in finding["what"] for finding in findings)
+
+
+class Interpreter:
+    """LiteRT's, as far as it is used: one box whose place and size are shares of the input."""
+
+    def __init__(self, path: str, num_threads: int) -> None:
+        self.fed: list[Any] = []
+
+    def allocate_tensors(self) -> None: ...
+
+    def get_input_details(self) -> list[dict[str, Any]]:
+        return [{"index": 0, "shape": np.array([1, 3, 32, 64]), "dtype": np.float32}]
+
+    def get_output_details(self) -> list[dict[str, Any]]:
+        return [{"index": 9, "shape": np.array(RAW.shape), "dtype": np.float32}]
+
+    def set_tensor(self, index: int, blob: np.ndarray) -> None:
+        assert (index, blob.shape) == (0, (1, 3, 32, 64))
+
+    def invoke(self) -> None: ...
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        shares = RAW.astype(np.float32)
+        shares[:, [0, 2]] /= 64
+        shares[:, [1, 3]] /= 32
+        return shares
+
+
+@pytest.fixture
+def tflite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file as Ultralytics' LiteRT export leaves it, and the package."""
+    package, part = ModuleType("ai_edge_litert"), ModuleType("ai_edge_litert.interpreter")
+    package.__version__, part.Interpreter = "2.3.0", Interpreter
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", package)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", part)
+    file = tmp_path / "a.tflite"
+    file.write_bytes(b"flatbuffer")
+    with zipfile.ZipFile(file, "a") as archive:
+        written = {
+            "imgsz": [32, 64],
+            "names": {"0": "a", "1": "b", "2": "c"},
+            "task": "detect",
+            "args": {},
+            "stride": 32,
+        }
+        archive.writestr("metadata.json", json.dumps(written))
+        archive.writestr("yolokd.json", entry(contract.RAW, parity={"pass": True})["yolokd"])
+    return file
+
+
+def test_litert_s_shares_of_the_input_are_pixels_again(tflite: Path, tmp_path: Path) -> None:
+    detector, other = load(tflite, "litert"), load(toy(tmp_path / "a.onnx", RAW, metadata()), "cpu")
+    assert len(other.detect(FRAME)) == 1 and np.allclose(detector.detect(FRAME), other.detect(FRAME), atol=1e-4)
+    assert detector.contract.meta["parity"] == {"pass": True} and detector.active == "litert:CPU"
+
+
+def test_a_damaged_litert_file_is_refused(tflite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Interpreter, "get_input_details", lambda self: [{"shape": np.array([1, 32, 64, 3]), "dtype": float}]
+    )
+    with pytest.raises(EdgeError, match="does not take images .1, 3, 32, 64. in FP32"):
+        load(tflite, "litert")
+    tflite.write_bytes(b"flatbuffer")
+    with pytest.raises(EdgeError, match="the exporter's metadata in it is missing or unreadable"):
+        load(tflite, "litert")
 
 
 def test_a_fallback_from_openvino_is_allowed_only_where_asked_for(

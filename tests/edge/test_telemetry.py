@@ -37,6 +37,7 @@ from yolokd_edge import cli, live
 from yolokd_edge.bench.facts import device_facts
 from yolokd_edge.board import sensors
 from yolokd_edge.board.host_sensors import CpuEnergy, NvidiaGpu, PiPower
+from yolokd_edge.board.jetson_stats import JetsonStats
 from yolokd_edge.board.monitor import Monitor
 from yolokd_edge.board.readings import junction, total_power
 from yolokd_edge.board.sensors import Sensor, Sensors
@@ -262,7 +263,10 @@ def test_power_from_the_sensor_where_there_is_no_tegrastats(board: Path) -> None
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([], "no tegrastats, no ina3221 or readable powercap counter in /sys, no NVML and no pmic_read_adc"),
+        (
+            [],
+            "no tegrastats, jetson-stats or ina3221, no readable powercap counter, no NVML and no pmic_read_adc",
+        ),
         ([(1.5, TWO_CLUSTERS.partition(" VDD")[0])], "tegrastats reports no rail"),
         ([(0, orin(5000)), (1.5, orin(5000))], "tegrastats gave too few samples while frames were timed"),
     ],
@@ -461,6 +465,74 @@ def test_a_card_that_tells_nothing_and_one_that_is_not_there(host: Path, monkeyp
     assert not NvidiaGpu().present()
 
 
+class Jtop:
+    """The package jetson-stats as its version 7.2 tells what a line of tegrastats tells."""
+
+    def __init__(self, line: str) -> None:
+        told, self.closed = parse_tegrastats(line), False
+        rails = {
+            n: {"power": int(mw), "volt": 5000, "online": True, "type": "INA3221"} for n, mw in told["rails"].items()
+        }
+        first = next((n for n in ("VIN", "POM_5V_IN", "VDD_IN") if n in rails), None)  # which it takes out of the list
+        tot = {**rails.pop(first), "name": first} if first else {"power": sum(r["power"] for r in rails.values())}
+        self.power = {"rail": rails, "tot": tot}
+        zones = {name.upper(): {"temp": value, "online": True} for name, value in told["temps"].items()}
+        self.temperature = {**zones, "CV0": {"temp": -256, "online": False}}
+        self.gpu = {
+            "ga10b": {"type": "integrated", "status": {"load": float(told["gpu_load"] or 0), "railgate": False}}
+        }
+
+    def __call__(self, interval: float) -> Jtop:
+        assert interval == 0.5
+        return self
+
+    def start(self) -> None: ...
+
+    def ok(self, spin: bool) -> bool:
+        assert spin, "else it waits for the next sample"
+        return not self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    "line", [ORIN_NANO.format(load=61, tj=51.5, mw=9000), AGX_ORIN_USER, AGX_XAVIER, NANO, THOR_ROOT]
+)
+def test_jetson_stats_agrees_with_tegrastats(line: str, host: Path, monkeypatch) -> None:
+    """The same power of the same rails, temperature and load, whichever of the two tells them."""
+    client = Jtop(line)
+    monkeypatch.setitem(sys.modules, "jtop", type(sys)("jtop"))
+    monkeypatch.setattr(sys.modules["jtop"], "jtop", client, raising=False)
+    told, read = parse_tegrastats(line), JetsonStats().read()
+    ours, theirs = total_power(read["jtop_mw"]), total_power(told["rails"])
+    assert ours[:2] == theirs[:2] and set(ours[2].split("+")) == set(theirs[2].split("+"))
+    assert junction(read["jtop_temps"]) == junction(told["temps"]) and read["jtop_load"] == (told["gpu_load"] or 0)
+    with Monitor(power=True) as monitor:
+        pass
+    assert client.closed and monitor.readings[-1][1]["jtop_mw"] == read["jtop_mw"]
+    monitor.readings = [(t * S, monitor.readings[-1][1]) for t in range(4)]
+    telemetry = Telemetry(monitor, [(S, 3 * S)])
+    power = telemetry.power(5, {})
+    assert (power["source"], power["mean_w"]) == ("jtop", pytest.approx(theirs[0] / 1000))
+    assert telemetry.thermal({})["tj_max"] == junction(told["temps"]) and telemetry.gpu_loads()[0] == read["jtop_load"]
+
+
+def test_jetson_stats_is_left_alone_beside_tegrastats_and_survived_where_it_ends(host: Path, monkeypatch) -> None:
+    client = Jtop(AGX_ORIN_USER)
+    monkeypatch.setitem(sys.modules, "jtop", type(sys)("jtop"))
+    assert not JetsonStats().present(), "a package that is another"
+    monkeypatch.setattr(sys.modules["jtop"], "jtop", client, raising=False)
+    sensor = JetsonStats()
+    assert sensor.present() and sensor.read()["jtop_mw"]
+    client.power = {"other": "version"}
+    assert sensor.read() == {"jtop_mw": {}, "jtop_temps": {}, "jtop_load": None}
+    client.closed = True
+    assert sensor.read()["jtop_mw"] == {}
+    tool(host / "bin", "tegrastats", "exit 0")
+    assert not JetsonStats().present()
+
+
 def test_power_of_a_raspberry_pi(host: Path) -> None:
     said = """
      3V3_SYS_A current(1)=0.50000000A
@@ -589,7 +661,9 @@ def test_a_board_without_tools_gives_nulls(board: Path) -> None:
     write(board / "root", {"sys/class/hwmon/hwmon1/name": "none"})
     code, (record,), _ = bench_on(board)
     assert code == 0 and record["power"] is None and record["clocks"]["power_mode"] is None
-    assert record["unavailable"]["power"].startswith("no tegrastats, no ina3221 or readable powercap counter in /sys")
+    assert record["unavailable"]["power"].startswith(
+        "no tegrastats, jetson-stats or ina3221, no readable powercap counter"
+    )
     assert "nvpmodel" in record["unavailable"]["clocks.power_mode"]
 
 
@@ -620,5 +694,5 @@ def test_a_new_sensor_is_a_class_and_gets_its_curve(board: Path, monkeypatch) ->
 
 def test_no_two_sensors_tell_the_same_key(board: Path) -> None:
     keys = [key for kind in sensors.SENSORS for key in kind().read()]
-    own = [kind for kind in sensors.SENSORS if kind not in (CpuEnergy, NvidiaGpu, PiPower)]
+    own = [kind for kind in sensors.SENSORS if kind not in (CpuEnergy, NvidiaGpu, PiPower, JetsonStats)]
     assert len(keys) == len(set(keys)) >= 8 and all(kind().present() for kind in own)

@@ -127,7 +127,7 @@ def lively(family: str, file: Path, imgsz: int = 96) -> Path:
                 layer.bias.data -= 2
             if layer in sides:  # boxes of some strides: a single bin is the distance itself, which is never negative
                 layer.bias.data += 1.5 if len(bins) == 4 else -0.7 * bins
-    task = "detect" if "rtdetr" in family else task
+    task = "detect" if "rtdetr" in family or not task else task
     model.task = task
     if task == "pose":
         model.kpt_shape = list(head.kpt_shape)  # as a trainer does it

@@ -19,7 +19,7 @@ import yolokd
 from yolokd import cli, compat
 from yolokd.errors import UsageError
 from yolokd.onnx import export as verb
-from yolokd.onnx import parity
+from yolokd.onnx import formats, parity
 from yolokd_edge.bench.facts import parity_facts
 from yolokd_edge.boxes import match_detections
 from yolokd_edge.contract import E2E, NMS, RAW
@@ -47,11 +47,11 @@ def instead(monkeypatch, tmp_path_factory):
     def replace(file: Path) -> dict:
         asked = {}
 
-        def copy(checkpoint, arguments):
+        def copy(student, form, arguments):
             asked.update(arguments)
             return Path(shutil.copy(file, tmp_path_factory.mktemp("copy")))
 
-        monkeypatch.setattr(verb, "_to_onnx", copy)
+        monkeypatch.setattr(formats, "write", copy)
         return asked
 
     return replace
@@ -296,7 +296,7 @@ def test_rows_of_equal_score_may_come_in_any_order():
         ("contract=foo", "contract=foo is unknown; known are raw, e2e, nms"),
         ("contract=5", "contract=5 is unknown"),
         ("contract=e2e", "needs an NMS-free head"),
-        ("format=engine", "yolokd exports ONNX"),
+        ("format=engine", "does not end in .engine"),
         ("dynamic=True", "one fixed shape"),
         ("half=True", "yolokd bundle fp16=True"),
         ("quantize=8", "trained with quantize=8 becomes an INT8 file without it"),

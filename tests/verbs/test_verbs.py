@@ -21,7 +21,7 @@ from yolokd.config import options
 from yolokd.config.recipes import shipped_recipes
 from yolokd.errors import UsageError
 from yolokd.methods import METHODS
-from yolokd.onnx import export
+from yolokd.onnx import export, formats
 from yolokd.verbs import VERBS, help, load
 from yolokd.verbs.completion import script, words_after
 from yolokd.verbs.declaration import Verb, read_function, read_meanings
@@ -153,7 +153,7 @@ def test_train_and_export_tell_what_they_take():
     """These functions take **arguments, so that a signature does not name them."""
     train = {o.name for o in load("train").VERB.all_options()}
     assert train == {*options.OURS, "model", "data", "cfg", "cache", "check", "report", "NAME.option"}
-    taken = {*export.TAKEN, *export.BAKED["nms"]}
+    taken = {*formats.THROUGH_ONNX, *export.BAKED["nms"]}
     assert {o.name for o in load("export").VERB.options} == {"model", *taken}
     study = {o.name for o in load("study").VERB.all_options()}
     of_study = {"methods", "arms", "seeds", "out", "jobs", "threads", "devices", "engine", "starts"}

@@ -25,8 +25,8 @@ def bench(
     """Measure exported models side by side, print a table and keep report, raw samples and plot in a new run folder.
 
     Args:
-        models: ONNX files or bundles, for ncnn the folders of `yolo export format=ncnn`; several are interleaved frame
-            by frame and so meet the same background load.
+        models: ONNX files or bundles, or what `yolokd export format=` wrote; several are interleaved frame by frame
+            and so meet the same background load.
         source: An image or a folder of images, 32 or more if possible; they are decoded before the clock starts. Or a
             video file or a camera: then the latency from capture to result and the dropped frames. None with
             random=True.

@@ -22,7 +22,7 @@ def throughput(
     """Measure a model under load, print a table and keep the record and the curve's picture in a new run folder.
 
     Args:
-        model: An ONNX file or bundle; for ncnn the folder of `yolo export format=ncnn`.
+        model: An ONNX file or bundle, or what `yolokd export format=` wrote.
         project: Folder of the run folders.
         name: Name of the run folder, "throughput" by default; a number is added if it exists.
         exist_ok: Write into an existing run folder instead, replacing its record.

@@ -1,4 +1,6 @@
-"""`yolokd export` and `yolokd.export()`: a checkpoint becomes an ONNX file that is proven to compute the same."""
+"""`yolokd export` and `yolokd.export()`: a checkpoint becomes an ONNX file that is proven to compute the same, or a
+model in another format, proven by its own runtime.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,15 @@ from yolokd.data.splits import find_data
 from yolokd.detectors.opening import GIVE_CHECKPOINT, open_model
 from yolokd.detectors.quantized import is_quantized
 from yolokd.distill.provenance import Provenance
-from yolokd.errors import UsageError, as_path, one_line, printable
-from yolokd.onnx import metadata, parity, qdq
+from yolokd.errors import UsageError, as_path, printable
+from yolokd.onnx import formats, parity, qdq
 from yolokd_edge.contract import DETR, E2E, NMS, RAW, TASKS
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import list_images, read_image
+from yolokd_edge.runtimes.table import format_of
 
 CONTRACTS = {"raw": RAW, "e2e": E2E, "nms": NMS}  # choice -> output contract of the file
 TASK_OF = {"OBB": "obb", "Pose": "pose", "Segment": "segment"}  # a head's class without its version -> its task
-TAKEN = ("imgsz", "opset", "simplify", "device", "verbose")  # of Ultralytics' export arguments, for any contract
 BAKED = {
     "raw": (),
     "e2e": ("max_det",),
@@ -37,7 +39,6 @@ CALIBRATED = (
     "int8=True` makes one"
 )
 REFUSED = {  # argument -> (its one value that says nothing new, what to do instead)
-    "format": ("onnx", "yolokd exports ONNX; for other formats use `yolo export`"),
     "nms": (None, "choose the output with contract=raw, contract=e2e or contract=nms"),
     "dynamic": (None, "the runtime measures files of one fixed shape; export one file a size"),
     "batch": (1, "the runtime takes one image at a time"),
@@ -50,36 +51,40 @@ REFUSED = {  # argument -> (its one value that says nothing new, what to do inst
 def export(
     model: str | Path,
     out: str | Path | None = None,
+    format: str = "onnx",
     contract: str = "raw",
     source: str | Path | None = None,
     exist_ok: bool = False,
     trust: bool = False,
     **arguments: Any,
 ) -> Path:
-    """Export a checkpoint to ONNX through Ultralytics, check it, and write down what it is.
+    """Export a checkpoint through Ultralytics, check it, and write down what it is.
 
     Args:
         model: the .pt file.
-        out: the ONNX file to write; beside the checkpoint by default.
+        out: the file or folder to write; beside the checkpoint by default.
+        format: onnx; or openvino, ncnn, mnn, litert, torchscript, which their own runtime proves on this machine; or
+            another of Ultralytics' formats, which nothing here runs, so that it stays unproven.
         contract: output of a detecting YOLO's file: "raw" (boxes and scores of every anchor point, NMS follows), "e2e"
             (the NMS-free head of YOLO26 and v10) or "nms" (NMS in the graph). Another task's is always raw, an
-            RT-DETR's always its detections.
-        source: image or folder to compare PyTorch and onnxruntime on; by default two photographs that Ultralytics
-            installs and images of the checkpoint's own validation split, where it is present.
-        exist_ok: whether `out` may replace a file.
+            RT-DETR's always its detections, and other formats than ONNX are raw.
+        source: image or folder to compare PyTorch and the file's runtime on; by default two photographs that
+            Ultralytics installs and images of the checkpoint's own validation split, where it is present.
+        exist_ok: whether `out` may replace a file, or a folder that is a model of this format.
         trust: whether the checkpoint may hold what runs as code: you answer for it.
-        **arguments: Ultralytics' export arguments: imgsz, opset, simplify, device, verbose; with contract="nms" also
-            those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
+        **arguments: Ultralytics' export arguments: imgsz, device, verbose; opset and simplify for onnx and mnn; with
+            contract="nms" also those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
 
     Returns:
-        Path of the ONNX file, whose metadata entry "yolokd" tells teacher, methods, data set, accuracy and parity.
+        Path of the file or folder, whose metadata entry "yolokd" tells teacher, methods, data set, accuracy and parity.
 
     Raises:
-        UsageError: something asked for cannot be done.
+        UsageError: something asked for cannot be done, or a package that the format needs is absent.
         ParityError: the file computes something else than the checkpoint; it is not kept.
     """
     true_or_false("trust", trust)
-    checkpoint, target = _check_request(model, out, contract, exist_ok, arguments)
+    format = formats.check_format(format)
+    checkpoint, target = _check_request(model, out, format, contract, exist_ok, arguments)
     images = list_images(str(source)) if source else None
     if images:
         read_image(images[0])  # what is no image is found before the export
@@ -87,51 +92,91 @@ def export(
     wanted = _wanted(student.model.model[-1], checkpoint, contract)
     if (channels := int(student.model.yaml.get("channels", 3))) != 3:
         raise UsageError(f"model={checkpoint} takes images of {channels} channels: the runtime reads colour ones only.")
-    quantized = is_quantized(student.model)
-    if quantized and wanted in (*TASKS.values(), DETR):
-        raise UsageError(f"model={checkpoint} was trained for INT8, which is exported for detecting YOLOs only so far.")
-    if quantized and contract != "raw":
-        raise UsageError(
-            f"contract={contract}: {checkpoint} was trained for INT8, whose rounding decides between detections that "
-            "score alike, so that only the raw output can be compared: choose contract=raw."
-        )
-    made_by = Provenance.of_checkpoint(student.ckpt)
+    _check_quantized(student, checkpoint, format, contract, wanted)
     if "imgsz" not in arguments:
         arguments["imgsz"] = student.ckpt.get("train_args", {}).get("imgsz", 640)
     images = images or parity.real_images(training_data(student.ckpt))
     with tempfile.TemporaryDirectory() as folder:
         # A copy, because Ultralytics writes beside the checkpoint and over what is there.
         copy = Path(shutil.copy(checkpoint, folder))
-        file = _to_onnx(open_detector(copy, trust), {**compat.head_arguments(contract), **arguments})
-        graph = onnx.load(file)
-        rounded = {"int8": qdq.finish(graph, student.model, checkpoint)} if quantized else {}
-        onnx.save(graph, file)
-        onnx.checker.check_model(graph)
-        if (got := Detector(file).contract).output != wanted:
-            raise UsageError(
-                f"contract={contract} was asked for and Ultralytics exported {got.output}: choose another contract."
+        file = formats.write(open_detector(copy, trust), format, {**compat.head_arguments(contract), **arguments})
+        said = ""
+        if format in formats.PROVEN:
+            thresholds = _thresholds(contract, arguments)
+            said = _prove(file, format, student, checkpoint, wanted, images, thresholds, source, target, trust)
+        _keep(file, target)
+    size = f"{sum(part.stat().st_size for part in _all_files(target)) / 1e6:.1f} MB"
+    LOGGER.info(printable(f"Exported {target} ({wanted}, {size}); {said or 'nothing was compared'}"))
+    if not said:
+        LOGGER.warning(
+            printable(
+                f"{target} is not proven: no runtime here runs format={format}, so whether it computes what the "
+                "checkpoint computes has to be tested on its device."
             )
-        figures = parity.check(checkpoint, file, images, _thresholds(contract, arguments), trust)
-        stock = sum(map(parity.is_stock, images))
-        proven_on = {"own_images": len(images) - stock, "stock_images": stock}
-        described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures, "proven_on": proven_on} | rounded
-        metadata.write(graph, {**metadata.of_graph(graph)}, described)
-        onnx.save(graph, file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, target)
-    if not source and not proven_on["own_images"]:
-        said = f"{target} was proven on {stock} stock photographs only, which need not show what it is for: "
-        LOGGER.warning(printable(f"{said}give images of its own, source=images/."))
-    size = f"{target.stat().st_size / 1e6:.1f} MB"
-    LOGGER.info(printable(f"Exported {target} ({wanted}, {size}); {_said(figures, proven_on, source)}"))
+        )
     return target
 
 
-def _to_onnx(student: Any, arguments: dict[str, Any]) -> Path:
-    try:
-        return Path(student.export(format="onnx", **arguments))
-    except (AssertionError, RuntimeError) as error:  # how exporters refuse an argument, such as opset=3 or 99
-        raise UsageError(f"Ultralytics refuses to export: {one_line(error)}.") from error
+def _prove(
+    file: Path,
+    format: str,
+    student: Any,
+    checkpoint: Path,
+    wanted: str,
+    images: list[Path],
+    thresholds: dict[str, Any],
+    source: Any,
+    target: Path,
+    trust: bool,
+) -> str:
+    """Compare a model in its own runtime with the checkpoint, and write into it what it is; returns what to tell."""
+    provider = formats.PROVEN[format].provider
+    rounded = {}
+    if format == "onnx":
+        graph = onnx.load(file)
+        if is_quantized(student.model):
+            rounded = {"int8": qdq.finish(graph, student.model, checkpoint)}
+        onnx.save(graph, file)
+        onnx.checker.check_model(graph)
+    if (got := Detector(file, provider).contract).output != wanted:
+        raise UsageError(f"{wanted} was asked for and Ultralytics exported {got.output}: choose another contract.")
+    figures = parity.check(checkpoint, file, images, thresholds, trust, provider)
+    stock = sum(map(parity.is_stock, images))
+    proven_on = {"own_images": len(images) - stock, "stock_images": stock}
+    made_by = Provenance.of_checkpoint(student.ckpt)
+    described = describe(made_by.to_dict(), wanted, got.hw) | {"parity": figures, "proven_on": proven_on} | rounded
+    formats.describe(file, format, described)
+    if not source and not proven_on["own_images"]:
+        said = f"{target} was proven on {stock} stock photographs only, which need not show what it is for: "
+        LOGGER.warning(printable(f"{said}give images of its own, source=images/."))
+    return _said(figures, proven_on, source)
+
+
+def _keep(file: Path, target: Path) -> None:
+    """Move what was exported to where it was asked for, in place of what may be replaced there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    shutil.move(file, target)
+
+
+def _all_files(path: Path) -> list[Path]:
+    return [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
+
+
+def _check_quantized(student: Any, checkpoint: Path, format: str, contract: str, wanted: str) -> None:
+    """Refuse what a student that was trained for INT8 cannot become."""
+    if not is_quantized(student.model):
+        return
+    if format != "onnx":
+        raise UsageError(f"model={checkpoint} was trained for INT8, which is exported to ONNX only: leave format= out.")
+    if wanted in (*TASKS.values(), DETR):
+        raise UsageError(f"model={checkpoint} was trained for INT8, which is exported for detecting YOLOs only so far.")
+    if contract != "raw":
+        raise UsageError(
+            f"contract={contract}: {checkpoint} was trained for INT8, whose rounding decides between detections that "
+            "score alike, so that only the raw output can be compared: choose contract=raw."
+        )
 
 
 def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dict[str, Any]:
@@ -153,7 +198,7 @@ def describe(made_by: dict[str, Any], contract: str, hw: tuple[int, int]) -> dic
 
 
 def _check_request(
-    model: str | Path, out: str | Path | None, contract: str, exist_ok: bool, arguments: dict[str, Any]
+    model: str | Path, out: str | Path | None, format: str, contract: str, exist_ok: bool, arguments: dict[str, Any]
 ) -> tuple[Path, Path]:
     checkpoint = as_path("model", model)
     if checkpoint.suffix != ".pt" or not checkpoint.is_file():
@@ -163,22 +208,34 @@ def _check_request(
     for key, (same, remedy) in REFUSED.items():
         if (value := arguments.pop(key, None)) and value != same:
             raise UsageError(f"{key}={value} is not for `yolokd export`: {remedy}.")
-    ours = ("model", "out", "contract", "source", "exist_ok", "trust")
-    check_keys(arguments, [*TAKEN, *BAKED["nms"], *ours])
+    if format != "onnx" and contract != "raw":
+        raise UsageError(f"contract={contract} is for ONNX files: leave it out with format={format}.")
+    ours = ("model", "out", "format", "contract", "source", "exist_ok", "trust")
+    check_keys(arguments, [*formats.THROUGH_ONNX, *BAKED["nms"], *ours])
+    taken = formats.PROVEN[format].takes if format in formats.PROVEN else formats.THROUGH_ONNX
     for key in arguments:
-        if key not in (*TAKEN, *BAKED[contract]):
-            raise UsageError(f"{key}={arguments[key]} has no place in a file with contract={contract}: leave it out.")
+        if key not in (*taken, *BAKED[contract]):
+            what = f"contract={contract}" if format == "onnx" else f"format={format}"
+            raise UsageError(f"{key}={arguments[key]} has no place in a file with {what}: leave it out.")
     check_values(arguments)
     if (opset := arguments.get("opset")) is not None and (type(opset) is not int or opset < 9):
         raise UsageError(f"opset={opset} is none that can be exported: give a whole number, opset>=9.")
     true_or_false("exist_ok", exist_ok)
-    target = as_path("out", out) if out else checkpoint.with_suffix(".onnx")
-    if target.suffix != ".onnx":
-        raise UsageError(f"out={target} does not end in .onnx: name the file to write, such as out=student.onnx.")
+    return checkpoint, _check_target(out, checkpoint, format, exist_ok)
+
+
+def _check_target(out: str | Path | None, checkpoint: Path, format: str, exist_ok: bool) -> Path:
+    """Where to write; refused where something lies that may not be replaced."""
+    end = formats.ending(format)
+    target = as_path("out", out) if out else checkpoint.with_name(checkpoint.stem + end)
+    if not target.name.endswith(end):
+        raise UsageError(f"out={target} does not end in {end}: name what to write, such as out=student{end}.")
     if target.exists() and not exist_ok:
         raise UsageError(f"{target} exists already: name another file with out=, or allow it with exist_ok=True.")
+    if target.is_dir() and format_of(target) != format:
+        raise UsageError(f"{target} is a folder that is no model for {format}: name another one with out=.")
     check_writable(target, f"out={target}")
-    return checkpoint, target
+    return target
 
 
 def _wanted(head: Any, checkpoint: Path, contract: str) -> str:

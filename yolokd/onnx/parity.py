@@ -59,22 +59,24 @@ def compare(
     images: list[Path],
     thresholds: dict[str, Any] | None = None,
     trust: bool = False,
+    provider: str = "cpu",
 ) -> dict[str, Any]:
     """Largest differences over the images; fields as in the latency report's `parity`.
 
     Args:
         checkpoint: the .pt file, the reference.
-        file: the ONNX file.
+        file: the ONNX file, or a model in another format.
         images: image files; colour and not square, else a swapped channel or a wrong letterbox goes unseen.
         thresholds: conf, iou, max_det and agnostic_nms that are part of the file's graph, where they are.
         trust: the user answers for what the checkpoint runs.
+        provider: which runtime runs the file, see `yolokd_edge.runtimes.table`.
 
     Returns:
         ``pass`` and the figures it stands on, boxes in pixels. ``raw`` is the network's whole output for the raw
         contract; ``rows``, for the NMS-free ones, those rows that do not depend on how ties are broken.
     """
     settings = {"conf": MIN_CONF, "iou": 0.7, "max_det": 300, "agnostic_nms": False, **(thresholds or {})}
-    detector = Detector(file, conf=settings["conf"], iou=settings["iou"], max_det=settings["max_det"])
+    detector = Detector(file, provider, conf=settings["conf"], iou=settings["iou"], max_det=settings["max_det"])
     detr, per_anchor = detector.contract.output == DETR, detector.output.per_anchor
     e2e = not per_anchor and detector.contract.exporter.get("end2end") == "True"
     reference = open_model(checkpoint, trust=trust)
@@ -149,6 +151,7 @@ def check(
     images: list[Path],
     thresholds: dict[str, Any] | None = None,
     trust: bool = False,
+    provider: str = "cpu",
 ) -> dict[str, Any]:
     """`compare`, or ParityError in one sentence when a difference is above its tolerance.
 
@@ -156,7 +159,7 @@ def check(
         ParityError: the file differs.
         UsageError: the images show nothing to compare, which proves nothing either way.
     """
-    figures = compare(checkpoint, file, images, thresholds, trust)
+    figures = compare(checkpoint, file, images, thresholds, trust, provider)
     if not figures["pass"]:
         parts = ", ".join(f"{part} {figures[part]}" for part in ("raw", "rows", "dets") if figures[part])
         raise ParityError(

@@ -16,7 +16,7 @@ VERB = Verb(
     options=(
         Option("source", "an image or a folder of images, 32 or more if possible; or a video file or a camera: then "
                "the latency from capture to result; none with random=True"),
-        Option("model", "ONNX files or bundles with commas between; for ncnn the folder of `yolo export format=ncnn`",
+        Option("model", "ONNX files or bundles with commas between, or what `yolokd export format=` wrote",
                required=True),
         REPORT,
     ),

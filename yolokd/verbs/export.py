@@ -1,4 +1,4 @@
-"""`yolokd export`: write an ONNX file and prove that it computes the same."""
+"""`yolokd export`: write an ONNX file, or another format, and prove that it computes the same."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from yolokd.errors import UsageError
 from yolokd.verbs.declaration import Option, Verb
 
 VERB = Verb(
-    summary="writes an ONNX file and proves that it computes the same",
-    usage=("yolokd export model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [imgsz=640] ...",),
+    summary="writes an ONNX file, or another format, and proves that it computes the same",
+    usage=(
+        "yolokd export model=best.pt [out=student.onnx] [contract=raw|e2e|nms] [source=images/] [imgsz=640] ...",
+        "yolokd export model=best.pt format=openvino|ncnn|mnn|litert|torchscript [source=images/] [imgsz=640] ...",
+    ),
     function="yolokd.onnx.export.export",
     options=(
         Option(
@@ -30,6 +33,7 @@ VERB = Verb(
     examples=(
         "yolokd export model=runs/detect/train/weights/best.pt",
         "yolokd export model=best.pt contract=nms conf=0.3 imgsz=320",
+        "yolokd export model=best.pt format=openvino",
     ),
     stands_on_ultralytics=True,
 )

@@ -13,9 +13,7 @@ VERB = Verb(
         "yolokd throughput model=best.onnx random=True scenario=server rate=20 bound=50 [seconds=60] ...",
     ),
     function="yolokd.latency.throughput.throughput",
-    options=(
-        Option("model", "an ONNX file or bundle; for ncnn the folder of `yolo export format=ncnn`", required=True),
-    ),
+    options=(Option("model", "an ONNX file or bundle, or what `yolokd export format=` wrote", required=True),),
     notes=(
         "A curve has a point for each batch and number of streams; those that no other beats are marked.",
         "The scenarios single, multi, server and offline are those of MLPerf, and so are the rules for their validity.",

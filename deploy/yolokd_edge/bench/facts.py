@@ -32,7 +32,7 @@ from yolokd_edge.board.system import (
 from yolokd_edge.common import sha256
 from yolokd_edge.contract import Contract
 from yolokd_edge.detector import Detector
-from yolokd_edge.runtimes.table import OTHER_RUNTIMES, PROVIDERS, model_files, name_of
+from yolokd_edge.runtimes.table import OTHER_RUNTIMES, PROVIDERS, format_of, model_files, name_of
 
 ACCURACY = ("dataset", "split", "n_images", "map50", "map50_95", "ci95", "conf", "iou", "source")
 IN_METADATA = ("int8", "teacher", "student", "train_run")
@@ -84,7 +84,7 @@ def model_facts(detector: Detector, missing: dict[str, str]) -> dict[str, Any]:
         "file": path.name,
         "sha256": sha256(*files),
         "bytes": sum(file.stat().st_size for file in files),
-        "format": PROVIDERS[name_of(detector.active) or "cpu"].model_format,
+        "format": format_of(path),
         "opset": None,
         "ir": None,
         "task": contract.exporter["task"],

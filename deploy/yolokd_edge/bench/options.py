@@ -46,7 +46,7 @@ class BenchOptions:
     meets all alike.
     """
 
-    # ONNX files or bundles; for ncnn the folders of `yolo export format=ncnn`. They are interleaved frame by frame.
+    # ONNX files or bundles, or what `yolokd export format=` wrote. They are interleaved frame by frame.
     models: Sequence[str | Path] = field(
         metadata={
             "flag": "--model",

@@ -19,7 +19,7 @@ from yolokd_edge.board.tools import parse_get_throttled, parse_jetson_clocks, pa
 
 
 class Monitor:
-    """Samples the board beside a measurement: tegrastats where installed, and /sys.
+    """Samples the board beside a measurement: tegrastats where installed, else jetson-stats, and /sys.
 
     Args:
         power: Whether power is wanted; tegrastats then reports every 100 ms, else every second.
@@ -68,6 +68,7 @@ class Monitor:
         for thread in self._threads:
             thread.join(5)
         self.look()
+        self.sensors.close()
         self._ask_firmware()
 
     def _end(self, how: int) -> None:

@@ -20,6 +20,10 @@ class Sensor:
         """What it tells now: the same keys each time, which no other sensor has."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Give back what it holds, when all is read."""
+        return None
+
     def curves(self, reading: Mapping[str, Any]) -> dict[str, float]:
         """Numbers of an earlier reading that are kept with the raw samples, as telemetry/NAME."""
         return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yolokd_edge.board.host_sensors import CpuEnergy, NvidiaGpu, PiPower
+from yolokd_edge.board.jetson_stats import JetsonStats
 from yolokd_edge.board.readings import COLDEST
 from yolokd_edge.board.sensor import Sensor
 from yolokd_edge.board.system import list_paths, read_int, read_text
@@ -166,6 +167,7 @@ class Fan(Sensor):
 
 SENSORS: tuple[type[Sensor], ...] = (
     CpuClocks, Gpu, ThermalZones, CoolingDevices, OverCurrent, PowerRails, Fan, CpuEnergy, NvidiaGpu, PiPower,
+    JetsonStats,
 )  # fmt: skip
 Kind = TypeVar("Kind", bound=Sensor)
 
@@ -195,6 +197,11 @@ class Sensors:
     def curves(self, reading: Mapping[str, Any]) -> dict[str, float]:
         """What all of them keep of a reading."""
         return {name: value for sensor in self.all for name, value in sensor.curves(reading).items()}
+
+    def close(self) -> None:
+        """Let all of them give back what they hold."""
+        for sensor in self.all:
+            sensor.close()
 
     def moving(self) -> bool:
         """Whether there is anything worth sampling while frames are timed."""

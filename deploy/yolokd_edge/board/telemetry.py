@@ -57,8 +57,8 @@ class Telemetry:
         """GPU load while measuring, %."""
         values = [float(s["gpu_load"]) for s in self._inside(self.stats) if s["gpu_load"] is not None]
         readings = self._inside(self.monitor.readings)
-        keys = ("gpu_load", "nvml_load")
-        return values or next((loads for k in keys if (loads := [r[k] for r in readings if r[k] is not None])), [])
+        keys = ("gpu_load", "nvml_load", "jtop_load")
+        return values or next((own for k in keys if (own := [r[k] for r in readings if r.get(k) is not None])), [])
 
     def gpu_seen_busy(self) -> bool | None:
         """Whether the GPU did anything while measuring; None where the board does not tell."""
@@ -110,7 +110,9 @@ class Telemetry:
 
     def _temps(self) -> list[tuple[int, dict[str, float]]]:
         from_stats = [(t, s["temps"]) for t, s in self.stats if s["temps"]]
-        return from_stats or [(t, r["temps"]) for t, r in self.monitor.readings if r["temps"]]
+        readings = self.monitor.readings
+        from_zones = [(t, r["temps"]) for t, r in readings if r["temps"]]
+        return from_stats or from_zones or [(t, r["jtop_temps"]) for t, r in readings if r.get("jtop_temps")]
 
     def thermal(self, missing: dict[str, str]) -> dict[str, Any] | None:
         """The record's `thermal`; temperatures in deg C."""
@@ -188,6 +190,7 @@ class Telemetry:
         sources: dict[str, list[tuple[int, dict[str, float]]]] = {
             "tegrastats": [(t, s["rails"]) for t, s in self.stats if s["rails"]],
             "ina3221": [(t, r["rails"]) for t, r in readings if r["rails"]],
+            "jtop": [(t, r["jtop_mw"]) for t, r in readings if r.get("jtop_mw")],
             "pmic": [(t, r["pmic_mw"]) for t, r in readings if r.get("pmic_mw")],
             **self._host_rails(),
         }
@@ -226,7 +229,7 @@ class Telemetry:
         samples, origin = self._watts()
         if origin is None:
             why = "tegrastats reports no rail" if self.monitor.lines else "tegrastats printed nothing"
-            none = "no tegrastats, no ina3221 or readable powercap counter in /sys, no NVML and no pmic_read_adc"
+            none = "no tegrastats, jetson-stats or ina3221, no readable powercap counter, no NVML and no pmic_read_adc"
             missing["power"] = why if self.monitor.tegrastats else none
             return None
         source, scope, rail = origin

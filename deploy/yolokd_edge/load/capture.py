@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolokd_edge.bench.facts import device_facts, model_facts, runtime_facts
 from yolokd_edge.bench.options import BenchOptions, Limits
 from yolokd_edge.bench.statistics import summary
 from yolokd_edge.bench.timing import WARM_UP_CPU_S, WARM_UP_GPU_S, warm_up
@@ -22,9 +19,9 @@ from yolokd_edge.common import EdgeError, printable, usable_cores
 from yolokd_edge.detector import Detector
 from yolokd_edge.images import VIDEO_SUFFIXES, is_stream, noise_frames
 from yolokd_edge.load.camera import USUAL_FPS, Camera, Captured
+from yolokd_edge.load.record import load_record
 from yolokd_edge.runtimes.requests import Clock
 from yolokd_edge.runtimes.table import ON_CPU
-from yolokd_edge.version import VERSION
 
 SCHEMA = "yolokd.capture/1"
 STAGES = ("wait", "pre", "infer", "post", "total")  # wait: from capture until the frame before is done
@@ -152,33 +149,18 @@ def _record(
     results: dict[str, Any],
     reasons: Sequence[str],
 ) -> dict[str, Any]:
-    missing: dict[str, str] = {"tool.git": "an installed program knows no commit"}
-    missing.update({f"model.{key}": "the runtime does not tell it" for key in ("opset", "ir")})
+    missing: dict[str, str] = {}
     if camera.fps is None:
         missing["protocol.source_fps"] = "the file tells none" if camera.is_file else "a camera delivers as it likes"
-    return {
-        "schema": SCHEMA,
-        "id": uuid.uuid4().hex,
-        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "tool": {"name": "yolokd_edge", "version": VERSION, "git": None},
-        "command": list(sys.argv),
-        "seed": options.seed,
-        "model": model_facts(detector, missing),
-        "runtime": runtime_facts(detector, missing),
-        "device": device_facts(missing),
-        "protocol": {
-            "profile": options.profile_name,
-            "source": str(options.source),
-            "source_fps": camera.fps,
-            "warmup": warm,
-            "measured": "from when OpenCV had the frame, a file's at the file's rate, to the detections; always the "
-            "newest frame, those that it replaces are dropped",
-        },
-        "results": results,
-        "stability": {"verdict": "valid_with_warnings" if reasons else "valid", "reasons": list(reasons)},
-        "notes": None,
-        "unavailable": missing,
+    protocol = {
+        "profile": options.profile_name,
+        "source": str(options.source),
+        "source_fps": camera.fps,
+        "warmup": warm,
+        "measured": "from when OpenCV had the frame, a file's at the file's rate, to the detections; always the "
+        "newest frame, those that it replaces are dropped",
     }
+    return load_record(SCHEMA, options.seed, detector, protocol, results, reasons, missing)
 
 
 def as_text(record: dict[str, Any]) -> str:

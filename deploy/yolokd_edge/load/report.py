@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolokd_edge.bench.facts import device_facts, image_facts, model_facts, runtime_facts
+from yolokd_edge.bench.facts import image_facts
 from yolokd_edge.common import EdgeError, check_writable, json_text, printable, usable_cores
 from yolokd_edge.detector import Detector
 from yolokd_edge.load.curve import typical
 from yolokd_edge.load.options import CURVE, LoadOptions
+from yolokd_edge.load.record import load_record
 from yolokd_edge.load.verdicts import NOT_SERVED, SERVED
-from yolokd_edge.version import VERSION
 
 SCHEMA = "yolokd.throughput/1"
 MEASURED = "infer: from an input array on the host to output arrays on the host; no pre- and postprocessing"
@@ -33,34 +30,18 @@ def make_record(
     stolen: float | None,
 ) -> dict[str, Any]:
     """The record: what was loaded, where, how, and what was found."""
-    missing: dict[str, str] = {"tool.git": "an installed program knows no commit"}
-    missing.update({f"model.{key}": "the runtime does not tell it" for key in ("opset", "ir")})
-    reasons = doubts(options, len(frames), load_before, stolen)
-    runtime = runtime_facts(detector, missing)
-    runtime.update(io_binding="IO binding" in str(results), cuda_graph=options.cuda_graph)
-    return {
-        "schema": SCHEMA,
-        "id": uuid.uuid4().hex,
-        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "tool": {"name": "yolokd_edge", "version": VERSION, "git": None},
-        "command": list(sys.argv),
-        "seed": options.seed,
-        "model": model_facts(detector, missing),
-        "runtime": runtime,
-        "device": device_facts(missing),
-        "protocol": {
-            "scenario": options.scenario,
-            "measured": MEASURED,
-            "seconds": options.duration,
-            "repeats": options.repeats if options.scenario == CURVE else 1,
-            "images": {**image_facts(frames), "random": options.random},
-            "percentile_rule": "nearest rank, ceil(p*n)",
-        },
-        "results": results,
-        "stability": {"verdict": "valid_with_warnings" if reasons else "valid", "reasons": reasons},
-        "notes": None,
-        "unavailable": missing,
+    protocol = {
+        "scenario": options.scenario,
+        "measured": MEASURED,
+        "seconds": options.duration,
+        "repeats": options.repeats if options.scenario == CURVE else 1,
+        "images": {**image_facts(frames), "random": options.random},
+        "percentile_rule": "nearest rank, ceil(p*n)",
     }
+    reasons = doubts(options, len(frames), load_before, stolen)
+    record = load_record(SCHEMA, options.seed, detector, protocol, results, reasons, {})
+    record["runtime"].update(io_binding="IO binding" in str(results), cuda_graph=options.cuda_graph)
+    return record
 
 
 def doubts(options: LoadOptions, images: int, load_before: float | None, stolen: float | None) -> list[str]:

@@ -16,7 +16,7 @@ from yolokd_edge.runtimes.coverage import coverage_in_new_process
 from yolokd_edge.runtimes.onnxruntime_binding import BoundRun, output_shapes, with_cuda_graph
 from yolokd_edge.runtimes.onnxruntime_options import load_cuda, provider_options, session_options
 from yolokd_edge.runtimes.requests import Requests, ThreadedRequests, shared_out
-from yolokd_edge.runtimes.table import PROVIDERS, folder_format, name_of
+from yolokd_edge.runtimes.table import PROVIDERS
 from yolokd_edge.runtimes.tensorrt import engine_options
 
 UNREADABLE = ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoModel", "NoSuchFile")
@@ -24,9 +24,6 @@ UNREADABLE = ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoModel", "
 
 def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
     """Create a session whose first provider is the one asked for and runs nearly all nodes, or raise."""
-    other = folder_format(path)
-    if other is not None:
-        raise EdgeError(f"{path} is a model for {other.model_format}: give the provider {name_of(other.names[0])}.")
     names, available = PROVIDERS[provider].names, onnxruntime.get_available_providers()
     requested = names[0]
     if requested not in available:

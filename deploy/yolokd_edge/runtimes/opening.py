@@ -7,11 +7,12 @@ from pathlib import Path
 
 from yolokd_edge.common import PROVIDER, EdgeError
 from yolokd_edge.runtimes.base import Opened, TensorRT
-from yolokd_edge.runtimes.table import AUTO, OTHER_RUNTIMES, PROVIDERS, folder_format
+from yolokd_edge.runtimes.table import AUTO, OTHER_RUNTIMES, PROVIDERS, check_format, format_of
 
 
 def open_model(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
     """Open a model on a provider, by the file of this folder that the table names, or raise."""
+    check_format(path, provider)
     runtime = import_module(f"yolokd_edge.runtimes.{PROVIDERS[provider].module}")
     opened: Opened = runtime.open_session(path, provider, threads, tensorrt)
     return opened
@@ -19,7 +20,7 @@ def open_model(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> O
 
 def open_first_active(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
     """The first provider that is really active: of all for auto, else of the one asked for and those after it."""
-    names: tuple[str, ...] = (provider,) if folder_format(path) else (provider, "cpu")
+    names: tuple[str, ...] = (provider, "cpu") if format_of(path) == "onnx" else (provider,)
     if provider not in OTHER_RUNTIMES:
         names = AUTO if provider == "auto" else AUTO[AUTO.index(provider) :]
     for name in names[:-1]:

@@ -12,11 +12,12 @@ import numpy as np
 from yolokd_edge.common import PROVIDER, EdgeError, one_line
 from yolokd_edge.runtimes.base import Meta, Opened, Port, TensorRT, import_package, timed_session
 from yolokd_edge.runtimes.requests import Clock, Done, Requests
-from yolokd_edge.runtimes.table import PROVIDERS
+from yolokd_edge.runtimes.table import PROVIDERS, format_of, model_files
+from yolokd_edge.runtimes.written import from_yaml
 
 
 def open_session(path: Path, provider: str, threads: int, tensorrt: TensorRT) -> Opened:
-    """Open an ONNX file on one of OpenVINO's devices."""
+    """Open an ONNX file or a folder of `yolokd export format=openvino` on one of OpenVINO's devices."""
     device = PROVIDERS[provider].names[0].partition(":")[2]
     return timed_session(lambda file, count: OpenVino(file, count, device), path, provider, threads)
 
@@ -40,7 +41,7 @@ class AsyncRequests:
     """OpenVINO's AsyncInferQueue of as many requests as the compiled model finds best.
 
     Args:
-        path: the ONNX file.
+        path: the model.
         device: CPU, GPU or NPU.
         hints: for compiling.
         shape: of an input, (B, 3, H, W).
@@ -58,7 +59,7 @@ class AsyncRequests:
         openvino = import_package("openvino", "openvino")
         try:
             core = openvino.Core()
-            model = core.read_model(str(path))
+            model = core.read_model(str(model_files(path)[0]))
             model.reshape(shape)  # of one shape it computes faster than of any
             compiled = core.compile_model(model, device, dict(hints))
             self._queue = openvino.AsyncInferQueue(compiled)
@@ -93,7 +94,7 @@ class AsyncRequests:
 
 
 class OpenVino:
-    """An ONNX file on OpenVINO's own runtime, with what is used here of ONNX Runtime's session.
+    """A model on OpenVINO's own runtime, with what is used here of ONNX Runtime's session.
 
     Low latency rather than throughput, and full precision where the device could silently take less; an NPU has none.
     """
@@ -101,6 +102,7 @@ class OpenVino:
     def __init__(self, path: Path, threads: int, device: str = "CPU") -> None:
         openvino = import_package("openvino", "openvino")
         self.version = str(openvino.__version__)
+        self._written = from_yaml(path, "openvino") if format_of(path) == "openvino" else None
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
             hints["INFERENCE_NUM_THREADS"] = threads
@@ -110,7 +112,7 @@ class OpenVino:
             core = openvino.Core()
             if device not in (held := {name.partition(".")[0] for name in core.available_devices}):
                 raise EdgeError(f"OpenVINO sees no {device} here, only {', '.join(sorted(held))}.", PROVIDER)
-            self._model = core.read_model(str(path))
+            self._model = core.read_model(str(model_files(path)[0]))
             self._compiled = core.compile_model(self._model, device, hints)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
@@ -122,23 +124,26 @@ class OpenVino:
         return ["openvino:" + device.partition(".")[0] for device in devices]
 
     def get_modelmeta(self) -> Meta:
-        """The ONNX file's metadata, which OpenVINO keeps under `framework`."""
+        """The ONNX file's metadata, which OpenVINO keeps under `framework`; of a folder that of its metadata.yaml."""
+        if self._written is not None:
+            return Meta({str(k): v if isinstance(v, str) else repr(v) for k, v in self._written.items()})
         kept = dict(self._model.get_rt_info().items()).get("framework")
         return Meta({key: str(value.astype(str)) for key, value in kept.items()} if kept is not None else {})
 
-    def _port(self, port: Any) -> Port:
+    def _port(self, port: Any, name: str) -> Port:
         shape = [size.get_length() if size.is_static else str(size) for size in port.partial_shape]
         kinds = {"f32": "tensor(float)", "f16": "tensor(float16)", "f64": "tensor(double)"}
         kind = port.element_type.get_type_name()
-        return Port(port.any_name, shape, kinds.get(kind, kind))
+        return Port(name, shape, kinds.get(kind, kind))
 
     def get_inputs(self) -> list[Port]:
         """The model's inputs."""
-        return [self._port(port) for port in self._model.inputs]
+        return [self._port(port, port.any_name) for port in self._model.inputs]
 
     def get_outputs(self) -> list[Port]:
-        """The model's outputs."""
-        return [self._port(port) for port in self._model.outputs]
+        """The model's outputs; a folder's have no names."""
+        named = self._written is None
+        return [self._port(p, p.any_name if named else f"output{k}") for k, p in enumerate(self._model.outputs)]
 
     def run(self, outputs: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run once; the outputs are copies."""

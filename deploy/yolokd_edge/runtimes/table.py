@@ -19,23 +19,39 @@ class Provider(NamedTuple):
     names: tuple[str, ...]  # as the session's get_providers() tells them: the one asked for, then its helpers
     on_cpu: bool = False  # whether it leaves the GPU alone
     package: str | None = None  # the Python package that a runtime of its own needs
-    model_format: str = "onnx"
-    parts: tuple[str, ...] = ()  # of a model that is a folder: a pattern for each of its files
+    formats: tuple[str, ...] = ("onnx",)  # of models that it reads, names of FORMATS
     bundle_files: str | None = None  # the provider whose files of a bundle it takes, if not its own
     coverage: float = 0.95  # share of the graph's nodes (of their time, from a profile) that it must run
 
 
+class Format(NamedTuple):
+    """How a model of a format lies on the disk: as a file, or as a folder."""
+
+    suffix: str = ""  # of the file
+    parts: tuple[str, ...] = ()  # of the folder: a pattern for each of its files
+
+
+FORMATS = {  # as Ultralytics' exporter names them
+    "onnx": Format(".onnx"),
+    "openvino": Format(parts=("*.xml", "*.bin")),
+    "ncnn": Format(parts=("*.param", "*.bin")),
+    "mnn": Format(".mnn"),
+    "litert": Format(".tflite"),
+    "torchscript": Format(".torchscript"),
+}
+OPENVINO = ("onnx", "openvino")
 CPU = "CPUExecutionProvider"
 PROVIDERS: dict[str, Provider] = {
     "cpu": Provider("onnxruntime", (CPU,), on_cpu=True),
     "cuda": Provider("onnxruntime", ("CUDAExecutionProvider", CPU)),
     "trt": Provider("onnxruntime", ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)),
-    "openvino": Provider("openvino", ("openvino:CPU",), on_cpu=True, package="openvino", bundle_files="cpu"),
-    "ncnn": Provider(
-        "ncnn", ("ncnn:CPU",), on_cpu=True, package="ncnn", model_format="ncnn", parts=("*.param", "*.bin")
-    ),
-    "openvino-gpu": Provider("openvino", ("openvino:GPU",), package="openvino", bundle_files="cpu"),
-    "openvino-npu": Provider("openvino", ("openvino:NPU",), package="openvino", bundle_files="cpu"),
+    "openvino": Provider("openvino", ("openvino:CPU",), True, "openvino", OPENVINO, bundle_files="cpu"),
+    "ncnn": Provider("ncnn", ("ncnn:CPU",), on_cpu=True, package="ncnn", formats=("ncnn",)),
+    "mnn": Provider("mnn", ("mnn:CPU",), on_cpu=True, package="MNN", formats=("mnn",)),
+    "litert": Provider("litert", ("litert:CPU",), on_cpu=True, package="ai_edge_litert", formats=("litert",)),
+    "torchscript": Provider("torchscript", ("torch:CPU",), on_cpu=True, package="torch", formats=("torchscript",)),
+    "openvino-gpu": Provider("openvino", ("openvino:GPU",), False, "openvino", OPENVINO, bundle_files="cpu"),
+    "openvino-npu": Provider("openvino", ("openvino:NPU",), False, "openvino", OPENVINO, bundle_files="cpu"),
     "qnn": Provider("onnxruntime", ("QNNExecutionProvider", CPU), bundle_files="cpu"),
     "coreml": Provider("onnxruntime", ("CoreMLExecutionProvider", CPU), bundle_files="cpu"),
     "dml": Provider("onnxruntime", ("DmlExecutionProvider", CPU), bundle_files="cpu"),
@@ -69,17 +85,39 @@ def name_of(active: str) -> str | None:
     return next((name for name, provider in PROVIDERS.items() if provider.names[0] == active), None)
 
 
-def folder_format(path: Path) -> Provider | None:
-    """The provider that reads a folder as one model, such as ncnn's; None for anything else."""
-    if not path.is_dir():
+def format_of(path: Path) -> str | None:
+    """The format of a model, a name of FORMATS; None for a folder that is no model, and where there is nothing.
+
+    A file with another ending is taken for ONNX, whose runtime says what is wrong with it.
+    """
+    if path.is_dir():
+        return next((name for name in FORMATS if FORMATS[name].parts and len(_parts(path, name)) == 2), None)
+    if not path.is_file():
         return None
-    for provider in PROVIDERS.values():
-        if provider.parts and all(len(list(path.glob(pattern))) == 1 for pattern in provider.parts):
-            return provider
-    return None
+    return next((name for name, form in FORMATS.items() if form.suffix == path.suffix.lower()), "onnx")
+
+
+def check_format(path: Path, provider: str) -> None:
+    """Refuse a model that a provider does not read, with one that does."""
+    form, read = format_of(path) or "onnx", PROVIDERS[provider].formats
+    if form in read:
+        return
+    if form == "onnx":
+        raise EdgeError(
+            f"{path} is an ONNX file, and {provider} reads what `yolokd export format={read[0]}` writes: give that, or "
+            "the provider cpu."
+        )
+    able = next(name for name, one in PROVIDERS.items() if form in one.formats)
+    raise EdgeError(f"{path} is a model for {form}: give the provider {able}.")
+
+
+def _parts(folder: Path, form: str) -> list[Path]:
+    """The files of a folder that make up a model of a format; fewer where one is missing or there are several."""
+    found = [list(folder.glob(pattern)) for pattern in FORMATS[form].parts]
+    return [files[0] for files in found if len(files) == 1]
 
 
 def model_files(path: Path) -> list[Path]:
     """The file, or the files in its folder, that make up a model."""
-    provider = folder_format(path)
-    return [next(path.glob(pattern)) for pattern in provider.parts] if provider else [path]
+    form = format_of(path)
+    return _parts(path, form) if form and FORMATS[form].parts else [path]
