@@ -19,6 +19,7 @@ from helpers.models import lively
 import yolokd
 from yolokd import cli, compat
 from yolokd.errors import ParityError, UsageError
+from yolokd.latency import gate
 from yolokd.onnx import formats
 from yolokd_edge import cli as edge
 from yolokd_edge.bench import trial
@@ -78,8 +79,9 @@ def test_torchscript_is_proven_like_an_onnx_file(script, onnx, frames, brief, tm
     assert record["runtime"]["torchscript"] == torch.__version__ and record["runtime"]["providers_active"] == [
         "torch:CPU"
     ]
-    (tmp_path / "report.json").write_text(json.dumps([record]))
-    assert cli.main(["compare", *[str(tmp_path / "report.json")] * 2]) == 0  # the same gate
+    assert gate.provider_problems("new", record) == []
+    record["runtime"]["providers_active"] = ["CPUExecutionProvider"]
+    assert gate.provider_problems("new", record)[0][0] == gate.PROVIDER
     cv2.imwrite(str(tmp_path / "a.png"), frames[0])
     capsys.readouterr()
     words = [
