@@ -55,11 +55,16 @@ def test_a_layout_with_factors_of_its_own_and_no_scales_is_a_family(teacher, tmp
 
 
 def test_no_two_candidates_are_one_network(family):
-    found = grid(family, 96, widths=[0.25, 0.249, 0.125], depths=[0.5, 0.34, 0.1], sizes=[96, 100, 64])
+    found = grid(family, 96, widths=[0.25, 0.249, 0.125], depths=[0.5, 0.34, 0.1], sizes=[96, 70, 64])
     assert found[0] == Candidate(0.25, 0.5, 96), "the largest comes first"
     assert len(found) == len(set(found)) == 4, "one of the depths and of each like pair of widths and sizes"
     counted = {(c.imgsz, count(DetectionModel(yaml_of(family, c), verbose=False))) for c in found}
     assert len(counted) == 4
+
+
+def test_sizes_are_rounded_up_as_ultralytics_does(family):
+    found = grid(family, 100, widths=[0.25], depths=[0.5])
+    assert [c.imgsz for c in found] == [128, 96, 64], "100, 80 and 60 pixels"
 
 
 def test_the_work_grows_with_the_area(family):

@@ -241,6 +241,7 @@ def test_layers_stay_in_float_until_the_error_is_within_the_limit(full, images, 
     assert leave(float_layers=1) == tries.layers[:1] and not warned
     assert leave(float_layers=3, max_error=7) == tries.layers[:1] and not warned
     assert leave(float_layers=1, max_error=1) == tries.layers[:1]
+    assert Wishes(float_layers=0, max_error=7).searches and not Wishes(float_layers=0).searches
     assert len(warned) == 1 and "off by 6.00 % with 1 layers in float, more than max_error=1" in warned[0]
 
 

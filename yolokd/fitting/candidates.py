@@ -144,7 +144,7 @@ def grid(
     wide = numbers("widths", widths, 0.01, 4) or [family.width * share for share in WIDTHS]
     deep = numbers("depths", depths, 0.01, 4) or [family.depth * share for share in DEPTHS]
     sides = numbers("sizes", sizes, least, 2**13) or [max(largest * share, least) for share in SIZES]
-    sides = [max(round(side / STRIDE) * STRIDE, least) for side in sides]
+    sides = [max(math.ceil(round(side / STRIDE, 6)) * STRIDE, least) for side in sides]  # up, as Ultralytics rounds
     layout = yaml_model_load(str(family.file))
     found: dict[Any, Candidate] = {}
     for imgsz in sorted(set(sides), reverse=True):

@@ -51,11 +51,11 @@ REFUSED = {  # argument -> (its one value that says nothing new, what to do inst
 def export(
     model: str | Path,
     out: str | Path | None = None,
-    format: str = "onnx",
     contract: str = "raw",
     source: str | Path | None = None,
     exist_ok: bool = False,
     trust: bool = False,
+    format: str = "onnx",
     **arguments: Any,
 ) -> Path:
     """Export a checkpoint through Ultralytics, check it, and write down what it is.
@@ -63,8 +63,6 @@ def export(
     Args:
         model: the .pt file.
         out: the file or folder to write; beside the checkpoint by default.
-        format: onnx; or openvino, ncnn, mnn, litert, torchscript, which their own runtime proves on this machine; or
-            another of Ultralytics' formats, which nothing here runs, so that it stays unproven.
         contract: output of a detecting YOLO's file: "raw" (boxes and scores of every anchor point, NMS follows), "e2e"
             (the NMS-free head of YOLO26 and v10) or "nms" (NMS in the graph). Another task's is always raw, an
             RT-DETR's always its detections, and other formats than ONNX are raw.
@@ -72,6 +70,8 @@ def export(
             Ultralytics installs and images of the checkpoint's own validation split, where it is present.
         exist_ok: whether `out` may replace a file, or a folder that is a model of this format.
         trust: whether the checkpoint may hold what runs as code: you answer for it.
+        format: onnx; or openvino, ncnn, mnn, litert, torchscript, which their own runtime proves on this machine; or
+            another of Ultralytics' formats, which nothing here runs, so that it stays unproven.
         **arguments: Ultralytics' export arguments: imgsz, device, verbose; opset and simplify for onnx and mnn; with
             contract="nms" also those that become part of the graph: conf (0.25 by default), iou, max_det, agnostic_nms.
 
@@ -139,7 +139,8 @@ def _prove(
         onnx.save(graph, file)
         onnx.checker.check_model(graph)
     if (got := Detector(file, provider).contract).output != wanted:
-        raise UsageError(f"{wanted} was asked for and Ultralytics exported {got.output}: choose another contract.")
+        asked = next((f"contract={name}" for name, output in CONTRACTS.items() if output == wanted), wanted)
+        raise UsageError(f"{asked} was asked for and Ultralytics exported {got.output}: choose another contract.")
     figures = parity.check(checkpoint, file, images, thresholds, trust, provider)
     stock = sum(map(parity.is_stock, images))
     proven_on = {"own_images": len(images) - stock, "stock_images": stock}

@@ -55,7 +55,7 @@ class Wishes:
     @property
     def searches(self) -> bool:
         """Whether layers are to be found that stay in float."""
-        return bool(self.float_layers) or self.float_layers is None and self.max_error is not None
+        return bool(self.float_layers) or self.max_error is not None
 
 
 class Trials:
