@@ -163,7 +163,7 @@ def test_upright_boxes_are_not_scored_against_rotated_ones(trainer):
     told: Any = SimpleNamespace(teacher=Told([], 10, 0), classes=None)
     where = SimpleNamespace(
         args=SimpleNamespace(val=True, task="obb"), distiller=SimpleNamespace(pairings=[told]),
-        distillation=SimpleNamespace(itself=None),
+        distillation=SimpleNamespace(of_student=()),
     )  # fmt: skip
     assert math.isnan(fading.FadingMixin.score_teachers(where).teachers[0])
 

@@ -14,7 +14,7 @@ from yolokd.studies.step_cost import as_leaves, cost, saved_bytes
 CPU = torch.device("cpu")
 SMALL = {"imgsz": 64, "batch": 1, "rounds": 1, "device": "cpu"}
 
-OF_TASKS = {"probiou", "oks", "masks"}  # not for detection heads
+OF_TASKS = {"probiou", "ld_rotated", "oks", "masks"}  # not for detection heads
 
 
 def test_every_method_has_a_row(capsys):
