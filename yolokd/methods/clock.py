@@ -31,7 +31,7 @@ The memory, at one level, with s adapted to C channels and i over the cells of i
 - Quoted are sums over cells and channels with alpha = 5e-5 and beta = 1e-7. We take means, as in FGD, whose masks these
   are: with 7 objects an image (COCO's mean) their ratio is our alpha = 1 and beta = 3e-4.
 - `relative` (default) divides fg and bg by the same weighted mean of e(t), so that an adapter that returns 0 has 1.
-- An RT-DETR's memory is a linear map of what its neck puts out, level by level; we compare the neck, so that a YOLO may
+- An RT-DETR's memory is a linear map of what its neck outputs, level by level; we compare the neck, so that a YOLO may
   learn from it too.
 """
 
