@@ -118,6 +118,11 @@ def test_trainers_that_cannot_be_tuned(given, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_ray_is_asked_for_a_number_of_trainings(given):
+    with pytest.raises(UsageError, match="iterations=0 is not a whole number of 1 or more"):
+        yolokd.YOLO(ASSETS / "student.pt").tune(trainer=yolokd.KDTrainer, use_ray=True, iterations=0, **given)
+
+
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_ray_that_is_not_installed_is_named_with_its_command(given):
     with pytest.raises(UsageError, match=r"needs Ray: pip install 'yolokd\[ray\]'"):

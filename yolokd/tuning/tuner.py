@@ -58,8 +58,7 @@ def tune(
     Raises:
         UsageError: something asked for cannot be done, nothing was written; or no iteration could train.
     """
-    if type(iterations) is not int or iterations < 1:
-        raise UsageError(f"iterations={iterations} is not a whole number of 1 or more.")
+    check_iterations(iterations)
     for key, why in NOT_FOR_TUNING.items():
         if key in arguments:
             raise UsageError(f"{key}={arguments[key]} is not for tuning: {why}.")
@@ -78,6 +77,12 @@ def tune(
     given |= {"space": searched} if searched else {}
     tuner = KDTuner(given, student.model, arm.arguments)
     return tuner(iterations)
+
+
+def check_iterations(iterations: Any) -> None:
+    """Refuse what is no number of trainings."""
+    if type(iterations) is not int or iterations < 1:
+        raise UsageError(f"iterations={iterations} is not a whole number of 1 or more.")
 
 
 def check_space(space: Mapping[str, Any] | None) -> dict[str, tuple[float, ...]] | None:
@@ -231,6 +236,7 @@ def tune_by_ray(iterations: int, **arguments: Any) -> Any:
     Raises:
         UsageError: Ray is not installed, or something asked for cannot be done; nothing was written.
     """
+    check_iterations(iterations)
     if not find_spec("ray"):
         raise UsageError("use_ray=True needs Ray: pip install 'yolokd[ray]'.")
     import ultralytics.utils.tuner as theirs
